@@ -1,0 +1,41 @@
+# One virtual environment at the root; every target uses it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export DS_ACCELERATOR ?= cpu
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow check bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "rule: Python 3.11 is needed; found none named $(PYTHON). Remedy: make PYTHON=/path/to/python3.11 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+env: $(STAMP) ## the virtual environment with the locked versions
+
+demo: env ## the main job end to end on synthetic Ads data, into runs/demo
+	$(BIN)/mtl-lora demo
+
+test: env ## the fast tests
+	$(BIN)/python -m pytest
+
+test-slow: env ## real clusters, two-process training, servers
+	$(BIN)/python -m pytest -m slow
+
+check: env ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: env ## the benchmark tables with goals and ratios, as JSON
+	$(BIN)/python -m tests.benchmarks
+
+clean: ## delete runs and caches, keep the environment
+	rm -rf runs .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The way of the data: raw records → shards → stream → training → evaluation → promotion."""

@@ -1,0 +1,318 @@
+"""The typed, versioned artefacts that one stage hands the next.
+
+Each carries a ``schema`` number; readers refuse one they do not know. On disk they are JSON, written atomically.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import string
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.errors import InputError
+
+TaskKind = Literal["binary", "multiclass", "choice", "ordinal"]
+Metric = Literal["auc", "accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman"]
+METRICS_OF_KIND: dict[str, frozenset[str]] = {
+    "binary": frozenset({"auc", "accuracy", "macro_f1", "f1", "matthews"}),
+    "multiclass": frozenset({"accuracy", "macro_f1", "matthews"}),
+    "choice": frozenset({"accuracy"}),
+    "ordinal": frozenset({"pearson", "spearman", "accuracy"}),
+}
+TASK_NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
+TaskName = Annotated[str, Field(pattern=TASK_NAME)]
+
+
+class Contract(BaseModel):
+    """Base of every artefact: unknown keys are refused, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read one artefact from a JSON file.
+
+        Raises:
+            InputError: the file is missing, is no JSON, or breaks the contract.
+        """
+        path = Path(path)
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(
+                f"{cls.__name__} must be a file, found none at {path}; run the stage that writes it"
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{path} must hold a valid {cls.__name__}: {error}; write it anew") from error
+
+    def write(self, path: str | Path) -> None:
+        """Write the artefact as JSON, atomically."""
+        write_atomic(path, json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, sort_keys=False) + "\n")
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: a temporary file beside it, synced, then renamed over it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class TaskSpec(Contract):
+    """How one task is read, asked and scored.
+
+    A sample's prompt is ``template`` with its fields filled in; the language model's log-likelihood of each label
+    word right after the prompt is the score of that class (softmax over the classes).
+    """
+
+    name: TaskName
+    kind: TaskKind = "binary"
+    template: str = Field(min_length=1)
+    """Prompt; ``{field}`` stands for a field of the record. The answer follows directly."""
+    label_words: tuple[str, ...] = ()
+    """One word a class, in label order, with its leading space. Empty for ``choice``: the record brings them."""
+    label_values: tuple[float, ...] = ()
+    """For ``ordinal``: the number each class stands for; the prediction is the expected value."""
+    label_field: str = ""
+    """Field of the record that holds the label; ``answer`` for ``choice``, else ``label``."""
+    choices_field: str = "choices"
+    image_field: str | None = None
+    """Field that names an image, which is carried beside the sample."""
+    group_field: str | None = None
+    """Field that clusters samples (a query, a user): intervals are then drawn by cluster."""
+    metric: Metric | None = None
+    """The metric that stands for the task; ``auc`` for binary, ``pearson`` for ordinal, else ``accuracy``."""
+    length_normalized: bool = False
+    """Divide a label's log-likelihood by its number of tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            kind = values.get("kind", "binary")
+            values = dict(values)
+            values["label_field"] = values.get("label_field") or ("answer" if kind == "choice" else "label")
+            default = {"binary": "auc", "ordinal": "pearson"}.get(kind, "accuracy")
+            values["metric"] = values.get("metric") or default
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "choice":
+            if self.label_words:
+                raise ValueError(
+                    f"task {self.name!r}: a choice task takes its answers from each record; remove label_words"
+                )
+        elif len(self.label_words) < 2:
+            raise ValueError(
+                f"task {self.name!r}: label_words must list at least 2 words, one a class in label order, "
+                f"got {list(self.label_words)}; for example label_words: [' no', ' yes']"
+            )
+        if self.kind == "binary" and len(self.label_words) != 2:
+            raise ValueError(
+                f"task {self.name!r}: a binary task has 2 label_words, got {len(self.label_words)}; use kind: multiclass"
+            )
+        if len(set(self.label_words)) != len(self.label_words):
+            double = sorted({w for w in self.label_words if self.label_words.count(w) > 1})
+            raise ValueError(
+                f"task {self.name!r}: label_words must differ, got {double} twice; give each class its own word"
+            )
+        if (self.kind == "ordinal") != bool(self.label_values) or len(self.label_values) not in (
+            0,
+            len(self.label_words),
+        ):
+            raise ValueError(
+                f"task {self.name!r}: an ordinal task, and no other, has one of label_values for each of label_words, "
+                f"got {len(self.label_values)} for {len(self.label_words)} words of kind {self.kind!r}"
+            )
+        if self.metric not in METRICS_OF_KIND[self.kind]:
+            raise ValueError(
+                f"task {self.name!r}: metric of a {self.kind} task must be one of {sorted(METRICS_OF_KIND[self.kind])}, got {self.metric!r}"
+            )
+        if not self.text_fields:
+            raise ValueError(
+                f"task {self.name!r}: template must name at least one field of the record in braces, got {self.template!r}"
+            )
+        return self
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The record's fields that the template names, in order of first use.
+
+        Raises:
+            ValueError: the template's braces do not pair, or name more than a plain field.
+        """
+        fields: dict[str, None] = {}
+        for _, field, spec, conversion in string.Formatter().parse(self.template):
+            if field is None:
+                continue
+            if not field.isidentifier() or spec or conversion:
+                raise ValueError(
+                    f"task {self.name!r}: template may name plain fields only, got {{{field}}}; write {{text_a}}"
+                )
+            fields[field] = None
+        return tuple(fields)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes; None where each record brings its own choices."""
+        return len(self.label_words) or None
+
+
+class Sample(Contract):
+    """One stored, validated example: what a shard's ``KEY.json`` holds."""
+
+    key: str
+    """Unique in its task and split; letters, digits, ``_`` and ``-`` only, since tar members split at the first dot."""
+    task: TaskName
+    fields: dict[str, str]
+    """The texts that the template names."""
+    label: float
+    """Class index; for ordinal tasks the number itself."""
+    choices: tuple[str, ...] = ()
+    group: str | None = None
+    time: str | None = None
+    """ISO date of the record's partition, where it has one."""
+
+
+class ShardInfo(Contract):
+    """One shard: a tar of samples of one task and split."""
+
+    path: str
+    """Relative to the manifest's folder."""
+    task: TaskName
+    split: str
+    samples: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    label_counts: dict[str, int]
+    window: tuple[str, str] | None = None
+
+
+class RejectCount(Contract):
+    """Records of one task and split put aside for one reason."""
+
+    task: str
+    split: str
+    reason: str
+    records: int = Field(ge=1)
+
+
+class ShardManifest(Contract):
+    """What was prepared: written last, so its presence means that every shard it names is whole."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    tasks: tuple[TaskSpec, ...]
+    shards: tuple[ShardInfo, ...]
+    rejected: tuple[RejectCount, ...] = ()
+    quarantine: tuple[str, ...] = ()
+    """Files beside the manifest that hold the rejected records with their reasons."""
+    window: tuple[str, str] | None = None
+    """First and last day of the records, where they carry one."""
+    source_sha256: str
+    """Digest of the input and of the settings: equal digests mean nothing is to be prepared anew."""
+    best_attainable: dict[str, float] = Field(default_factory=dict)
+    """Synthetic data only: each task's metric on the test split under the known label probabilities."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def shards_of(self, task: str, split: str) -> tuple[ShardInfo, ...]:
+        """Return the shards of one task and split in path order."""
+        return tuple(sorted((s for s in self.shards if (s.task, s.split) == (task, split)), key=lambda s: s.path))
+
+    def samples_of(self, task: str, split: str) -> int:
+        """Return how many samples a task has in a split."""
+        return sum(shard.samples for shard in self.shards_of(task, split))
+
+    def task(self, name: str) -> TaskSpec:
+        """Return one task's spec.
+
+        Raises:
+            InputError: the manifest has no such task.
+        """
+        for spec in self.tasks:
+            if spec.name == name:
+                return spec
+        raise InputError(f"task must stand in the manifest, got {name!r}; known: {[t.name for t in self.tasks]}")
+
+
+class TaskResult(Contract):
+    """One task's scores on its test split. An undefined number is None, with the reason."""
+
+    n: int
+    metric: Metric
+    value: float | None
+    ci95: tuple[float, float] | None
+    auc: float | None = None
+    accuracy: float | None = None
+    logloss: float | None = None
+    ece: float | None = None
+    reason: str | None = None
+    best_attainable: float | None = None
+    more: dict[str, float | None] = Field(default_factory=dict)
+    """Further metrics by name (PR-AUC, macro-F1, …)."""
+
+
+class MacroResult(Contract):
+    """The unweighted mean of the tasks' own metrics."""
+
+    value: float | None
+    ci95: tuple[float, float] | None
+    reason: str | None = None
+
+
+class EvaluationReport(Contract):
+    """``evaluation.json``: what one model scored on one test set."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    model: str
+    data: dict[str, Any]
+    """``manifest_sha256`` and ``split`` of the samples scored."""
+    tasks: dict[str, TaskResult]
+    macro: MacroResult
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class PromotionDecision(Contract):
+    """``decision.json``: whether a candidate takes over, and why."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    verdict: Literal["PROMOTE", "HOLD", "REJECT"]
+    reasons: tuple[str, ...]
+    candidate: str
+    champion: str | None
+    tasks: dict[str, str]
+    """Verdict a task, in words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class CheckpointManifest(Contract):
+    """What stands beside a checkpoint: written last, with a hash of every file."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    step: int = Field(ge=0)
+    num_ranks: int
+    zero_stage: int
+    adapter_sha256: str
+    """Digest of the adapter's configuration and the base's fingerprint: another adapter is refused."""
+    files: dict[str, str]
+    """Relative path → sha256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

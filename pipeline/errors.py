@@ -1,0 +1,21 @@
+"""Errors a user can mend: each message states the rule, the value found, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Configuration, data or usage that breaks a rule; the command ends with exit code 2."""
+
+
+class HeldBack(Exception):  # noqa: N818 - a verdict, not a fault
+    """A gate held the run back; the command ends with exit code 3."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, else the list of known names."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
