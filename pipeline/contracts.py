@@ -125,7 +125,8 @@ class TaskSpec(Contract):
             )
         if self.kind == "binary" and len(self.label_words) != 2:
             raise ValueError(
-                f"task {self.name!r}: a binary task has 2 label_words, got {len(self.label_words)}; use kind: multiclass"
+                f"task {self.name!r}: a binary task has 2 label_words, "
+                f"got {len(self.label_words)}; use kind: multiclass"
             )
         if len(set(self.label_words)) != len(self.label_words):
             double = sorted({w for w in self.label_words if self.label_words.count(w) > 1})
@@ -142,11 +143,13 @@ class TaskSpec(Contract):
             )
         if self.metric not in METRICS_OF_KIND[self.kind]:
             raise ValueError(
-                f"task {self.name!r}: metric of a {self.kind} task must be one of {sorted(METRICS_OF_KIND[self.kind])}, got {self.metric!r}"
+                f"task {self.name!r}: metric of a {self.kind} task must be one of "
+                f"{sorted(METRICS_OF_KIND[self.kind])}, got {self.metric!r}"
             )
         if not self.text_fields:
             raise ValueError(
-                f"task {self.name!r}: template must name at least one field of the record in braces, got {self.template!r}"
+                f"task {self.name!r}: template must name at least one field of the record in braces, "
+                f"got {self.template!r}"
             )
         return self
 
