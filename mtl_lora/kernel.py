@@ -1,0 +1,258 @@
+"""The adapted linear map as one hand-written autograd function.
+
+Forward: ``y = x Wᵀ + b``, then ``y += (drop(x) Aᵀ) Uᵀ`` accumulated in place. Saved for the backward: the input, the
+rank-R activations and, with dropout, a mask of one byte an element. The folded matrices are made again in the
+backward, where the gradients of B, Λ and w follow from that of U by small products (functional.fold_backward).
+
+A layer's rows come in one of three layouts, told apart by the ids' dimension:
+* ``()``: one task, x is (1, M, I);
+* ``(B,)``: a task a row, x is (B, S, I);
+* ``(M, 1)``: a task a token, x is (M, I). Rank-R activations are put into their task's block of a (M, T·R) matrix
+  whose product with the stacked U (T·R, O) is one dense product; no shape depends on the data.
+
+Axes: B batch, S sequence, M rows (B·S), I in, O out, R rank, T tasks, N up-projections, E folded matrices.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mtl_lora.functional import fold, fold_backward
+
+__all__ = ["Settings", "adapted_linear", "dropout_mask", "select_folded"]
+
+
+class Settings(NamedTuple):
+    """The numbers of a layer that are no tensors.
+
+    Attributes:
+        temperature: τ.
+        scaling: s.
+        dropout: probability of dropping an input feature; 0 outside of training.
+        compute_dtype: type of the products with x.
+        trainable_tasks: ids of the tasks whose Λ and w get gradients; None for all.
+    """
+
+    temperature: float
+    scaling: float
+    dropout: float
+    compute_dtype: torch.dtype
+    trainable_tasks: tuple[int, ...] | None = None
+
+
+def dropout_mask(x: Tensor, probability: float) -> Tensor:
+    """Return a random mask of x's shape, True where a feature is kept, from torch's default generator."""
+    return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - probability)
+
+
+def _gathers_first(ids: Tensor, num_tasks: int) -> bool:
+    """Whether to take the rows' Λ and w before folding (fewer rows than tasks) or to fold all tasks."""
+    return ids.dim() == 0 or (ids.dim() == 1 and ids.shape[0] < num_tasks)
+
+
+def select_folded(folded_TOR: Tensor, ids: Tensor) -> Tensor:
+    """Return the folded matrices in the layout that the ids ask for: (1, O, R), (B, O, R) or (T, O, R)."""
+    if ids.dim() == 2:
+        return folded_TOR
+    return folded_TOR.index_select(0, ids.reshape(-1))
+
+
+def _spread(down_MR: Tensor, ids_M1: Tensor, num_tasks: int) -> Tensor:
+    """Put each row's R activations into its task's block, (M, T·R), zeros elsewhere."""
+    rows, rank = down_MR.shape
+    blocks_MTR = down_MR.new_zeros(rows, num_tasks, rank)
+    index = ids_M1.unsqueeze(-1).expand(rows, 1, rank)
+    return blocks_MTR.scatter(1, index, down_MR.unsqueeze(1)).flatten(1)
+
+
+def _collect(blocks: Tensor, ids_M1: Tensor, rank: int) -> Tensor:
+    """Return each row's own block of (M, T·R) as (M, R)."""
+    blocks_MTR = blocks.view(blocks.shape[0], -1, rank)
+    index = ids_M1.unsqueeze(-1).expand(blocks.shape[0], 1, rank)
+    return blocks_MTR.gather(1, index).squeeze(1)
+
+
+def _stacked(folded_TOR: Tensor) -> Tensor:
+    """Return U as (T·R, O) for the product with spread activations."""
+    return folded_TOR.transpose(1, 2).reshape(-1, folded_TOR.shape[1])
+
+
+def accumulate_up(y: Tensor, down: Tensor, folded: Tensor, ids: Tensor) -> Tensor:
+    """Add ``down Uᵀ`` to y in place and return y; shapes as in the module's docstring."""
+    if ids.dim() == 2:
+        return y.addmm_(_spread(down, ids, folded.shape[0]), _stacked(folded))
+    if folded.shape[0] == 1:
+        y[0].addmm_(down[0], folded[0].t())
+        return y
+    return y.baddbmm_(down, folded.transpose(1, 2))
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """See the module's docstring; tensors first, then ids, given folded matrices or None, and settings."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        down_RI: Tensor,
+        up_NOR: Tensor,
+        transform: Tensor,
+        mixing_TN: Tensor,
+        ids: Tensor,
+        settings: Settings,
+    ) -> Tensor:
+        """Return y in the compute type, of x's shape but for the last axis O."""
+        dtype = settings.compute_dtype
+        x = x.to(dtype)
+        y = F.linear(x, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+        mask = dropout_mask(x, settings.dropout) if settings.dropout else None
+        dropped = x if mask is None else x * mask
+        down = F.linear(dropped, down_RI.to(dtype))
+        if mask is not None:
+            down.mul_(1 / (1 - settings.dropout))
+        folded = _folded(up_NOR, transform, mixing_TN, ids, settings)[0].to(dtype)
+        accumulate_up(y, down, folded, ids)
+        ctx.save_for_backward(x, mask, down, weight_OI, down_RI, up_NOR, transform, mixing_TN, ids)
+        ctx.settings, ctx.has_bias = settings, bias_O is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, W, b, A, B, Λ and w, each only where it is asked for."""
+        x, mask, down, weight_OI, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
+        settings: Settings = ctx.settings
+        dtype, needs = settings.compute_dtype, ctx.needs_input_grad
+        folded, mixed, weights, transform_E = _folded(up_NOR, transform, mixing_TN, ids, settings)
+        folded = folded.to(dtype)
+        keep_scale = 1 / (1 - settings.dropout)
+
+        grad_x = grad_weight = grad_bias = grad_down_RI = grad_up = grad_transform = grad_mixing = None
+        if needs[0] or needs[3]:
+            grad_down = _down_gradient(grad_y, folded, ids)
+            if mask is not None:
+                grad_down.mul_(keep_scale)
+            flat_grad_down = grad_down.reshape(-1, grad_down.shape[-1])
+        if needs[3]:
+            dropped = x if mask is None else x * mask
+            grad_down_RI = (flat_grad_down.t() @ dropped.reshape(-1, x.shape[-1])).to(down_RI.dtype)
+        if needs[0]:
+            grad_x = grad_y.reshape(-1, grad_y.shape[-1]) @ weight_OI.to(dtype)
+            if mask is None:
+                grad_x.addmm_(flat_grad_down, down_RI.to(dtype))
+            else:
+                grad_x.add_((flat_grad_down @ down_RI.to(dtype)).mul_(mask.view_as(grad_x)))
+            grad_x = grad_x.view_as(x)
+        if needs[1]:
+            grad_weight = grad_y.flatten(0, -2).t() @ x.flatten(0, -2)
+            grad_weight = grad_weight.to(weight_OI.dtype)
+        if ctx.has_bias and needs[2]:
+            grad_bias = grad_y.flatten(0, -2).sum(0)
+        if needs[4] or needs[5] or needs[6]:
+            grad_folded = _folded_gradient(grad_y, down, ids, up_NOR, transform.shape[0])
+            grads = fold_backward(
+                grad_folded, up_NOR, transform_E, mixed, weights, settings.temperature, settings.scaling
+            )
+            grad_up, grad_transform, grad_mixing = _to_parameters(grads, up_NOR, transform, mixing_TN, ids, settings)
+        return grad_x, grad_weight, grad_bias, grad_down_RI, grad_up, grad_transform, grad_mixing, None, None
+
+
+def _folded(
+    up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (U in the rows' layout, mixed, weights, Λ used); the last three over rows or over all tasks."""
+    if _gathers_first(ids, transform.shape[0]):
+        index = ids.reshape(-1)
+        transform, mixing_TN = transform.index_select(0, index), mixing_TN.index_select(0, index)
+        folded, mixed, weights = fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling)
+        return folded, mixed, weights, transform
+    folded, mixed, weights = fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling)
+    return select_folded(folded, ids), mixed, weights, transform
+
+
+def _down_gradient(grad_y: Tensor, folded: Tensor, ids: Tensor) -> Tensor:
+    """Return the gradient of the rank-R activations: ``grad_y U``."""
+    if ids.dim() == 2:
+        return _collect(grad_y @ _stacked(folded).t(), ids, folded.shape[-1])
+    if folded.shape[0] == 1:
+        return (grad_y[0] @ folded[0]).unsqueeze(0)
+    return torch.bmm(grad_y, folded)
+
+
+def _folded_gradient(grad_y: Tensor, down: Tensor, ids: Tensor, up_NOR: Tensor, num_tasks: int) -> Tensor:
+    """Return U's gradient ``grad_yᵀ down`` over rows (E = B or 1) or over all tasks (E = T)."""
+    if ids.dim() == 2:
+        stacked = _spread(down, ids, num_tasks).t() @ grad_y
+        return stacked.view(num_tasks, down.shape[-1], -1).transpose(1, 2)
+    grad_rows = torch.bmm(grad_y.transpose(1, 2), down)
+    if _gathers_first(ids, num_tasks):
+        return grad_rows
+    dtype = torch.promote_types(up_NOR.dtype, torch.float32)
+    grad_TOR = torch.zeros((num_tasks, *grad_rows.shape[1:]), dtype=dtype, device=grad_rows.device)
+    return grad_TOR.index_add_(0, ids, grad_rows.to(dtype))
+
+
+def _to_parameters(
+    grads: tuple[Tensor, Tensor, Tensor],
+    up_NOR: Tensor,
+    transform: Tensor,
+    mixing_TN: Tensor,
+    ids: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring the fold's gradients to the parameters' shapes and types; frozen tasks get exact zeros."""
+    grad_up, grad_transform, grad_mixing = grads
+    if _gathers_first(ids, transform.shape[0]):
+        index = ids.reshape(-1)
+        grad_transform = grad_transform.new_zeros(transform.shape).index_add_(0, index, grad_transform)
+        grad_mixing = grad_mixing.new_zeros(mixing_TN.shape).index_add_(0, index, grad_mixing)
+    if settings.trainable_tasks is not None:
+        kept = torch.zeros(transform.shape[0], dtype=torch.bool, device=transform.device)
+        kept[list(settings.trainable_tasks)] = True
+        grad_transform = grad_transform * kept.view(-1, *[1] * (transform.dim() - 1))
+        grad_mixing = grad_mixing * kept.unsqueeze(-1)
+    return grad_up.to(up_NOR.dtype), grad_transform.to(transform.dtype), grad_mixing.to(mixing_TN.dtype)
+
+
+def adapted_linear(*tensors: Any) -> Tensor:
+    """Apply the adapted linear map; arguments as :class:`_AdaptedLinear`'s forward.
+
+    Traced by ``torch.compile`` it is the same formula in plain operations, which the compiler differentiates and
+    fuses by itself.
+    """
+    if torch.compiler.is_compiling():
+        return _plain(*tensors)
+    result: Tensor = _AdaptedLinear.apply(*tensors)
+    return result
+
+
+def _plain(
+    x: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    down_RI: Tensor,
+    up_NOR: Tensor,
+    transform: Tensor,
+    mixing_TN: Tensor,
+    ids: Tensor,
+    settings: Settings,
+) -> Tensor:
+    """The same map without in-place operations, for tracing."""
+    dtype = settings.compute_dtype
+    x = x.to(dtype)
+    y = F.linear(x, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+    down = F.linear(F.dropout(x, settings.dropout, training=settings.dropout > 0), down_RI.to(dtype))
+    if settings.trainable_tasks is not None:
+        kept = torch.zeros(transform.shape[0], dtype=torch.bool, device=x.device)
+        kept[list(settings.trainable_tasks)] = True
+        transform = torch.where(kept.view(-1, *[1] * (transform.dim() - 1)), transform, transform.detach())
+        mixing_TN = torch.where(kept.unsqueeze(-1), mixing_TN, mixing_TN.detach())
+    folded = _folded(up_NOR, transform, mixing_TN, ids, settings)[0].to(dtype)
+    if ids.dim() == 2:
+        return y + _spread(down, ids, folded.shape[0]) @ _stacked(folded)
+    return torch.baddbmm(y, down, folded.transpose(1, 2))

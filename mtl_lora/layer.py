@@ -1,0 +1,265 @@
+"""Linear layers with an adapter.
+
+An adapted layer *owns* the frozen weight and bias of the layer it stands in for, under the same names, so the base's
+state-dict keys stay as they are, and ZeRO-3, which gathers a module's own parameters around its forward, works
+without help. Sizes are kept as plain integers: a partitioned parameter has no shape to read.
+
+Axes: B batch, S sequence, M rows (B·S), I in, O out, R rank, T tasks, N up-projections.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtl_lora.config import MTLLoRAConfig
+from mtl_lora.errors import MTLLoRAError, RoutingError
+from mtl_lora.functional import fold
+from mtl_lora.kernel import Settings, accumulate_up, adapted_linear, select_folded
+from mtl_lora.routing import Router
+
+__all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "linear_sizes"]
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is the transposed linear layer of GPT-2 (weight (I, O)), told by name to import nothing."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int]:
+    """Return (I, O) of a linear layer or Conv1D without reading a partitioned weight's shape."""
+    if is_conv1d(module):
+        nx = getattr(module, "nx", None)
+        return int(nx if nx is not None else module.weight.shape[0]), int(module.nf)  # type: ignore[index,arg-type]
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+
+
+class AdaptedLinear(nn.Module):
+    """What all adapted layers share: the base's weight, routing, layout of rows, merging.
+
+    Subclasses name their parameters in ``adapter_parameter_names`` and give :meth:`factors` and :meth:`_adapted`.
+
+    Args:
+        base: the layer to stand in for; ``nn.Linear`` or GPT-2's ``Conv1D``.
+        router: tells the task of each row; shared by all layers of a model.
+    """
+
+    adapter_parameter_names: tuple[str, ...] = ()
+
+    def __init__(self, base: nn.Module, router: Router) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear_sizes(base)
+        self.fan_in_fan_out = is_conv1d(base)
+        self.weight: nn.Parameter = base.weight  # type: ignore[assignment]
+        self.bias: nn.Parameter | None = base.bias  # type: ignore[assignment]
+        self.router = router
+        self.merged_task: int | None = None
+        self._unmerged_weight: Tensor | None = None
+        self.training = base.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., I) to (..., O), each row with its task's adapter."""
+        if self.merged_task is not None or self.router.is_disabled:
+            return self._base_forward(x)
+        ids = self.router.current()
+        rows, ids = self._lay_out(x, ids)
+        return self._adapted(rows, ids).view(*x.shape[:-1], self.out_features)
+
+    def _base_forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t() if self.fan_in_fan_out else self.weight, self.bias)
+
+    def _lay_out(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x and the ids in one of the kernel's three layouts.
+
+        Raises:
+            RoutingError: the ids do not fit x's rows.
+        """
+        if ids.device != x.device:
+            ids = ids.to(x.device)
+        if ids.dim() == 0:
+            return x.reshape(1, -1, self.in_features), ids
+        if ids.dim() == 2:
+            if ids.shape == x.shape[:-1] or (x.dim() == 2 and ids.numel() == x.shape[0]):
+                return x.reshape(-1, self.in_features), ids.reshape(-1, 1)
+        elif x.dim() > 1:
+            if x.shape[0] != ids.shape[0] and self.router.allows_expansion and x.shape[0] % ids.shape[0] == 0:
+                ids = ids.repeat_interleave(x.shape[0] // ids.shape[0])
+            if x.shape[0] == ids.shape[0]:
+                return x.reshape(x.shape[0], -1, self.in_features), ids
+        raise RoutingError(
+            f"task ids must have one id for each row or token of a layer's input, got ids of shape {tuple(ids.shape)} "
+            f"for an input of shape {tuple(x.shape)}; give ids a token (batch, sequence), or one for the batch"
+        )
+
+    def _adapted(self, rows: Tensor, ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def factors(self, task: int) -> tuple[Tensor, Tensor]:
+        """Return one task's adapter as the LoRA pair (A (R', I), B (O, R')) with scaling inside, at least fp32."""
+        raise NotImplementedError
+
+    def reset_adapter(self) -> None:
+        """Give the adapter's parameters their initial values."""
+        raise NotImplementedError
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the adapter's own parameters by name, without the base's weight and bias."""
+        return {name: getattr(self, name) for name in self.adapter_parameter_names}
+
+    def delta_weight(self, task: int) -> Tensor:
+        """Return one task's change of the weight, in the weight's own layout, at least fp32."""
+        down, up = self.factors(task)
+        delta_OI = up @ down
+        return delta_OI.t() if self.fan_in_fan_out else delta_OI
+
+    @torch.no_grad()
+    def merge(self, task: int) -> None:
+        """Add a task's adapter to the weight; the unmerged weight is kept, so that :meth:`unmerge` is exact.
+
+        Raises:
+            MTLLoRAError: the layer is merged already.
+        """
+        if self.merged_task is not None:
+            raise MTLLoRAError(
+                f"a layer merges one task at a time, got task {self.merged_task} merged; unmerge() first"
+            )
+        delta = self.delta_weight(task)
+        self._unmerged_weight = self.weight.data
+        self.weight.data = (self.weight.data.to(delta.dtype) + delta).to(self.weight.dtype)
+        self.merged_task = task
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take a merged adapter out again: the weight is bit-identical to the one before merging."""
+        if self._unmerged_weight is not None:
+            self.weight.data = self._unmerged_weight
+        self._unmerged_weight, self.merged_task = None, None
+
+    def to_base(self, template: type[nn.Module] = nn.Linear) -> nn.Module:
+        """Return an ordinary layer with this weight as it stands now (merged or not)."""
+        layer = template.__new__(template)
+        nn.Module.__init__(layer)
+        if self.fan_in_fan_out:
+            layer.nf, layer.nx = self.out_features, self.in_features  # type: ignore[assignment]
+        else:
+            layer.in_features, layer.out_features = self.in_features, self.out_features  # type: ignore[assignment]
+        layer.weight = self.weight
+        layer.register_parameter("bias", self.bias)
+        layer.training = self.training
+        return layer
+
+    def _compute_dtype(self, x: Tensor) -> torch.dtype:
+        device_type = x.device.type
+        if torch.is_autocast_enabled(device_type):
+            return torch.get_autocast_dtype(device_type)
+        return self.weight.dtype
+
+    def extra_repr(self) -> str:
+        """Describe the sizes, as ``nn.Linear`` does."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class MTLLoRALinear(AdaptedLinear):
+    """h = W x + s Σᵢ softmax(w_t / τ)ᵢ Bᵢ Λ_t A x (arXiv 2410.09437); parameters stacked over tasks.
+
+    Attributes:
+        lora_A: A (R, I), Kaiming-uniform(√5) at first.
+        lora_B: B (N, O, R), zero at first, so that the adapted layer starts as the base.
+        lora_transform: Λ (T, R, R), the identity at first, or its diagonal (T, R).
+        lora_mixing: w (T, N), Kaiming-uniform(√5) at first.
+        trainable_tasks: ids of the tasks whose Λ and w get gradients; None for all.
+    """
+
+    adapter_parameter_names = ("lora_A", "lora_B", "lora_transform", "lora_mixing")
+
+    def __init__(
+        self, base: nn.Module, config: MTLLoRAConfig, router: Router, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(base, router)
+        r, tasks, ups = config.r, config.num_tasks, config.num_up_projections
+        self.r, self.num_tasks, self.num_up_projections = r, tasks, ups
+        self.temperature, self.scaling, self.dropout = config.temperature, config.scaling, config.lora_dropout
+        self.trainable_tasks: tuple[int, ...] | None = None
+        self.is_full = config.transform == "full"
+        kind: dict[str, Any] = {"device": self.weight.device, "dtype": dtype or self.weight.dtype}
+        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **kind))
+        self.lora_B = nn.Parameter(torch.empty(ups, self.out_features, r, **kind))
+        self.lora_transform = nn.Parameter(torch.empty((tasks, r, r) if self.is_full else (tasks, r), **kind))
+        self.lora_mixing = nn.Parameter(torch.empty(tasks, ups, **kind))
+        self._kept_fold: tuple[int, Tensor] | None = None
+        self.reset_adapter()
+
+    @torch.no_grad()
+    def reset_adapter(self) -> None:
+        """Initialise as the authors' code does (pUmpKin-Co/MTL-LoRA 7848a70): B = 0, Λ = I, A and w Kaiming."""
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_B)
+        nn.init.kaiming_uniform_(self.lora_mixing, a=math.sqrt(5))
+        self.lora_transform.fill_(1)
+        if self.is_full:
+            self.lora_transform.copy_(torch.eye(self.r, device=self.lora_transform.device))
+
+    def _adapted(self, rows: Tensor, ids: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        dtype = self._compute_dtype(rows)
+        weight_OI = self.weight.t() if self.fan_in_fan_out else self.weight
+        if self.router.fold_epoch is not None and not dropout and not torch.is_grad_enabled():
+            return self._decoded(rows.to(dtype), weight_OI.to(dtype), ids)
+        settings = Settings(self.temperature, self.scaling, dropout, dtype, self.trainable_tasks)
+        if torch.is_autocast_enabled(rows.device.type):
+            with torch.autocast(rows.device.type, enabled=False):
+                return self._run_kernel(rows, weight_OI, ids, settings)
+        return self._run_kernel(rows, weight_OI, ids, settings)
+
+    def _run_kernel(self, rows: Tensor, weight_OI: Tensor, ids: Tensor, settings: Settings) -> Tensor:
+        return adapted_linear(
+            rows,
+            weight_OI,
+            self.bias,
+            self.lora_A,
+            self.lora_B,
+            self.lora_transform,
+            self.lora_mixing,
+            ids,
+            settings,
+        )
+
+    def _decoded(self, rows: Tensor, weight_OI: Tensor, ids: Tensor) -> Tensor:
+        """Run with folded matrices that are kept as long as the weights are fixed."""
+        bias = None if self.bias is None else self.bias.to(rows.dtype)
+        y = F.linear(rows, weight_OI, bias)
+        down = F.linear(rows, self.lora_A.to(rows.dtype))
+        return accumulate_up(y, down, select_folded(self._folded_once(rows.dtype), ids), ids)
+
+    def _folded_once(self, dtype: torch.dtype) -> Tensor:
+        epoch = self.router.fold_epoch
+        assert_epoch = -1 if epoch is None else epoch
+        if self._kept_fold is None or self._kept_fold[0] != assert_epoch or self._kept_fold[1].dtype != dtype:
+            self._kept_fold = (assert_epoch, self.folded().to(dtype))
+        return self._kept_fold[1]
+
+    @torch.no_grad()
+    def folded(self) -> Tensor:
+        """Return every task's folded up-projection U_t, scaling inside, (T, O, R), at least fp32."""
+        return fold(self.lora_B, self.lora_transform, self.lora_mixing, self.temperature, self.scaling)[0]
+
+    @torch.no_grad()
+    def factors(self, task: int) -> tuple[Tensor, Tensor]:
+        """Return A (R, I) and U_t (O, R): the LoRA that this task exactly is."""
+        folded_TOR = self.folded()
+        return self.lora_A.detach().to(folded_TOR.dtype), folded_TOR[task]
+
+    @torch.no_grad()
+    def set_tasks(self, transform: Tensor, mixing_TN: Tensor) -> None:
+        """Replace Λ and w, and with them the number of tasks; new parameters, so make the optimizer again."""
+        for name, value in (("lora_transform", transform), ("lora_mixing", mixing_TN)):
+            old: nn.Parameter = getattr(self, name)
+            setattr(self, name, nn.Parameter(value.to(old.dtype).clone(), requires_grad=old.requires_grad))
+        self.num_tasks = int(transform.shape[0])
+
+    def set_trainable_tasks(self, tasks: Sequence[int] | None) -> None:
+        """Give only these tasks' Λ and w gradients; None for all."""
+        self.trainable_tasks = None if tasks is None else tuple(tasks)

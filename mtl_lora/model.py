@@ -1,0 +1,333 @@
+"""A model with a multi-task adapter: injection, routing, saving, merging, export."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mtl_lora.config import MTLLoRAConfig
+from mtl_lora.errors import AdapterFileError, MTLLoRAError, RoutingError, TaskError
+from mtl_lora.files import check_base, check_tensors, fingerprint, read_adapter, write_adapter
+from mtl_lora.layer import AdaptedLinear, MTLLoRALinear
+from mtl_lora.routing import Router, TaskIds, normalise_task_ids
+from mtl_lora.targets import find_named, find_targets, replace_module
+
+__all__ = ["AdapterModel", "MTLLoRAModel"]
+
+
+class AdapterModel(nn.Module):
+    """A base model whose targets are adapted layers; the base of every method in this library.
+
+    Args:
+        base: any torch module; its target layers are replaced in place and all its parameters frozen.
+        config: the adapter's configuration.
+        adapter_dtype: type of the adapter's parameters; None is fp32 on a half-precision base, else the base's.
+
+    Raises:
+        TargetError: a target matches nothing.
+    """
+
+    method = ""
+
+    def __init__(self, base: nn.Module, config: MTLLoRAConfig, adapter_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.router = Router()
+        self.adapter_config = config
+        self.base_model = base
+        paths = find_targets(base, config.target_modules)
+        saved_paths = find_named(base, config.modules_to_save)
+        base.requires_grad_(False)
+        self._templates: dict[str, type[nn.Module]] = {}
+        for path in paths:
+            layer = base.get_submodule(path)
+            self._templates[path] = type(layer)
+            dtype = adapter_dtype or torch.promote_types(layer.weight.dtype, torch.float32)  # type: ignore[arg-type]
+            replace_module(base, path, self._make_layer(layer, dtype))
+        self._train_extras(saved_paths)
+        self._fingerprint = fingerprint(self._frozen_tensors())
+
+    def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
+        raise NotImplementedError
+
+    def _train_extras(self, saved_paths: Sequence[str]) -> None:
+        """Let modules to save, biases and normalisation layers train, as the configuration says."""
+        config = self.adapter_config
+        for path in saved_paths:
+            self.base_model.get_submodule(path).requires_grad_(True)
+        for module in self.base_model.modules():
+            takes_bias = config.bias == "all" or (config.bias == "lora_only" and isinstance(module, AdaptedLinear))
+            bias = getattr(module, "bias", None)
+            if takes_bias and isinstance(bias, nn.Parameter):
+                bias.requires_grad_(True)
+            if config.train_layer_norms and "norm" in type(module).__name__.lower():
+                module.requires_grad_(True)
+
+    # --- looking inside -------------------------------------------------------------------------------------------
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of their ids."""
+        return tuple(self.adapter_config.task_names)
+
+    def task_id(self, task: int | str) -> int:
+        """Return a task's id.
+
+        Raises:
+            TaskError: no such task.
+        """
+        if isinstance(task, str) and task in self.task_names:
+            return self.task_names.index(task)
+        if isinstance(task, int) and 0 <= task < len(self.task_names):
+            return task
+        raise TaskError(f"a task must be known, got {task!r}; the tasks are {list(self.task_names)}")
+
+    def adapted_layers(self) -> dict[str, AdaptedLinear]:
+        """Return the adapted layers by their path in the base."""
+        return {path: m for path, m in self.base_model.named_modules() if isinstance(m, AdaptedLinear)}
+
+    def _adapter_parameter_ids(self) -> set[int]:
+        return {id(p) for layer in self.adapted_layers().values() for p in layer.adapter_parameters().values()}
+
+    def _is_extra(self, name: str, parameter: nn.Parameter, own: set[int]) -> bool:
+        return id(parameter) not in own and name in self._extra_names
+
+    def _frozen_tensors(self) -> list[tuple[str, Tensor]]:
+        own = self._adapter_parameter_ids()
+        self._extra_names = {
+            name for name, p in self.base_model.named_parameters() if p.requires_grad and id(p) not in own
+        }
+        return [
+            (name, p)
+            for name, p in self.base_model.named_parameters()
+            if id(p) not in own and name not in self._extra_names
+        ]
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """Return what the adapter consists of: its own tensors and the base's parameters that train with it."""
+        own = self._adapter_parameter_ids()
+        named = self.base_model.named_parameters()
+        return {name: p.detach() for name, p in named if id(p) in own or name in self._extra_names}
+
+    @torch.no_grad()
+    def load_adapter_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Copy an adapter's tensors in.
+
+        Raises:
+            AdapterFileError: names or shapes differ from this model's, in either direction.
+        """
+        expected = self.adapter_state_dict()
+        check_tensors(expected, tensors)
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Return the numbers of trainable and of all parameters."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print the numbers of trainable and of all parameters, as PEFT does."""
+        trainable, total = self.count_parameters()
+        share = 100 * trainable / max(total, 1)
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share:.4f}")  # noqa: T201
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
+        """Run the base, each row with its task's adapter.
+
+        Args:
+            *args: go to the base unchanged.
+            task_ids: (B,) one a row, (B, S) one a token, or an int, a name or a 0-d tensor for the whole batch.
+                Only a single-task model may leave it out.
+            **kwargs: go to the base unchanged.
+
+        Raises:
+            RoutingError: the ids do not fit the tasks or the rows.
+        """
+        ids = self._ids_for(task_ids)
+        with self.router.route(ids):
+            return self.base_model(*args, **kwargs)
+
+    def _ids_for(self, task_ids: TaskIds | None) -> Tensor:
+        merged = self.merged_task
+        if merged is not None and task_ids is None:
+            return torch.tensor(merged)
+        ids = normalise_task_ids(task_ids, self.task_names)
+        if merged is not None and bool((ids != merged).any()):
+            raise RoutingError(
+                f"a merged model serves only its task {self.task_names[merged]!r}, got other ids; unmerge() first"
+            )
+        return ids
+
+    @torch.no_grad()
+    def generate(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:
+        """Call the base's ``generate`` with one id a prompt; beams and returned sequences follow their prompt.
+
+        Raises:
+            RoutingError: ids are given a token, which has no meaning for tokens that are yet to come.
+        """
+        ids = self._ids_for(task_ids)
+        if ids.dim() == 2:
+            raise RoutingError("generate takes one task id a prompt, got ids a token; give shape (batch,)")
+        router, outer = self.router, self.router.allows_expansion
+        router.allows_expansion = True
+        try:
+            with router.route(ids), router.fixed_weights():
+                return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            router.allows_expansion = outer
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Run as the base inside: layers skip their adapters."""
+        outer = self.router.is_disabled
+        self.router.is_disabled = True
+        try:
+            yield
+        finally:
+            self.router.is_disabled = outer
+
+    def __getattr__(self, name: str) -> Any:
+        """Look names up in the base too, so that ``config``, ``device`` and the like are at hand."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(super().__getattr__("base_model"), name)
+
+    # --- files ----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the adapter: safetensors, versioned configuration, the base's fingerprint.
+
+        Args:
+            folder: made when missing.
+            state_dict: the adapter's tensors where the parameters are partitioned and were gathered by the caller.
+
+        Raises:
+            MTLLoRAError: the model is merged.
+            AdapterFileError: ``state_dict`` does not cover the adapter exactly.
+        """
+        if self.merged_task is not None:
+            raise MTLLoRAError("a merged model cannot be saved as an adapter; unmerge() first")
+        tensors = self.adapter_state_dict()
+        if state_dict is not None:
+            if set(state_dict) != set(tensors):
+                check_tensors(tensors, state_dict)
+            tensors = state_dict
+        base = self._fingerprint or fingerprint(self._frozen_tensors())
+        write_adapter(folder, tensors, {"method": self.method, "config": self.adapter_config.to_dict(), "base": base})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: nn.Module,
+        folder: str | os.PathLike[str],
+        task_names: Sequence[str] | None = None,
+        adapter_dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load an adapter onto its base.
+
+        Args:
+            base: the base that the adapter was trained on.
+            folder: written by :meth:`save_pretrained`.
+            task_names: the tasks expected, in order; None takes what the folder holds.
+            adapter_dtype: as in the constructor.
+
+        Raises:
+            BaseMismatchError: the base's fingerprint differs.
+            AdapterFileError: tensors are missing, surplus or of another shape, or the method or tasks differ.
+        """
+        tensors, description = read_adapter(folder)
+        if description["method"] != cls.method:
+            raise AdapterFileError(
+                f"the adapter's method must be {cls.method!r}, got {description['method']!r}; use load_adapter()"
+            )
+        config = cls._read_config(description["config"])
+        if task_names is not None and tuple(task_names) != tuple(config.task_names):
+            raise AdapterFileError(
+                f"the adapter's tasks must be {list(task_names)}, got {list(config.task_names)}; "
+                "ids follow the order of names"
+            )
+        model = cls(base, config, adapter_dtype)
+        check_base(description["base"], model._fingerprint)
+        model.load_adapter_state_dict(tensors)
+        return model
+
+    @classmethod
+    def _read_config(cls, fields: dict[str, Any]) -> MTLLoRAConfig:
+        return MTLLoRAConfig.from_dict(fields)
+
+    # --- merging and export ---------------------------------------------------------------------------------------
+
+    @property
+    def merged_task(self) -> int | None:
+        """The id of the task that is merged into the weights, or None."""
+        return next((layer.merged_task for layer in self.adapted_layers().values()), None)
+
+    def merge(self, task: int | str) -> None:
+        """Add a task's adapter to the base's weights, for inference at the base's speed; see :meth:`unmerge`."""
+        index = self.task_id(task)
+        for layer in self.adapted_layers().values():
+            layer.merge(index)
+
+    def unmerge(self) -> None:
+        """Take the merged task out again; the weights are bit-identical to those before merging."""
+        for layer in self.adapted_layers().values():
+            layer.unmerge()
+
+    def merge_and_unload(self, task: int | str) -> nn.Module:
+        """Return the base with a task merged in and ordinary layers again; this model is used up."""
+        if self.merged_task is None:
+            self.merge(task)
+        elif self.merged_task != self.task_id(task):
+            raise MTLLoRAError(f"another task is merged, got {task!r} to unload; unmerge() first")
+        for path, layer in self.adapted_layers().items():
+            replace_module(self.base_model, path, layer.to_base(self._templates[path]))
+        base: nn.Module = self.base_model
+        return base
+
+    def export_task(
+        self,
+        task: int | str,
+        folder: str | os.PathLike[str],
+        example_inputs: dict[str, Any] | None = None,
+    ) -> Path:
+        """Write one task as an ordinary PEFT LoRA folder, compared by its outputs before it is put in place.
+
+        Raises:
+            ExportMismatchError: the folder does not reproduce this model.
+        """
+        from mtl_lora.export import export_task
+
+        return export_task(self, task, folder, example_inputs)
+
+
+class MTLLoRAModel(AdapterModel):
+    """MTL-LoRA on any model (arXiv 2410.09437); see :class:`AdapterModel` for the interface.
+
+    Example:
+        >>> import torch
+        >>> from mtl_lora import MTLLoRAConfig, MTLLoRAModel
+        >>> base = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> config = MTLLoRAConfig(task_names=["clicks", "relevance"], r=2, target_modules=["0", "2"])
+        >>> model = MTLLoRAModel(base, config)
+        >>> model.print_trainable_parameters()
+        trainable params: 196 || all params: 408 || trainable%: 48.0392
+        >>> y = model(torch.randn(3, 8), task_ids=torch.tensor([0, 1, 1]))
+        >>> y.shape
+        torch.Size([3, 4])
+        >>> type(model.merge_and_unload("clicks")[0]).__name__
+        'Linear'
+    """
+
+    method = "mtl_lora"
+
+    def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
+        return MTLLoRALinear(layer, self.adapter_config, self.router, dtype)

@@ -1,0 +1,152 @@
+"""Which task each row belongs to, from one forward until its backward is done.
+
+The model's source is not touched: :class:`Router` holds the ids of the forward that is running, and every adapted
+layer asks it. Activation checkpointing runs layers again *during the backward*, when the model's forward has long
+returned and perhaps another one has run. Each autograd node carries the sequence number of its creation, so the
+router notes the range of numbers of each forward; a layer that runs inside a backward looks up the node being
+evaluated and finds the ids of the forward that the node belongs to, however many forwards came since.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtl_lora.errors import RoutingError
+
+__all__ = ["Router", "TaskIds", "normalise_task_ids"]
+
+TaskIds = int | str | Tensor | Sequence[int] | Sequence[str]
+"""Ids or names: one for the whole batch, or (B,) one a row, or (B, S) one a token (tensor only)."""
+
+_REMEMBERED_FORWARDS = 256
+"""How many forwards with gradients may wait for a checkpointed backward; only small id tensors are kept."""
+
+
+def normalise_task_ids(task_ids: TaskIds | None, task_names: Sequence[str]) -> Tensor:
+    """Return the ids as an int64 tensor: () for one task, (B,) a row, (B, S) a token.
+
+    Ids on the CPU are checked against the number of tasks here. Ids on an accelerator are not, because that would
+    wait for the device; an id out of range then fails in the device's own index check.
+
+    Raises:
+        RoutingError: ids are missing with several tasks, of another type or shape, or out of range.
+    """
+    num_tasks = len(task_names)
+    if task_ids is None:
+        if num_tasks > 1:
+            raise RoutingError(f"task_ids must be given when there are several tasks, got None; {num_tasks} are known")
+        return torch.zeros((), dtype=torch.int64)
+    if isinstance(task_ids, str):
+        task_ids = _id_of(task_ids, task_names)
+    elif not isinstance(task_ids, (int, Tensor)):
+        task_ids = [_id_of(item, task_names) if isinstance(item, str) else item for item in task_ids]
+    ids = task_ids if isinstance(task_ids, Tensor) else torch.tensor(task_ids, dtype=torch.int64)
+    if ids.dim() > 2:
+        raise RoutingError(f"task_ids must have shape (), (batch,) or (batch, sequence), got {tuple(ids.shape)}")
+    if ids.dtype != torch.int64:
+        if ids.dtype not in (torch.int32, torch.int16, torch.uint8, torch.int8):
+            raise RoutingError(f"task_ids must be whole numbers, got {ids.dtype}; use torch.int64")
+        ids = ids.to(torch.int64)
+    if not torch.compiler.is_compiling() and ids.device.type == "cpu" and ids.numel():
+        low, high = (int(bound) for bound in ids.aminmax())
+        if low < 0 or high >= num_tasks:
+            raise RoutingError(f"task_ids must lie in [0, {num_tasks}), got {low}..{high}; tasks: {list(task_names)}")
+    return ids
+
+
+def _id_of(name: str, task_names: Sequence[str]) -> int:
+    if name not in task_names:
+        raise RoutingError(f"a task name must be known, got {name!r}; the tasks are {list(task_names)}")
+    return list(task_names).index(name)
+
+
+@dataclass
+class _Pass:
+    """One forward: its ids, and the sequence numbers [first, last) of the autograd nodes that it made."""
+
+    ids: Tensor
+    first: int
+    last: int | None = None
+
+    def made(self, sequence_number: int) -> bool:
+        return self.first <= sequence_number and (self.last is None or sequence_number < self.last)
+
+
+class Router:
+    """Holds the ids of the running forward and of those whose backward may still come; shared by all layers.
+
+    Attributes:
+        ids: ids of the newest forward, kept after it returns; None before the first.
+        is_disabled: whether the adapter is switched off, so that layers behave as the base.
+        allows_expansion: whether a layer may see k rows for each id, as beam search makes them.
+        fold_epoch: a token while weights are known not to change, so that layers may keep folded matrices;
+            None outside of that.
+    """
+
+    def __init__(self) -> None:
+        self.ids: Tensor | None = None
+        self.is_disabled = False
+        self.allows_expansion = False
+        self.fold_epoch: int | None = None
+        self._epochs = 0
+        self._passes: deque[_Pass] = deque(maxlen=_REMEMBERED_FORWARDS)
+        self._recomputed = threading.local()
+
+    @contextmanager
+    def route(self, ids: Tensor) -> Iterator[None]:
+        """Make ``ids`` those of the forward inside; a nested forward gives the outer one its ids back."""
+        outer, is_nested = self.ids, bool(self._passes) and self._passes[-1].last is None
+        running = _Pass(ids, torch.autograd._get_sequence_nr())
+        if torch.is_grad_enabled():
+            self._passes.append(running)
+        self.ids = ids
+        try:
+            yield
+        finally:
+            running.last = torch.autograd._get_sequence_nr()
+            if is_nested:
+                self.ids = outer
+
+    @contextmanager
+    def fixed_weights(self) -> Iterator[None]:
+        """Let layers keep their folded matrices until the end; for loops of inference such as decoding."""
+        outer = self.fold_epoch
+        self._epochs += 1
+        self.fold_epoch = self._epochs
+        try:
+            yield
+        finally:
+            self.fold_epoch = outer
+
+    def current(self) -> Tensor:
+        """Return the ids for a layer that runs now, in a forward or inside a checkpointed backward.
+
+        Raises:
+            RoutingError: no forward has set ids, or the forward that is recomputed is no longer remembered.
+        """
+        if not torch.compiler.is_compiling():
+            node = torch._C._current_autograd_node()
+            if node is not None:
+                return self._recomputing(node._sequence_nr())
+        if self.ids is None:
+            raise RoutingError("a layer ran before any task ids were set; call the MTLLoRAModel, not its base")
+        return self.ids
+
+    def _recomputing(self, sequence_number: int) -> Tensor:
+        for candidate in reversed(self._passes):
+            if candidate.made(sequence_number):
+                self._recomputed.ids = candidate.ids
+                return candidate.ids
+        # A node made by a recomputation itself (nested checkpointing) belongs to the forward being recomputed.
+        ids: Tensor | None = getattr(self._recomputed, "ids", None)
+        if ids is None or (self._passes and sequence_number < self._passes[0].first):
+            raise RoutingError(
+                f"a recomputed layer's forward must be one of the last {_REMEMBERED_FORWARDS} with gradients, "
+                "got an older one; run the backward sooner"
+            )
+        return ids
