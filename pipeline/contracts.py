@@ -191,6 +191,8 @@ class Sample(Contract):
     group: str | None = None
     time: str | None = None
     """ISO date of the record's partition, where it has one."""
+    image: bytes | None = Field(default=None, exclude=True, repr=False)
+    """The encoded image that stands beside ``KEY.json`` in the shard; never part of the JSON."""
 
 
 class ShardInfo(Contract):
@@ -269,6 +271,10 @@ class TaskResult(Contract):
     best_attainable: float | None = None
     more: dict[str, float | None] = Field(default_factory=dict)
     """Further metrics by name (PR-AUC, macro-F1, …)."""
+    intervals: dict[str, tuple[float, float] | None] = Field(default_factory=dict)
+    """95 % interval of every metric by name."""
+    undefined: dict[str, str] = Field(default_factory=dict)
+    """Why a metric is undefined, by name."""
 
 
 class MacroResult(Contract):
@@ -277,6 +283,8 @@ class MacroResult(Contract):
     value: float | None
     ci95: tuple[float, float] | None
     reason: str | None = None
+    averages: str = ""
+    """What is averaged: each task with its metric."""
 
 
 class EvaluationReport(Contract):

@@ -1,0 +1,7 @@
+"""Evaluation: scores of a test split → metrics with intervals → comparison and report."""
+
+from pipeline.evaluation.frame import read_scores, write_scores
+from pipeline.evaluation.predict import predict
+from pipeline.evaluation.summary import summarize
+
+__all__ = ["predict", "read_scores", "summarize", "write_scores"]

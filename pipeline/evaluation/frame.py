@@ -1,0 +1,215 @@
+"""The scores of one model on one test set: one row a sample, kept as Parquet, grouped by task for the metrics.
+
+Axes: N samples, C classes (padded with zeros where a choice task offers fewer).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.contracts import TaskSpec
+from pipeline.errors import InputError, did_you_mean
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+COLUMNS = ("key", "task", "label", "scores", "group")
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("task", pa.string()),
+        ("label", pa.float64()),
+        ("scores", pa.list_(pa.float64())),
+        ("group", pa.string()),
+    ]
+)
+
+
+def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame as it came, or say what is wrong with it.
+
+    Raises:
+        InputError: a column is missing, or a task's key stands in it twice.
+    """
+    missing = [name for name in COLUMNS if name not in scores.columns]
+    if missing:
+        raise InputError(f"scores must have the columns {list(COLUMNS)}, lacks {missing}; write them with predict()")
+    double = scores.duplicated(["task", "key"])
+    if double.any():
+        first = scores.loc[double, ["task", "key"]].iloc[0].tolist()
+        raise InputError(
+            f"each sample must be scored exactly once, got {int(double.sum())} double ones, "
+            f"first (task, key) = {first}; score the split anew"
+        )
+    return scores
+
+
+def write_scores(path: str | Path, scores: pd.DataFrame) -> None:
+    """Write scores as Parquet, atomically; columns beyond the five are kept as they are.
+
+    Raises:
+        InputError: a column is missing, or a sample is there twice.
+    """
+    check_scores(scores)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    extra = [name for name in scores.columns if name not in COLUMNS]
+    table = pa.Table.from_pandas(scores[list(COLUMNS)], schema=SCHEMA, preserve_index=False)
+    for name in extra:
+        table = table.append_column(str(name), pa.Array.from_pandas(scores[name]))
+    temporary = path.with_name(f".{path.name}.part")
+    pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """Read scores that :func:`write_scores` wrote.
+
+    Raises:
+        InputError: the file is missing, is no Parquet, or breaks the form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"scores must be a Parquet file, found none at {path}; run evaluate first")
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"scores must be a Parquet file, {path} is none: {error}; run evaluate again") from error
+    frame = table.to_pandas()
+    if "group" in frame.columns:
+        frame["group"] = frame["group"].astype(object).where(frame["group"].notna(), None)
+    return check_scores(frame)
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One task's samples as arrays.
+
+    Args:
+        spec: the task.
+        keys: (N,) sample keys.
+        labels: (N,) class index; the number itself for ordinal tasks.
+        probabilities: (N, C) class probabilities, zero beyond a sample's own choices.
+        groups: (N,) cluster codes from zero, or None where no sample names a group.
+    """
+
+    spec: TaskSpec
+    keys: NDArray[np.object_]
+    labels: Floats
+    probabilities: Floats
+    groups: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def score(self) -> Floats:
+        """(N,) What orders the samples: P(class 1) if binary, expected value if ordinal, else P(predicted)."""
+        if self.spec.kind == "binary":
+            return np.ascontiguousarray(self.probabilities[:, 1])
+        if self.spec.kind == "ordinal":
+            return self.probabilities @ np.asarray(self.spec.label_values)
+        return self.probabilities.max(axis=1)
+
+    @cached_property
+    def classes(self) -> Ints:
+        """(N,) True class index; for ordinal tasks the class whose value is nearest."""
+        return self._nearest(self.labels) if self.spec.kind == "ordinal" else self.labels.astype(np.int64)
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """(N,) Predicted class index; for ordinal tasks the class nearest to the expected value."""
+        return self._nearest(self.score) if self.spec.kind == "ordinal" else self.probabilities.argmax(axis=1)
+
+    @cached_property
+    def surprise(self) -> Floats:
+        """(N,) Natural-log loss of the label; an ordinal label between two values shares its mass between them."""
+        tiny = np.finfo(np.float64).eps
+        logs = -np.log(np.clip(self.probabilities, tiny, 1.0 - tiny))
+        if self.spec.kind != "ordinal":
+            return np.take_along_axis(logs, self.classes[:, None], axis=1)[:, 0]
+        values = np.asarray(self.spec.label_values)
+        order = np.argsort(values)
+        labels = np.clip(self.labels, values.min(), values.max())
+        upper = np.clip(np.searchsorted(values[order], labels), 1, len(values) - 1)
+        low, high = order[upper - 1], order[upper]
+        share = (labels - values[low]) / (values[high] - values[low])
+        rows = np.arange(len(labels))
+        return (1.0 - share) * logs[rows, low] + share * logs[rows, high]
+
+    def _nearest(self, numbers: Floats) -> Ints:
+        values = np.asarray(self.spec.label_values)
+        return np.abs(numbers[:, None] - values[None, :]).argmin(axis=1)
+
+    def take(self, rows: NDArray[np.bool_] | Ints) -> TaskScores:
+        """Return the named rows, in that order; cluster codes are numbered anew."""
+        groups = None if self.groups is None else np.unique(self.groups[rows], return_inverse=True)[1]
+        return TaskScores(self.spec, self.keys[rows], self.labels[rows], self.probabilities[rows], groups)
+
+
+def by_task(scores: pd.DataFrame, specs: Sequence[TaskSpec]) -> dict[str, TaskScores]:
+    """Split a frame into its tasks, in the order of ``specs``, rows in key order; a task without rows is left out.
+
+    Raises:
+        InputError: the frame names a task that ``specs`` lacks, or a row's scores do not fit its task.
+    """
+    check_scores(scores)
+    known = {spec.name: spec for spec in specs}
+    for name in scores["task"].unique():
+        if name not in known:
+            raise InputError(f"scores must be of known tasks, got task {name!r}{did_you_mean(str(name), known)}")
+    parts: Mapping[str, pd.DataFrame] = {str(name): part for name, part in scores.groupby("task", sort=False)}
+    return {name: _task_scores(known[name], parts[name].sort_values("key")) for name in known if name in parts}
+
+
+def _task_scores(spec: TaskSpec, part: pd.DataFrame) -> TaskScores:
+    rows = list(part["scores"])
+    widths = np.fromiter(map(len, rows), np.int64, len(rows))
+    flat = np.concatenate([np.asarray(row, np.float64) for row in rows])
+    if (widths == widths[0]).all():
+        probabilities = flat.reshape(len(rows), widths[0])
+    else:
+        probabilities = np.zeros((len(rows), widths.max()))
+        probabilities[np.arange(widths.max()) < widths[:, None]] = flat
+    labels = part["label"].to_numpy(np.float64)
+    if spec.num_classes is not None and (widths != spec.num_classes).any():
+        raise InputError(
+            f"task {spec.name!r}: a row must have one score a class, {spec.num_classes}, "
+            f"got {sorted(set(widths.tolist()))}; score with the task specs that trained it"
+        )
+    if not np.isfinite(flat).all():
+        raise InputError(
+            f"task {spec.name!r}: scores must be finite, got {int((~np.isfinite(flat)).sum())} that are not"
+        )
+    if spec.kind != "ordinal" and ((labels < 0) | (labels >= widths) | (labels % 1 != 0)).any():
+        raise InputError(f"task {spec.name!r}: a label must be a class index below the number of scores")
+    return TaskScores(spec, part["key"].to_numpy(object), labels, probabilities, _group_codes(part["group"]))
+
+
+def _group_codes(column: pd.Series) -> Ints | None:
+    if column.isna().all():
+        return None
+    codes, known = pd.factorize(column, sort=True)
+    alone = codes < 0  # a sample without a group is a cluster of its own
+    codes = codes.astype(np.int64)
+    codes[alone] = len(known) + np.arange(alone.sum())
+    return codes
+
+
+def keys_sha256(scores: pd.DataFrame) -> str:
+    """Return a digest of which samples with which labels were scored: equal digests, the same holdout."""
+    ordered = scores[["task", "key", "label"]].sort_values(["task", "key"])
+    digest = hashlib.sha256()
+    for task, key, label in ordered.itertuples(index=False):
+        digest.update(f"{task}\t{key}\t{label!r}\n".encode())
+    return digest.hexdigest()

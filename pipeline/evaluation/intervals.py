@@ -1,0 +1,85 @@
+"""How sure a number is: bootstrap draws as sample weights, and the intervals read off them.
+
+A bootstrap replicate is a row of resampling counts, so every statistic of :mod:`pipeline.evaluation.metrics` is
+resampled by handing it other weights; two models on the same samples share the draws, which makes differences paired.
+
+Axes: R replicates, N samples, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.random import Generator
+
+from pipeline.evaluation.frame import Floats, Ints, TaskScores
+from pipeline.evaluation.ranking import Statistic
+
+REPLICATES = 1000
+BLOCK_CELLS = 1_000_000
+"""Replicates times samples held at once: the weights of a block stay within the cache's reach."""
+Interval = tuple[float, float]
+
+
+def bootstrap_weights(
+    num_samples: int,
+    rng: Generator,
+    replicates: int = REPLICATES,
+    *,
+    strata: Ints | None = None,
+    groups: Ints | None = None,
+) -> Iterator[Floats]:
+    """Yield blocks of resampling counts, together ``(replicates, num_samples)``.
+
+    Args:
+        num_samples: rows of the sample.
+        rng: where the draws come from; an equal generator gives equal draws.
+        replicates: how many resamples.
+        strata: (N,) codes; each stratum keeps its size (AUC is conditional on the class counts).
+        groups: (N,) codes; whole groups are drawn and strata are ignored, since a group may span them.
+    """
+    units = num_samples if groups is None else int(groups.max()) + 1
+    members = [np.arange(units)]
+    if groups is None and strata is not None:
+        members = [np.flatnonzero(strata == code) for code in np.unique(strata)]
+    block = max(1, min(replicates, BLOCK_CELLS // max(num_samples, 1)))
+    for start in range(0, replicates, block):
+        rows = min(block, replicates - start)
+        counts = np.empty((rows, units))
+        for part in members:
+            counts[:, part] = _resampling_counts(len(part), rows, rng)
+        yield counts if groups is None else counts[:, groups]
+
+
+def _resampling_counts(size: int, rows: int, rng: Generator) -> Ints:
+    draws = rng.integers(0, size, (rows, size))
+    draws += np.arange(0, rows * size, size)[:, None]
+    return np.bincount(draws.ravel(), minlength=rows * size).reshape(rows, size)
+
+
+def replicate(
+    sample: TaskScores, known: Mapping[str, Statistic], rng: Generator, replicates: int = REPLICATES
+) -> dict[str, Floats]:
+    """Return each statistic's bootstrap replicates, all from the same draws.
+
+    Drawn by group where the sample has groups, else stratified by class, else (ordinal tasks) plainly.
+    """
+    strata = None if sample.spec.kind == "ordinal" else sample.classes
+    blocks = bootstrap_weights(len(sample), rng, replicates, strata=strata, groups=sample.groups)
+    parts = [{name: statistic(weights) for name, statistic in known.items()} for weights in blocks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in known}
+
+
+def percentile_interval(replicates: Floats, level: float = 0.95) -> Interval | None:
+    """Return the percentile interval of the defined replicates; None where fewer than half are defined."""
+    defined = replicates[~np.isnan(replicates)]
+    if 2 * len(defined) < len(replicates) or not len(defined):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def plain_value(statistic: Statistic, num_samples: int) -> float:
+    """Return a statistic with all weights one; NaN where it is undefined."""
+    return float(statistic(np.ones((1, num_samples)))[0])

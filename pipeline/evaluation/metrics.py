@@ -1,0 +1,187 @@
+"""Every metric of a task, each a function of sample weights (see :mod:`pipeline.evaluation.ranking`).
+
+What is undefined is NaN here and becomes ``null`` with :func:`reason` in a report, never 0.5.
+
+Axes: R replicates, N samples, C classes, K bins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.evaluation.frame import Floats, TaskScores
+from pipeline.evaluation.ranking import (
+    Statistic,
+    auc_statistic,
+    average_precision_statistic,
+    grouped_auc_statistic,
+    pearson_statistic,
+    ratio,
+    spearman_statistic,
+)
+
+ECE_BINS = 15
+"""Equal-width bins of the expected calibration error (Guo et al. 2017, arXiv 1706.04599, use 15)."""
+
+
+def statistics(sample: TaskScores) -> dict[str, Statistic]:
+    """Return every metric that the task's kind knows, by name."""
+    kind = sample.spec.kind
+    known: dict[str, Statistic] = {"accuracy": accuracy(sample), "logloss": logloss(sample)}
+    if kind == "ordinal":
+        known |= {
+            "pearson": pearson_statistic(sample.score, sample.labels),
+            "spearman": spearman_statistic(sample.score, sample.labels),
+        }
+        return known
+    known["ece"] = calibration_error(sample)
+    if kind == "choice":
+        return known
+    known |= {
+        "macro_f1": macro_f1(sample),
+        "matthews": matthews(sample),
+        "normalized_entropy": normalized_entropy(sample),
+    }
+    if kind == "binary":
+        positive = sample.labels == 1
+        known |= {
+            "auc": auc_statistic(positive, sample.score),
+            "pr_auc": average_precision_statistic(positive, sample.score),
+            "f1": f1(sample),
+            "calibration_ratio": calibration_ratio(sample),
+            "brier": mean(np.square(sample.score - sample.labels)),
+        }
+        if sample.groups is not None:
+            known["grouped_auc"] = grouped_auc_statistic(positive, sample.score, sample.groups)
+    return known
+
+
+def mean(values: Floats) -> Statistic:
+    """Return the weighted mean of one number a sample."""
+    values = values.astype(np.float64)
+
+    def statistic(weights: Floats) -> Floats:
+        return ratio(weights @ values, weights.sum(axis=1))
+
+    return statistic
+
+
+def accuracy(sample: TaskScores) -> Statistic:
+    """Share of samples whose predicted class is the label; for choices and answers this is exact match."""
+    return mean(sample.predicted == sample.classes)
+
+
+def logloss(sample: TaskScores) -> Statistic:
+    """Mean negative natural log of the label's probability, clipped at the float64 epsilon."""
+    return mean(sample.surprise)
+
+
+def normalized_entropy(sample: TaskScores) -> Statistic:
+    """Log loss divided by the entropy of the label rates: 1 is a model that knows the rates only.
+
+    He et al. 2014, "Practical Lessons from Predicting Clicks on Ads at Facebook", section 3.
+    """
+    one_hot = _one_hot(sample.classes, sample.probabilities.shape[1])
+
+    def statistic(weights: Floats) -> Floats:
+        rates = ratio(weights @ one_hot, weights.sum(axis=1, keepdims=True))
+        entropy = -(rates * np.log(np.where(rates > 0, rates, 1.0))).sum(axis=1)
+        return ratio(ratio(weights @ sample.surprise, weights.sum(axis=1)), entropy)
+
+    return statistic
+
+
+def calibration_ratio(sample: TaskScores) -> Statistic:
+    """Expected positives divided by observed positives (He et al. 2014): 1 is calibrated, above 1 overconfident."""
+    features = np.stack([sample.score, sample.labels], axis=1)
+
+    def statistic(weights: Floats) -> Floats:
+        expected, observed = (weights @ features).T
+        return ratio(expected, observed)
+
+    return statistic
+
+
+def calibration_error(sample: TaskScores) -> Statistic:
+    """Expected calibration error over 15 equal-width bins (Guo et al. 2017, equation 3).
+
+    Binary tasks compare P(class 1) with the rate of class 1, others the top probability with accuracy.
+    """
+    confidence = sample.score
+    truth = sample.labels if sample.spec.kind == "binary" else (sample.predicted == sample.classes).astype(np.float64)
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    gaps = _one_hot(bins, ECE_BINS) * (confidence - truth)[:, None]
+
+    def statistic(weights: Floats) -> Floats:
+        return ratio(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
+
+    return statistic
+
+
+def _one_hot(classes: np.ndarray, width: int) -> Floats:
+    return (classes[:, None] == np.arange(width)).astype(np.float64)
+
+
+def _class_counts(sample: TaskScores) -> tuple[Statistic, int]:
+    """Return weights → (R, 3 C) counts: hits, labels and predictions a class."""
+    width = sample.probabilities.shape[1]
+    true, said = _one_hot(sample.classes, width), _one_hot(sample.predicted, width)
+    features = np.concatenate([true * said, true, said], axis=1)
+    return (lambda weights: weights @ features), width
+
+
+def f1(sample: TaskScores) -> Statistic:
+    """F1 of class 1; undefined where class 1 is neither a label nor a prediction."""
+    counts, width = _class_counts(sample)
+
+    def statistic(weights: Floats) -> Floats:
+        sums = counts(weights)
+        return ratio(2 * sums[:, 1], sums[:, width + 1] + sums[:, 2 * width + 1])
+
+    return statistic
+
+
+def macro_f1(sample: TaskScores) -> Statistic:
+    """Unweighted mean of the F1 of the classes that occur as label or prediction."""
+    counts, width = _class_counts(sample)
+
+    def statistic(weights: Floats) -> Floats:
+        hits, true, said = np.split(counts(weights), [width, 2 * width], axis=1)
+        each = ratio(2 * hits, true + said)
+        there = ~np.isnan(each)
+        return ratio(np.where(there, each, 0).sum(axis=1), there.sum(axis=1).astype(np.float64))
+
+    return statistic
+
+
+def matthews(sample: TaskScores) -> Statistic:
+    """Matthews correlation, its multi-class form R_K (Gorodkin 2004); undefined where labels are all one class."""
+    counts, width = _class_counts(sample)
+
+    def statistic(weights: Floats) -> Floats:
+        hits, true, said = np.split(counts(weights), [width, 2 * width], axis=1)
+        n = true.sum(axis=1)
+        cov = hits.sum(axis=1) * n - (true * said).sum(axis=1)
+        # As sums of k (total - k), so that one class alone gives exactly zero.
+        var_true = (true * (n[:, None] - true)).sum(axis=1)
+        var_said = (said * (said.sum(axis=1, keepdims=True) - said)).sum(axis=1)
+        value = ratio(cov, np.sqrt(var_true * var_said))
+        # A model that says one class only is no better than chance; labels of one class say nothing.
+        return np.where((var_said == 0) & (var_true > 0), 0.0, value)
+
+    return statistic
+
+
+def reason(sample: TaskScores, metric: str) -> str:
+    """Return, in words, why a metric of this sample is undefined."""
+    if not len(sample):
+        return "no samples"
+    classes = np.unique(sample.classes)
+    if len(classes) == 1:
+        return f"all {len(sample)} labels are class {int(classes[0])}; {metric} needs at least two classes"
+    if metric in ("pearson", "spearman"):
+        side = "predictions" if np.ptp(sample.score) == 0 else "labels"
+        return f"all {len(sample)} {side} are equal; {metric} needs variation"
+    if metric == "grouped_auc":
+        return "no group holds both classes"
+    return f"{metric} divides by zero on these {len(sample)} samples"

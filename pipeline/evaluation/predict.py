@@ -1,0 +1,57 @@
+"""Scoring samples with a model: the frame that every metric starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from pipeline.contracts import Sample
+from pipeline.evaluation.frame import COLUMNS, check_scores
+
+CHUNK = 512
+"""Samples handed to the scorer at once: enough for it to batch by length, few enough to show progress."""
+
+
+class Scorer(Protocol):
+    """What predicts: class probabilities a sample, in label order, batched by length inside."""
+
+    def probabilities(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Return one array of class probabilities a sample, in the order given."""
+        ...
+
+
+def predict(
+    scorer: Scorer, samples: Iterable[Sample], progress: Callable[[int], object] | None = None, chunk: int = CHUNK
+) -> pd.DataFrame:
+    """Score every sample once, tasks mixed as they come.
+
+    Args:
+        scorer: the model.
+        samples: what to score; read lazily, ``chunk`` at a time.
+        progress: called with the number of samples just scored.
+        chunk: samples handed to the scorer at once.
+
+    Raises:
+        InputError: a task's key comes twice.
+    """
+    rows: list[tuple[str, str, float, np.ndarray, str | None]] = []
+    for part in _chunks(samples, chunk):
+        scored = scorer.probabilities(part)
+        for sample, probabilities in zip(part, scored, strict=True):
+            row = np.asarray(probabilities, np.float64)
+            rows.append((sample.key, sample.task, sample.label, row, sample.group))
+        if progress is not None:
+            progress(len(part))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame["group"] = frame["group"].astype(object)
+    return check_scores(frame)
+
+
+def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    iterator = iter(samples)
+    while part := list(islice(iterator, size)):
+        yield part

@@ -1,0 +1,108 @@
+"""From scores to ``evaluation.json``: each task's metrics with intervals, and their macro mean."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.contracts import EvaluationReport, MacroResult, Metric, TaskResult, TaskSpec
+from pipeline.evaluation.frame import Floats, TaskScores, by_task, keys_sha256
+from pipeline.evaluation.intervals import REPLICATES, percentile_interval, plain_value, replicate
+from pipeline.evaluation.metrics import reason, statistics
+
+NAMED = ("auc", "accuracy", "logloss", "ece")
+"""Metrics with a field of their own in :class:`TaskResult`; the others stand in ``more``."""
+
+
+def task_rng(seed: int, task: str) -> np.random.Generator:
+    """Return the generator of one task's draws: the same for each model, whatever other tasks there are."""
+    return np.random.default_rng([seed, zlib.crc32(task.encode())])
+
+
+def summarize(
+    scores: pd.DataFrame,
+    specs: Sequence[TaskSpec],
+    *,
+    model: str,
+    data: Mapping[str, Any],
+    best_attainable: Mapping[str, float] | None = None,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> EvaluationReport:
+    """Score every task of ``specs``.
+
+    Args:
+        scores: one row a sample, as ``predict`` returns it.
+        specs: the tasks; one without rows is reported as undefined, with the reason.
+        model: name of the model that scored.
+        data: what was scored (``manifest_sha256``, ``split``); the digest of the samples themselves is added.
+        best_attainable: each task's metric under the known label probabilities, synthetic data only.
+        seed: of the bootstrap.
+        replicates: of the bootstrap.
+
+    Raises:
+        InputError: the frame breaks its form or names an unknown task.
+    """
+    parts = by_task(scores, specs)
+    results: dict[str, TaskResult] = {}
+    draws: list[Floats] = []
+    for spec in specs:
+        best = (best_attainable or {}).get(spec.name)
+        if spec.name not in parts:
+            nothing = f"no sample of task {spec.name!r} was scored"
+            results[spec.name] = TaskResult(
+                n=0, metric=_metric(spec), value=None, ci95=None, reason=nothing, best_attainable=best
+            )
+            continue
+        results[spec.name], draw = task_result(parts[spec.name], task_rng(seed, spec.name), replicates, best)
+        draws.append(draw)
+    return EvaluationReport(
+        model=model, data={**data, "keys_sha256": keys_sha256(scores)}, tasks=results, macro=_macro(results, draws)
+    )
+
+
+def _metric(spec: TaskSpec) -> Metric:
+    if spec.metric is None:
+        raise ValueError(f"task {spec.name!r} must name its metric, got None; TaskSpec fills it in by kind")
+    return spec.metric
+
+
+def task_result(
+    sample: TaskScores, rng: np.random.Generator, replicates: int, best: float | None = None
+) -> tuple[TaskResult, Floats]:
+    """Return one task's metrics, and the bootstrap replicates of the metric that stands for it."""
+    known = statistics(sample)
+    values = {name: plain_value(statistic, len(sample)) for name, statistic in known.items()}
+    draws = replicate(sample, known, rng, replicates)
+    metric = _metric(sample.spec)
+    undefined = {name: reason(sample, name) for name, value in values.items() if math.isnan(value)}
+    intervals = {name: None if name in undefined else percentile_interval(draws[name]) for name in known}
+    shown = {name: None if math.isnan(value) else value for name, value in values.items()}
+    result = TaskResult(
+        n=len(sample),
+        metric=metric,
+        value=shown[metric],
+        ci95=intervals[metric],
+        reason=undefined.get(metric),
+        best_attainable=best,
+        more={name: value for name, value in shown.items() if name not in NAMED},
+        intervals=intervals,
+        undefined=undefined,
+        **{name: shown.get(name) for name in NAMED},
+    )
+    return result, draws[metric]
+
+
+def _macro(results: Mapping[str, TaskResult], draws: Sequence[Floats]) -> MacroResult:
+    missing = [name for name, result in results.items() if result.value is None]
+    if missing or not results:
+        why = f"undefined for {', '.join(missing)}" if missing else "no tasks"
+        return MacroResult(value=None, ci95=None, reason=why)
+    value = float(np.mean([result.value for result in results.values()]))
+    averages = ", ".join(f"{name} ({result.metric})" for name, result in results.items())
+    return MacroResult(value=value, ci95=percentile_interval(np.mean(draws, axis=0)), averages=averages)

@@ -1,0 +1,1 @@
+"""Promotion: a pure decision from evidence, then the registry that applies it."""
