@@ -1,0 +1,56 @@
+"""What is ingested, from where, and how strictly."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.ingestion.synthetic_ads import SyntheticAdsConfig
+
+ANY_TASK = "*"
+"""Key of ``files`` for files whose records name their task themselves."""
+
+
+class DataConfig(BaseModel):
+    """Input of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["synthetic_ads", "records"] = "synthetic_ads"
+    """``synthetic_ads`` makes records; ``records`` reads JSONL, CSV or Parquet files, gzip or not."""
+    root: str | None = None
+    """Folder or ``s3://`` URL; ``TASK/SPLIT.jsonl.gz`` (also .jsonl, .csv, .csv.gz, .parquet) is looked up in it,
+    with ``windows`` ``DATE/TASK.jsonl.gz``, and ``SPLIT.jsonl.gz`` where records name their task."""
+    files: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Task → split → path or glob, relative to ``root``, instead of the default layout. The task ``*`` stands for
+    files whose records name their task in ``task_field``."""
+    task_field: str = "task"
+    """Field in which a record may name its task."""
+    id_field: str = "id"
+    """Field that becomes the sample's key; where it is absent, the place in the source does."""
+    time_field: str = "date"
+    """Field with the record's ISO date, where it has one."""
+    windows: dict[str, tuple[dt.date, dt.date]] = Field(default_factory=dict)
+    """Split → first and last day: take these daily partitions."""
+    samples_per_shard: int = Field(default=1000, ge=1)
+    max_samples: dict[str, int] = Field(default_factory=dict)
+    """Split → at most so many samples a task, a seeded sample in source order."""
+    max_rejected_share: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of a task's records that may be rejected as invalid before the run stops."""
+    max_rejected: int | None = Field(default=None, ge=0)
+    """Largest number of a task's records that may be rejected as invalid; None for no limit."""
+    synthetic: SyntheticAdsConfig = SyntheticAdsConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.source == "records" and self.root is None and not self.files:
+            raise ValueError("data.root must be given for source 'records', got none; name the folder of the records")
+        for split, (first, last) in self.windows.items():
+            if first > last:
+                raise ValueError(f"data.windows.{split} must run forwards, got {first} to {last}; swap the days")
+        for split, count in self.max_samples.items():
+            if count < 1:
+                raise ValueError(f"data.max_samples.{split} must be >= 1, got {count}; leave it out for no limit")
+        return self

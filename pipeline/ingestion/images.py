@@ -1,0 +1,62 @@
+"""Images that records name: members of ``images.zip`` in the task's folder, or files beside the records."""
+
+from __future__ import annotations
+
+import posixpath
+import zipfile
+from typing import Any
+
+from pipeline.ingestion.validate import Rejected
+from pipeline.storage import filesystem
+
+MAX_IMAGE_BYTES = 16 << 20
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+
+
+class ImageFolder:
+    """The images beside one record file."""
+
+    def __init__(self, record_file: str) -> None:
+        self._fs, path = filesystem(record_file)
+        self._folder = posixpath.dirname(path)
+        self._zip: zipfile.ZipFile | None = None
+        if self._fs.exists(f"{self._folder}/images.zip"):
+            self._zip = zipfile.ZipFile(self._fs.open(f"{self._folder}/images.zip", "rb"))
+
+    def read(self, name: Any) -> bytes:
+        """Return one image's encoded bytes.
+
+        Raises:
+            Rejected: there is none of that name, it is too large, or neither PNG nor JPEG.
+        """
+        if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/") or ":" in name:
+            raise Rejected("image name is not a relative path")
+        data = self._from_zip(self._zip, name) if self._zip else self._from_folder(name)
+        if not data.startswith(SIGNATURES):
+            raise Rejected("image is neither PNG nor JPEG")
+        return data
+
+    @staticmethod
+    def _from_zip(archive: zipfile.ZipFile, name: str) -> bytes:
+        try:
+            info = archive.getinfo(name)
+        except KeyError:
+            raise Rejected("image is missing") from None
+        if info.file_size > MAX_IMAGE_BYTES:
+            raise Rejected(f"image is larger than {MAX_IMAGE_BYTES} bytes")
+        try:
+            with archive.open(info) as file:
+                data = file.read(MAX_IMAGE_BYTES + 1)  # the size in the directory may lie
+        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError):
+            raise Rejected("image cannot be unpacked") from None
+        if len(data) > MAX_IMAGE_BYTES:
+            raise Rejected(f"image is larger than {MAX_IMAGE_BYTES} bytes")
+        return data
+
+    def _from_folder(self, name: str) -> bytes:
+        path = f"{self._folder}/{name}"
+        if not self._fs.isfile(path):
+            raise Rejected("image is missing")
+        if self._fs.size(path) > MAX_IMAGE_BYTES:
+            raise Rejected(f"image is larger than {MAX_IMAGE_BYTES} bytes")
+        return bytes(self._fs.cat_file(path))
