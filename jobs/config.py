@@ -1,0 +1,186 @@
+"""The run's configuration: the sum of its parts' configurations, read from YAML and ``key.sub=value`` overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.contracts import TaskSpec, write_atomic
+from pipeline.errors import InputError, did_you_mean
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.ingestion import DataConfig, synthetic_ads_tasks
+from pipeline.modeling.adapter import AdapterConfig
+from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
+from pipeline.orchestration import RayConfig
+from pipeline.promotion import PromotionConfig
+from pipeline.stream import Mixture, Proportional
+from pipeline.tracking import TrackingConfig
+from pipeline.training.config import TrainingConfig
+
+PACKAGED = Path(__file__).parent / "configs"
+
+
+class RunConfig(BaseModel):
+    """Everything a run is told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's folder under ``run_root``."""
+    run_root: Path = Path("runs")
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig = DataConfig()
+    tasks: tuple[TaskSpec, ...] = ()
+    """In YAML a mapping of name to task, or a list; empty with synthetic data: its four tasks."""
+    model: BaseModelConfig = BaseModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    mixture: Mixture = Proportional()
+    """How tasks share the batches."""
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if isinstance(values.get("mixture"), str):
+            values["mixture"] = {"kind": values["mixture"]}
+        if isinstance(values.get("tasks"), dict):
+            for name, task in values["tasks"].items():
+                if not isinstance(task, dict):
+                    raise ValueError(f"tasks.{name} must be a mapping with template and label_words, got {task!r}")
+            values["tasks"] = [{"name": name, **task} for name, task in values["tasks"].items()]
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        names = [task.name for task in self.tasks]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"task names must differ, got {doubles} twice; rename one of each")
+        if not self.tasks and self.data.source != "synthetic_ads":
+            raise ValueError("tasks must name at least one task, got none; give each a template and label_words")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run_root / self.name
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest of the run's shards."""
+        return self.folder / "shards" / "manifest.json"
+
+    def digest(self) -> str:
+        """Return the digest of what decides the trained adapter: equal digests, equal adapter."""
+        parts = self.model_dump(
+            mode="json", include={"seed", "data", "tasks", "model", "adapter", "mixture", "training"}
+        )
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def write(self) -> Path:
+        """Write the resolved configuration into the run's folder and return its path."""
+        path = self.folder / "config.yaml"
+        write_atomic(path, yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, width=120))
+        return path
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read, override, check and resolve a configuration: no relative path and no default is left open.
+
+    Raises:
+        InputError: the file is missing or no YAML, a key is unknown, or a value breaks its rule.
+    """
+    raw = _read_yaml(_find(path))
+    for override in overrides:
+        _override(raw, override)
+    values = OmegaConf.to_container(raw, resolve=True)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(error, values)) from error
+    return _resolved(config)
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    packaged = PACKAGED / path.with_suffix(".yaml").name
+    if packaged.is_file() and path.parent in (Path(), Path("jobs/configs")):
+        return packaged
+    known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
+    raise InputError(f"--config must name a YAML file, found none at {path}; give a path, or one of: {known}")
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        raw = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{path} must be YAML in which no key (no task) comes twice: {reason}; mend it") from error
+    if not isinstance(raw, DictConfig):
+        raise InputError(f"{path} must hold a mapping of keys, got a {type(raw).__name__}; see jobs/configs")
+    return raw
+
+
+def _override(raw: DictConfig, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"an override must read key.sub=value, got {override!r}; for example training.max_steps=50")
+    try:
+        OmegaConf.update(raw, key, yaml.safe_load(value), force_add=True)
+    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise InputError(f"override {override!r} cannot be applied: {error}; write key.sub=value") from error
+
+
+def _explain(error: ValidationError, values: Any) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"])
+            lines.append(f"a key must be known, got {where!r}{did_you_mean(str(problem['loc'][-1]), known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where} must be given, got nothing; add it to the configuration")
+        elif problem["type"] == "value_error":
+            lines.append(str(problem["msg"]).removeprefix("Value error, "))
+        else:
+            lines.append(f"{where}: {problem['msg']}, got {problem['input']!r}; change it")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = RunConfig
+    for part in location[:-1]:
+        if isinstance(part, int):
+            model = TaskSpec
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        model = getattr(field, "annotation", None)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    root = config.run_root.resolve()
+    changes: dict[str, Any] = {"run_root": root, "tracking": config.tracking.resolved(root)}
+    if not config.tasks:
+        changes["tasks"] = tuple(synthetic_ads_tasks())
+    if config.data.root and "://" not in config.data.root:
+        changes["data"] = config.data.model_copy(update={"root": str(Path(config.data.root).resolve())})
+    if config.model.base != EMBEDDED:
+        changes["model"] = config.model.model_copy(update={"base": str(Path(config.model.base).resolve())})
+    return config.model_copy(update=changes)

@@ -1,0 +1,248 @@
+"""The stages of a run, each idempotent, each handing the next an artefact in the run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.config import RunConfig
+from pipeline import orchestration
+from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
+from pipeline.errors import InputError
+from pipeline.evaluation import predict, summarize, write_scores
+from pipeline.ingestion import prepare as prepare_shards
+from pipeline.progress import Track, say
+from pipeline.stream import MixedStream, read_split
+from pipeline.tracking import Tracker, git_commit
+
+ADAPTER, EXPORT, PLAN = "adapter", "export", "plan.json"
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what is bound to fail later: base model, label words, batch sizes.
+
+    Raises:
+        InputError: any of these breaks its rule.
+    """
+    from pipeline.modeling.base_model import load_tokenizer, resolve_base
+    from pipeline.modeling.encoding import Encoder
+
+    resolve_base(config.model)
+    Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
+    _ = config.training.accumulation_steps
+
+
+def prepare(config: RunConfig) -> ShardManifest:
+    """Write the run's shards, or find them written."""
+    check(config)
+    config.write()
+    manifest = prepare_shards(config.data, config.tasks, config.manifest_path.parent, config.seed)
+    counts = {split: sum(manifest.samples_of(t.name, split) for t in manifest.tasks) for split in ("train", "test")}
+    rejected = sum(r.records for r in manifest.rejected)
+    say(f"{len(manifest.shards)} shards: {counts['train']} train, {counts['test']} test samples, {rejected} rejected")
+    return manifest
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """Say what training will do, and write it as ``plan.json``."""
+    manifest = prepare(config)
+    stream = MixedStream(config.manifest_path, config.seed, config.training.global_batch_size, config.mixture)
+    steps = config.training.num_steps(stream.steps_per_epoch)
+    numbers = {
+        "schema": 1,
+        "steps": steps,
+        "steps_per_epoch": stream.steps_per_epoch,
+        "samples": steps * config.training.global_batch_size,
+        "train_samples": {task.name: manifest.samples_of(task.name, "train") for task in manifest.tasks},
+        "test_samples": {task.name: manifest.samples_of(task.name, "test") for task in manifest.tasks},
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+    }
+    write_atomic(config.folder / PLAN, json.dumps(numbers, indent=2) + "\n")
+    return numbers
+
+
+def train(config: RunConfig) -> Path:
+    """Train the adapter on Ray workers, into ``adapter/``; a finished training of the same configuration stands.
+
+    Raises:
+        InputError: the run's folder was trained with another configuration.
+    """
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+    from pipeline.training.loop import TrainingJob
+
+    _own_folder(config)
+    plan(config)
+    adapter = config.folder / ADAPTER
+    if (adapter / PREDICTOR_FILE).is_file():
+        say(f"{adapter} is trained with this configuration; remove {config.folder} to train anew")
+        return adapter
+    tracker = _tracker(config)
+    job = TrainingJob(
+        manifest_path=config.manifest_path,
+        tasks=config.tasks,
+        base=config.model,
+        adapter=config.adapter,
+        training=config.training,
+        seed=config.seed,
+        mixture=config.mixture,
+    )
+    try:
+        with orchestration.cluster(config.ray):
+            checkpoint = orchestration.train(job, config.folder, tracker)
+    except BaseException:
+        tracker.end("FAILED")
+        raise
+    _merge_ledgers(config.folder)
+    staged = config.folder / f".{ADAPTER}"
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(checkpoint / ADAPTER, staged)
+    PredictorSpec(tasks=config.tasks, base=config.model).write(staged / PREDICTOR_FILE)
+    shutil.rmtree(adapter, ignore_errors=True)
+    staged.rename(adapter)
+    return adapter
+
+
+def evaluate(config: RunConfig) -> tuple[EvaluationReport, EvaluationReport]:
+    """Score the trained adapter and the untrained base on the test shards; write both reports and the scores."""
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+
+    adapter = config.folder / ADAPTER
+    if not (adapter / PREDICTOR_FILE).is_file():
+        raise InputError(f"evaluate needs a trained adapter, found none in {adapter}; run: mtl-lora train --config …")
+    manifest = ShardManifest.read(config.manifest_path)
+    spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
+    with orchestration.cluster(config.ray):
+        base = _scored(config, manifest, "base", partial(_untrained, spec))
+        trained = _scored(config, manifest, "", partial(_trained, adapter))
+    metrics = {f"test/{name}/{r.metric}": r.value for name, r in trained.tasks.items()}
+    _tracker(config).log_metrics(metrics | {"test/macro": trained.macro.value}, _last_step(config))
+    return trained, base
+
+
+def _trained(adapter: Path, batch_tokens: int) -> Any:
+    from pipeline.modeling.predictor import Predictor
+
+    scorer = Predictor.load(adapter).scorer
+    scorer.batch_tokens = batch_tokens
+    return scorer
+
+
+def _untrained(spec: Any, batch_tokens: int) -> Any:
+    from pipeline.modeling.predictor import Predictor
+
+    scorer = Predictor.untrained(spec).scorer
+    scorer.batch_tokens = batch_tokens
+    return scorer
+
+
+def _scored(config: RunConfig, manifest: ShardManifest, suffix: str, load: Callable[[int], Any]) -> EvaluationReport:
+    """Score one model on the test split, unless its scores of the same samples stand already."""
+    end = f"_{suffix}" if suffix else ""
+    scores_path, report_path = config.folder / f"scores{end}.parquet", config.folder / f"evaluation{end}.json"
+    split = config.evaluation.split
+    data = {"manifest_sha256": file_sha256(config.manifest_path), "split": split}
+    name = suffix or config.name
+    if report_path.is_file() and scores_path.is_file() and report_path.stat().st_mtime > _trained_at(config, suffix):
+        known = EvaluationReport.read(report_path)
+        if data.items() <= known.data.items():
+            return known
+    samples = list(read_split(config.manifest_path, split))
+    with (
+        orchestration.scoring_pool(
+            partial(load, config.evaluation.batch_tokens), config.evaluation.num_workers
+        ) as pool,
+        Track(f"evaluate {name}", len(samples), "samples") as track,
+    ):
+        pool.progress = track.advance
+        scores = predict(pool, samples, chunk=len(samples))
+    write_scores(scores, scores_path)
+    report = summarize(
+        scores, config.tasks, model=name, data=data, best_attainable=manifest.best_attainable, seed=config.seed
+    )
+    report.write(report_path)
+    return report
+
+
+def _trained_at(config: RunConfig, suffix: str) -> float:
+    return 0.0 if suffix == "base" else (config.folder / ADAPTER).stat().st_mtime
+
+
+def export(config: RunConfig) -> list[Path]:
+    """Write each task as a plain PEFT LoRA folder, compared by logits with the multi-task model first."""
+    from pipeline.modeling.predictor import Predictor
+
+    predictor = Predictor.load(config.folder / ADAPTER, "cpu")
+    adapted = predictor.scorer.model.adapted
+    split = config.evaluation.split
+    folders = []
+    with Track("export", len(config.tasks), "tasks") as track:
+        for task in config.tasks:
+            sample = next(iter(read_split(config.manifest_path, split, task=task.name)))
+            batch = predictor.scorer.encoder.collate(predictor.scorer.encoder.encode([sample]))
+            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            folders.append(adapted.export_task(task.name, config.folder / EXPORT / task.name, inputs))
+            track.advance()
+    return folders
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_folder(config: RunConfig) -> None:
+    """Claim the run's folder for this configuration."""
+    mark = config.folder / "run.json"
+    mine = {"schema": 1, "config_sha256": config.digest()}
+    if mark.is_file() and json.loads(mark.read_text()).get("config_sha256") != mine["config_sha256"]:
+        raise InputError(
+            f"a run's folder must hold one configuration, {config.folder} was trained with another; "
+            f"choose another name=… or remove the folder"
+        )
+    if not mark.is_file():
+        write_atomic(mark, json.dumps(mine) + "\n")
+
+
+def _tracker(config: RunConfig) -> Tracker:
+    """Return the MLflow run of this folder, opening it the first time."""
+    mark = config.folder / "run.json"
+    known = json.loads(mark.read_text()) if mark.is_file() else {"schema": 1, "config_sha256": config.digest()}
+    if known.get("mlflow_uri") == config.tracking.uri:
+        return Tracker(config.tracking.uri, known["mlflow_run_id"])
+    tags = {"git_commit": git_commit(), "manifest_sha256": file_sha256(config.manifest_path)}
+    parameters = config.model_dump(mode="json", exclude={"tasks"})
+    parameters["tasks"] = ", ".join(task.name for task in config.tasks)
+    tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
+    known |= {"mlflow_uri": config.tracking.uri, "mlflow_run_id": tracker.run_id}
+    write_atomic(mark, json.dumps(known) + "\n")
+    return tracker
+
+
+def _merge_ledgers(folder: Path) -> None:
+    """Join the ranks' ledgers into ``samples.jsonl``, by step and rank."""
+    parts = sorted(folder.glob("samples-*.jsonl"))
+    rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+    if not rows:
+        return
+    rows.sort(key=lambda row: (row["step"], row["rank"]))
+    write_atomic(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for part in parts:
+        part.unlink()
+
+
+def history(config: RunConfig) -> list[dict[str, Any]]:
+    """Return the rows of the training history."""
+    path = config.folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _last_step(config: RunConfig) -> int:
+    rows = history(config)
+    return int(rows[-1]["step"]) if rows else 0

@@ -1,0 +1,63 @@
+"""What a verb shows a person at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.contracts import EvaluationReport, PromotionDecision, TaskResult
+from pipeline.progress import console
+
+
+def show_plan(numbers: dict[str, Any]) -> None:
+    """Show the plan of a training run."""
+    table = Table(title=f"{numbers['steps']} steps, {numbers['samples']} samples, {numbers['shards']} shards")
+    table.add_column("task")
+    table.add_column("train samples", justify="right")
+    table.add_column("test samples", justify="right")
+    for task, count in numbers["train_samples"].items():
+        table.add_row(task, f"{count:,}", f"{numbers['test_samples'][task]:,}")
+    _print(table)
+
+
+def show_evaluation(trained: EvaluationReport, base: EvaluationReport | None) -> None:
+    """Show each task's metric: untrained, reached with its interval, best attainable where that is known."""
+    known_best = any(result.best_attainable is not None for result in trained.tasks.values())
+    table = Table(title=f"{trained.model}: test metrics with 95 % intervals")
+    table.add_column("task")
+    table.add_column("metric")
+    table.add_column("samples", justify="right")
+    if base is not None:
+        table.add_column("untrained", justify="right")
+    table.add_column("trained", justify="right", style="bold")
+    if known_best:
+        table.add_column("best attainable", justify="right")
+    for name, result in trained.tasks.items():
+        cells = [name, str(result.metric), str(result.n)]
+        if base is not None:
+            cells.append(_cell(base.tasks[name]) if name in base.tasks else "–")
+        cells.append(_cell(result))
+        if known_best:
+            cells.append("–" if result.best_attainable is None else f"{result.best_attainable:.3f}")
+        table.add_row(*cells)
+    _print(table)
+
+
+def show_decision(decision: PromotionDecision) -> None:
+    """Show a promotion decision with its reasons."""
+    console.print(f"[bold]{decision.verdict}[/bold] {decision.candidate}", soft_wrap=True)
+    for reason in decision.reasons:
+        console.print(f"  {reason}", markup=False, soft_wrap=True)
+
+
+def _cell(result: TaskResult) -> str:
+    if result.value is None:
+        return f"undefined: {result.reason}"
+    interval = f" [{result.ci95[0]:.3f}, {result.ci95[1]:.3f}]" if result.ci95 else ""
+    return f"{result.value:.3f}{interval}"
+
+
+def _print(table: Table) -> None:
+    # In a job's log there is no terminal to ask for its width; a table cut to 80 columns could not be read.
+    console.print(table, width=None if console.is_terminal else 140, crop=False)

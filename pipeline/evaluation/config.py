@@ -1,0 +1,17 @@
+"""How a model is scored."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluationConfig(BaseModel):
+    """Scoring of the test shards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_workers: int = Field(default=2, ge=1)
+    """Scoring processes."""
+    batch_tokens: int = Field(default=2048, ge=64)
+    """Most tokens, padding included, that go through the model at once."""
+    split: str = "test"

@@ -1,0 +1,1 @@
+"""The language model: frozen base, adapter, prompts and label scoring."""

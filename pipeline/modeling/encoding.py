@@ -1,0 +1,250 @@
+"""From samples to the tensors that score them.
+
+A class's score is the log-likelihood of its label word right after the prompt. The first token of every word is read
+off the prompt's own last position; only words of several tokens need rows of their own (prompt and word, less its last
+token). So a task whose words are single tokens costs one row a sample and one answer position.
+
+Axes: B rows, S sequence, E examples, C classes (padded), P answer positions, K terms (one a label-word token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.contracts import Sample, TaskSpec
+from pipeline.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of some examples, rows right-padded."""
+
+    input_ids: Tensor
+    """(B, S) token ids."""
+    attention_mask: Tensor
+    """(B, S) 1 on tokens, 0 on padding."""
+    row_task: Tensor
+    """(B,) task index of each row."""
+    answer_row: Tensor
+    """(P,) row of each answer position."""
+    answer_position: Tensor
+    """(P,) place in that row."""
+    term_answer: Tensor
+    """(K,) answer position whose next-token distribution scores the term."""
+    term_token: Tensor
+    """(K,) the label word's token."""
+    term_slot: Tensor
+    """(K,) place in the flattened (E, C) scores to which the term is added."""
+    term_weight: Tensor
+    """(K,) 1, or 1 / tokens of the word where the task is length-normalised."""
+    target: Tensor
+    """(E, C) probability of each class under the label; ordinal labels lie between two."""
+    class_mask: Tensor
+    """(E, C) True on the classes that the example has."""
+    example_task: Tensor
+    """(E,) task index of each example."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens that are no padding."""
+        return int(self.attention_mask.sum())
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised sample."""
+
+    task: int
+    prompt: tuple[int, ...]
+    words: tuple[tuple[int, ...], ...]
+    """Token ids of each class's label word."""
+    target: tuple[float, ...]
+    length_normalized: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the model reads for it: the prompt, and again with each word of several tokens."""
+        return len(self.prompt) + sum(len(self.prompt) + len(w) - 1 for w in self.words if len(w) > 1)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows it takes in a batch."""
+        return 1 + sum(len(word) > 1 for word in self.words)
+
+    @property
+    def longest_row(self) -> int:
+        """Length of its longest row in tokens."""
+        return len(self.prompt) + max(len(word) for word in self.words) - 1
+
+
+class Encoder:
+    """Tokenises samples by their task's template and label words.
+
+    Args:
+        tokenizer: the base model's fast tokenizer.
+        specs: the tasks; their order gives the task index.
+        max_length: longest row in tokens; the longest field of a longer prompt loses its end, never the template.
+
+    Raises:
+        InputError: two label words of a task share their tokens, or a word does not stand alone after the prompt.
+    """
+
+    def __init__(self, tokenizer: Any, specs: Sequence[TaskSpec], max_length: int) -> None:
+        self.tokenizer, self.specs, self.max_length = tokenizer, tuple(specs), max_length
+        self.task_index = {spec.name: index for index, spec in enumerate(specs)}
+        self._words = {s.name: self._word_tokens(s, s.label_words) for s in self.specs if s.label_words}
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _word_tokens(self, spec: TaskSpec, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        tail = spec.template[-1]
+        anchor = self._ids(tail)
+        tokens = []
+        for word in words:
+            joined = self._ids(tail + word)
+            if joined[: len(anchor)] != anchor or len(joined) == len(anchor):
+                raise InputError(
+                    f"task {spec.name!r}: a label word must stand alone after the prompt, got {word!r} after {tail!r}; "
+                    f"begin it with a space: {' ' + word.strip()!r}"
+                )
+            tokens.append(tuple(joined[len(anchor) :]))
+        if len(set(tokens)) != len(tokens):
+            raise InputError(
+                f"task {spec.name!r}: label words must differ in their tokens, got {list(words)}; reword one"
+            )
+        return tuple(tokens)
+
+    def encode(self, samples: Sequence[Sample]) -> list[Example]:
+        """Tokenise samples.
+
+        Raises:
+            InputError: a sample's task is unknown, or its prompt cannot be cut to ``max_length``.
+        """
+        specs = [self._spec(sample) for sample in samples]
+        prompts = [spec.template.format_map(sample.fields) for spec, sample in zip(specs, samples, strict=True)]
+        encoded = self.tokenizer(prompts)["input_ids"] if prompts else []
+        end = self.tokenizer.eos_token_id
+        examples = []
+        for spec, sample, ids in zip(specs, samples, encoded, strict=True):
+            words = self._words.get(spec.name) or self._word_tokens(spec, [self._choice(c) for c in sample.choices])
+            room = self.max_length - max(len(word) for word in words) + 1
+            if len(ids) > 1 and ids[-1] == end:
+                ids = ids[:-1]  # some tokenizers close every text; the answer is still to come
+            if len(ids) > room:
+                ids = self._fit(spec, sample, room)
+            target = _target(spec, sample, len(words))
+            examples.append(Example(self.task_index[spec.name], tuple(ids), words, target, spec.length_normalized))
+        return examples
+
+    def _spec(self, sample: Sample) -> TaskSpec:
+        if sample.task not in self.task_index:
+            raise InputError(
+                f"a sample's task must be one of the model's, got {sample.task!r}"
+                f"{did_you_mean(sample.task, self.task_index)}"
+            )
+        return self.specs[self.task_index[sample.task]]
+
+    @staticmethod
+    def _choice(text: str) -> str:
+        return text if text.startswith(" ") else f" {text}"
+
+    def _fit(self, spec: TaskSpec, sample: Sample, room: int) -> list[int]:
+        texts = {name: sample.fields[name] for name in spec.text_fields}
+        while True:
+            ids = self.tokenizer(spec.template.format_map(texts))["input_ids"]
+            if len(ids) <= room:
+                return ids
+            longest = max(texts, key=lambda name: len(texts[name]))
+            offsets = self.tokenizer(texts[longest], add_special_tokens=False, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
+            keep = len(offsets) - (len(ids) - room)
+            if len(offsets) < 2:
+                raise InputError(
+                    f"task {spec.name!r}: template and label words must fit model.max_length = {self.max_length} "
+                    f"tokens, the prompt has {len(ids)} with its fields cut away; raise model.max_length"
+                )
+            texts[longest] = (
+                texts[longest][: offsets[max(keep, 1) - 1][1]] if keep > 0 else texts[longest][: offsets[0][1]]
+            )
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Lay examples out as one batch, in the given order."""
+        return _collate(examples, int(self.tokenizer.pad_token_id))
+
+
+def _target(spec: TaskSpec, sample: Sample, num_classes: int) -> tuple[float, ...]:
+    target = [0.0] * num_classes
+    if spec.kind != "ordinal":
+        target[int(sample.label)] = 1.0
+        return tuple(target)
+    # Between two values the label's mass is shared so that the expected value is the label itself.
+    order = sorted(range(num_classes), key=lambda c: spec.label_values[c])
+    values = [spec.label_values[c] for c in order]
+    value = min(max(sample.label, values[0]), values[-1])
+    upper = next(i for i, v in enumerate(values) if v >= value)
+    lower = max(upper - 1, 0)
+    share = 1.0 if upper == lower else (value - values[lower]) / (values[upper] - values[lower])
+    target[order[lower]] += 1.0 - share
+    target[order[upper]] += share
+    return tuple(target)
+
+
+def _collate(examples: Sequence[Example], pad: int) -> Batch:
+    width = max(len(example.words) for example in examples)
+    rows: list[tuple[int, ...]] = []
+    row_task: list[int] = []
+    answers: list[tuple[int, int]] = []
+    terms: list[tuple[int, int, int, float]] = []
+    for e, example in enumerate(examples):
+        prompt_end = len(answers)
+        answers.append((len(rows), len(example.prompt) - 1))
+        rows.append(example.prompt)
+        row_task.append(example.task)
+        for c, word in enumerate(example.words):
+            weight = 1.0 / len(word) if example.length_normalized else 1.0
+            terms.append((prompt_end, word[0], e * width + c, weight))
+            if len(word) == 1:
+                continue
+            for i in range(1, len(word)):
+                terms.append((len(answers), word[i], e * width + c, weight))
+                answers.append((len(rows), len(example.prompt) - 1 + i))
+            rows.append(example.prompt + word[:-1])
+            row_task.append(example.task)
+    longest = max(map(len, rows))
+    input_ids = torch.full((len(rows), longest), pad)
+    attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for r, row in enumerate(rows):
+        input_ids[r, : len(row)] = torch.tensor(row)
+        attention_mask[r, : len(row)] = 1
+    target = torch.zeros(len(examples), width)
+    class_mask = torch.zeros(len(examples), width, dtype=torch.bool)
+    for e, example in enumerate(examples):
+        target[e, : len(example.words)] = torch.tensor(example.target)
+        class_mask[e, : len(example.words)] = True
+    answer_row, answer_position = torch.tensor(answers).unbind(1)
+    answer, token, slot, weights = zip(*terms, strict=True)
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        row_task=torch.tensor(row_task),
+        answer_row=answer_row,
+        answer_position=answer_position,
+        term_answer=torch.tensor(answer),
+        term_token=torch.tensor(token),
+        term_slot=torch.tensor(slot),
+        term_weight=torch.tensor(weights),
+        target=target,
+        class_mask=class_mask,
+        example_task=torch.tensor([example.task for example in examples]),
+    )

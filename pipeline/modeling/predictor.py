@@ -1,0 +1,118 @@
+"""A trained adapter with all that is needed to answer: base model, tasks, prompts.
+
+The folder holds ``adapter_model.safetensors`` and the adapter's configuration beside ``predictor.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.contracts import Contract, Sample, TaskSpec
+from pipeline.errors import InputError, did_you_mean
+from pipeline.modeling.adapter import load_adapter
+from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
+from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.scoring import LabelScorer, Scorer
+
+PREDICTOR_FILE = "predictor.json"
+
+
+class PredictorSpec(Contract):
+    """``predictor.json``: what an adapter was trained for and on."""
+
+    schema_version: Literal[1] = 1
+    tasks: tuple[TaskSpec, ...]
+    base: BaseModelConfig
+
+
+class Predictor:
+    """Answers rows of any of its tasks, mixed in one call.
+
+    Args:
+        spec: tasks and base model.
+        scorer: computes class probabilities.
+    """
+
+    def __init__(self, spec: PredictorSpec, scorer: Scorer) -> None:
+        self.spec, self.scorer = spec, scorer
+        self._specs = {task.name: task for task in spec.tasks}
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device | str | None = None) -> Predictor:
+        """Load a predictor from its folder onto a device (CUDA where there is one).
+
+        Raises:
+            InputError: the folder lacks a file, or the adapter belongs to another base.
+        """
+        spec = PredictorSpec.read(Path(folder) / PREDICTOR_FILE)
+        base = load_base(spec.base, device or default_device())
+        adapted = load_adapter(base, Path(folder), [task.name for task in spec.tasks])
+        return cls(spec, _scorer(LabelScorer(adapted), spec))
+
+    @classmethod
+    def untrained(cls, spec: PredictorSpec, device: torch.device | str | None = None) -> Predictor:
+        """Return the base model alone, asked the same way."""
+        return cls(spec, _scorer(LabelScorer(load_base(spec.base, device or default_device())), spec))
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Answer rows.
+
+        Args:
+            frame: a ``task`` column and the fields that the tasks' templates name (``choices`` for choice tasks).
+
+        Returns:
+            A frame with the same index: ``task``; ``score`` (binary: P(class 1); ordinal: expected value; else the
+            probability of the predicted class); ``label`` (predicted class index); ``label_word``; ``probabilities``.
+
+        Raises:
+            InputError: the column ``task`` or a field is missing, or a task is unknown.
+        """
+        if "task" not in frame.columns:
+            raise InputError(f"a row must name its task in a column 'task', got columns {list(frame.columns)}; add it")
+        samples = [self._sample(str(i), row) for i, row in enumerate(frame.to_dict("records"))]
+        rows = [self._answer(s, p) for s, p in zip(samples, self.scorer.probabilities(samples), strict=True)]
+        return pd.DataFrame(rows, index=frame.index, columns=["task", "score", "label", "label_word", "probabilities"])
+
+    def _sample(self, key: str, row: dict[Any, Any]) -> Sample:
+        name = str(row["task"])
+        if name not in self._specs:
+            raise InputError(f"task must be one of the model's, got {name!r}{did_you_mean(name, self._specs)}")
+        spec = self._specs[name]
+        missing = [f for f in spec.text_fields if not isinstance(row.get(f), str)]
+        if missing:
+            raise InputError(f"a row of task {name!r} must hold the texts {list(spec.text_fields)}, lacks {missing}")
+        choices: Sequence[str] = ()
+        if spec.kind == "choice":
+            choices = tuple(str(c) for c in row.get(spec.choices_field) or ())
+            if len(choices) < 2:
+                raise InputError(f"a row of task {name!r} must hold at least 2 {spec.choices_field}, got {choices}")
+        label = spec.label_values[0] if spec.label_values else 0.0
+        fields = {f: row[f] for f in spec.text_fields}
+        return Sample(key=key, task=name, fields=fields, label=label, choices=tuple(choices))
+
+    def _answer(self, sample: Sample, probabilities: np.ndarray) -> tuple[str, float, int, str, list[float]]:
+        spec = self._specs[sample.task]
+        label = int(probabilities.argmax())
+        if spec.kind == "binary":
+            score = float(probabilities[1])
+        elif spec.kind == "ordinal":
+            score = float(probabilities @ np.asarray(spec.label_values))
+        else:
+            score = float(probabilities[label])
+        words = sample.choices or spec.label_words
+        return sample.task, score, label, words[label].strip(), probabilities.tolist()
+
+
+def default_device() -> torch.device:
+    """Return CUDA's current device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _scorer(model: LabelScorer, spec: PredictorSpec) -> Scorer:
+    return Scorer(model, Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length))

@@ -1,0 +1,106 @@
+"""Label scoring: the language model itself answers each task, no extra head.
+
+The decoder's hidden states reach the output embedding at the answer positions only.
+Axes as in :mod:`pipeline.modeling.encoding`: B rows, S sequence, E examples, C classes, P answer positions, K terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtl_lora import AdapterModel
+from pipeline.contracts import Sample
+from pipeline.modeling.encoding import Batch, Encoder, Example
+
+
+class LabelScorer(nn.Module):
+    """Scores the label words of mixed-task batches.
+
+    Args:
+        adapted: a causal language model under any adapter: callable with ``task_ids``, or a plain Hugging Face model.
+    """
+
+    def __init__(self, adapted: nn.Module) -> None:
+        super().__init__()
+        self.adapted = adapted
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
+        hidden_PH = self._answer_states(batch)
+        logits_PV = self.language_model.get_output_embeddings()(hidden_PH).float()
+        word_K = logits_PV[batch.term_answer, batch.term_token] - logits_PV.logsumexp(-1)[batch.term_answer]
+        examples, classes = batch.class_mask.shape
+        scores = word_K.new_zeros(examples * classes).index_add(0, batch.term_slot, word_K * batch.term_weight)
+        return scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The Hugging Face model inside, its target layers adapted."""
+        return self.adapted.base_model if isinstance(self.adapted, AdapterModel) else self.adapted
+
+    def _answer_states(self, batch: Batch) -> Tensor:
+        decoder = self.language_model.base_model
+        with self._routed(batch.row_task):
+            out = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        return out.last_hidden_state[batch.answer_row, batch.answer_position]
+
+    def _routed(self, row_task_B: Tensor) -> AbstractContextManager[None]:
+        return self.adapted.router.route(row_task_B) if isinstance(self.adapted, AdapterModel) else nullcontext()
+
+
+def label_loss(log_probabilities: Tensor, batch: Batch) -> Tensor:
+    """Return each example's cross-entropy against its target distribution, (E,)."""
+    return -(batch.target * log_probabilities.masked_fill(~batch.class_mask, 0.0)).sum(-1)
+
+
+class Scorer:
+    """Class probabilities of samples, in batches of like length.
+
+    Args:
+        model: the label scorer, in evaluation mode afterwards.
+        encoder: tokenises for it.
+        batch_tokens: most tokens, padding included, that go through the model at once.
+    """
+
+    def __init__(self, model: LabelScorer, encoder: Encoder, batch_tokens: int = 2048) -> None:
+        self.model, self.encoder, self.batch_tokens = model.eval(), encoder, batch_tokens
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def probabilities(
+        self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
+    ) -> list[np.ndarray]:
+        """Return each sample's class probabilities in label order, fp64, in the order given.
+
+        Args:
+            samples: of any tasks, mixed.
+            progress: called with the number of samples that were just scored.
+        """
+        examples = self.encoder.encode(samples)
+        order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))
+        results: list[np.ndarray] = [np.empty(0)] * len(examples)
+        for chunk in self._batches(examples, order):
+            batch = self.encoder.collate([examples[i] for i in chunk]).to(self.device)
+            probabilities = self.model(batch).double().exp().cpu().numpy()
+            for i, row in zip(chunk, probabilities, strict=True):
+                results[i] = row[: len(examples[i].words)]
+            if progress is not None:
+                progress(len(chunk))
+        return results
+
+    def _batches(self, examples: Sequence[Example], order: Sequence[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        rows = longest = 0
+        for i in order:
+            longest = max(longest, examples[i].longest_row)
+            rows += examples[i].num_rows
+            if not batches or rows * longest > self.batch_tokens:
+                batches.append([])
+                rows, longest = examples[i].num_rows, examples[i].longest_row
+            batches[-1].append(i)
+        return batches

@@ -1,0 +1,283 @@
+"""The only door to Ray: a cluster, jobs on it, and the workers that train and score.
+
+A cluster is the one named by an address, the one this process already runs a job of, or a local one that ends with
+the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Must stand before Ray is imported: the controller asks workers this often whether they live and what they report.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import ray
+import ray.train
+from pydantic import BaseModel, ConfigDict, Field
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import ActorPool
+
+from pipeline.contracts import Sample
+from pipeline.errors import InputError
+from pipeline.progress import Track, say
+from pipeline.tracking import Tracker
+from pipeline.world import World
+
+_INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+class RayConfig(BaseModel):
+    """Which cluster runs the job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str = ""
+    """Cluster to join (``http://head:8265``, ``auto`` or ``head:6379``); empty: RAY_ADDRESS, else a local cluster."""
+    object_store_mb: int = Field(default=200, ge=80)
+    """Object store of a local cluster, in MiB; samples and scores are small."""
+
+
+def inside_job() -> bool:
+    """Whether this process is the driver of a Ray job."""
+    return _INSIDE_JOB in os.environ
+
+
+@contextlib.contextmanager
+def cluster(config: RayConfig) -> Iterator[str]:
+    """Join or start the cluster and yield the address of its dashboard.
+
+    Raises:
+        InputError: the named cluster does not answer.
+    """
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if ray.is_initialized():
+        yield _dashboard()
+        return
+    try:
+        if address and not address.startswith("http"):
+            ray.init(address=address, log_to_driver=True, logging_level="WARNING")
+        else:
+            say("Starting a local Ray cluster …")
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                object_store_memory=config.object_store_mb * 2**20,
+                log_to_driver=True,
+                logging_level="WARNING",
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"ray.address must be a cluster that answers, got {address!r}: {error}; start one with: ray start --head"
+        ) from error
+    try:
+        yield _dashboard()
+    finally:
+        ray.shutdown()
+
+
+def _dashboard() -> str:
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""
+
+
+def run_job(config: RayConfig, entrypoint: str, environment: Mapping[str, str], show: Callable[[str], None]) -> int:
+    """Run a command as a Ray job and return its exit code; a cancelled wait stops the job.
+
+    Args:
+        config: the cluster; a local one is started where none is named.
+        entrypoint: shell command, run on the head node.
+        environment: variables for the job, none of them secret.
+        show: takes each line of the job's log.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    remote = config.address or os.environ.get("RAY_ADDRESS", "")
+    with contextlib.nullcontext(remote) if remote.startswith("http") else cluster(config) as address:
+        client = JobSubmissionClient(address)
+        job_id = client.submit_job(entrypoint=entrypoint, runtime_env={"env_vars": dict(environment)})
+        try:
+            asyncio.run(_follow(client, job_id, show))
+        except BaseException:
+            client.stop_job(job_id)
+            raise
+        info = client.get_job_info(job_id)
+        if info.driver_exit_code is None:
+            show(f"job {job_id}: {info.status.value}, {info.message}")
+        return 1 if info.driver_exit_code is None else int(info.driver_exit_code)
+
+
+async def _follow(client: Any, job_id: str, show: Callable[[str], None]) -> None:
+    rest = ""
+    async for piece in client.tail_job_logs(job_id):
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            show(line)
+    if rest:
+        show(rest)
+
+
+def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
+    """Train on Ray workers and return the folder of the last checkpoint.
+
+    A run of the same folder that was cut off goes on from its last checkpoint; a lost worker is replaced.
+
+    Args:
+        job: a :class:`pipeline.training.loop.TrainingJob`.
+        run_folder: shared by all nodes; holds ``checkpoints/``, ``history.jsonl`` and the ledger.
+        tracker: MLflow run that rank 0 writes to.
+
+    Raises:
+        InputError: the cluster has fewer CPUs or GPUs than workers.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = job.training.num_workers
+    have = gpus or int(ray.cluster_resources().get("CPU", 0))
+    if have < workers:
+        raise InputError(
+            f"training.num_workers must be at most the cluster's {'GPUs' if gpus else 'CPUs'}, {have}, got {workers}; "
+            "lower it or add a node"
+        )
+    trainer = TorchTrainer(
+        _train_rank,
+        train_loop_config={"job": job, "run_folder": run_folder, "tracker": tracker},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=str(run_folder.resolve()),
+            failure_config=FailureConfig(max_failures=job.training.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.training.keep_checkpoints),
+        ),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise RuntimeError("a finished training run must leave a checkpoint, got none; see the worker's log above")
+    return Path(result.checkpoint.path)
+
+
+def _train_rank(settings: dict[str, Any]) -> None:
+    from pipeline.training.loop import Trainer
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    with _RayHost(world, settings["run_folder"], settings["tracker"]) as host:
+        Trainer(settings["job"], world, host).run()
+
+
+class _RayHost(contextlib.ExitStack):
+    """What a rank asks of its surroundings, answered by Ray, MLflow and the run folder."""
+
+    def __init__(self, world: World, run_folder: Path, tracker: Tracker | None) -> None:
+        super().__init__()
+        self.world, self.tracker = world, tracker
+        self.history_path = run_folder / "history.jsonl"
+        self.ledger_path = run_folder / f"samples-{world.rank:05d}.jsonl"
+        self.track: Track | None = None
+
+    def resume(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(self.enter_context(checkpoint.as_directory()))
+
+    def started(self, step: int, num_steps: int) -> None:
+        _drop_rows_after(self.history_path if self.world.rank == 0 else None, step, inclusive=True)
+        _drop_rows_after(self.ledger_path, step, inclusive=False)
+        if self.world.rank == 0:
+            self.track = self.enter_context(Track("train", num_steps, "steps"))
+            self.track.done = step
+
+    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+    def log(self, row: dict[str, Any]) -> None:
+        _append(self.history_path, [row])
+        if self.track is not None:
+            note = f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s"
+            self.track.advance(row["step"] - self.track.done, note)
+        if self.tracker is not None:
+            flat = {k: v for k, v in row.items() if isinstance(v, float)}
+            flat |= {f"loss/{task}": loss for task, loss in row["task_loss"].items()}
+            self.tracker.log_metrics(flat, row["step"])
+
+    def trained_on(self, step: int, rank: int, samples: Sequence[Sample]) -> None:
+        _append(self.ledger_path, [{"step": step, "rank": rank, "task": s.task, "key": s.key} for s in samples])
+
+
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _drop_rows_after(path: Path | None, step: int, inclusive: bool) -> None:
+    """Forget rows that a resumed run will write again; ``inclusive`` keeps the row of ``step`` itself."""
+    if path is None or not path.exists():
+        return
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [row for row in rows if row["step"] < step or (inclusive and row["step"] == step)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+class ScoringPool:
+    """Workers that score samples side by side; asked like one scorer.
+
+    Args:
+        load: returns, on a worker, an object whose ``probabilities(samples)`` scores them.
+        num_workers: processes of one CPU each, and one GPU each where the cluster has as many.
+    """
+
+    def __init__(self, load: Callable[[], Any], num_workers: int) -> None:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= num_workers else 0
+        worker = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_ScoringWorker)
+        self.actors = [worker.remote(load) for _ in range(num_workers)]
+        self.progress: Callable[[int], None] | None = None
+
+    def probabilities(self, samples: Sequence[Sample]) -> list[Any]:
+        """Return each sample's class probabilities, in the order given."""
+        # In like company there is little padding; longest first, so that no worker is left with the longest at the end.
+        order = sorted(range(len(samples)), key=lambda i: -sum(map(len, samples[i].fields.values())))
+        chunks = [order[first : first + _CHUNK] for first in range(0, len(order), _CHUNK)]
+        tasks = [(chunk, [samples[i] for i in chunk]) for chunk in chunks]
+        results: list[Any] = [None] * len(samples)
+        pool = ActorPool(self.actors)
+        for chunk, probabilities in pool.map_unordered(lambda actor, task: actor.score.remote(*task), tasks):
+            for i, row in zip(chunk, probabilities, strict=True):
+                results[i] = row
+            if self.progress is not None:
+                self.progress(len(chunk))
+        return results
+
+
+@contextlib.contextmanager
+def scoring_pool(load: Callable[[], Any], num_workers: int) -> Iterator[ScoringPool]:
+    """Yield a :class:`ScoringPool` whose workers end with the block."""
+    pool = ScoringPool(load, num_workers)
+    try:
+        yield pool
+    finally:
+        for actor in pool.actors:
+            ray.kill(actor)
+
+
+_CHUNK = 64
+"""Samples a call: enough to batch by length, few enough to share out evenly and to show progress."""
+
+
+class _ScoringWorker:
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self.scorer = load()
+
+    def score(self, chunk: list[int], samples: Sequence[Sample]) -> tuple[list[int], list[Any]]:
+        return chunk, self.scorer.probabilities(samples)

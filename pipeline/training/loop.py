@@ -1,0 +1,188 @@
+"""One rank's training: sampled batches in, checkpoints and a history out. Knows nothing of Ray or MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.contracts import Sample, TaskSpec
+from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_dtype
+from pipeline.modeling.encoding import Batch, Encoder
+from pipeline.modeling.scoring import LabelScorer, label_loss
+from pipeline.stream import MixedStream
+from pipeline.training.config import TrainingConfig
+from pipeline.training.engine import Engine, device, join_process_group, reduce_sum
+from pipeline.world import World
+
+
+class NotFiniteError(RuntimeError):
+    """A loss is not finite; the run stops before the optimizer step."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that a rank needs to know; plain values, so that it travels to any machine."""
+
+    manifest_path: Path
+    tasks: tuple[TaskSpec, ...]
+    base: BaseModelConfig
+    adapter: AdapterConfig
+    training: TrainingConfig
+    seed: int
+    mixture: Any = "proportional"
+
+
+class Host(Protocol):
+    """What a rank asks of its surroundings: orchestration answers with Ray, MLflow and the run folder."""
+
+    def resume(self) -> Path | None:
+        """Return the folder of the checkpoint to go on from, None at the first start."""
+
+    def started(self, step: int, num_steps: int) -> None:
+        """Hear at which step training begins; called by every rank."""
+
+    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
+        """Keep a checkpoint: ``write`` fills a folder; called by every rank."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Take one row of the history; called by rank 0."""
+
+    def trained_on(self, step: int, rank: int, samples: Sequence[Sample]) -> None:
+        """Take the samples of one step; called by every rank when the ledger is on."""
+
+
+class Trainer:
+    """The state of one rank."""
+
+    def __init__(self, job: TrainingJob, world: World, host: Host) -> None:
+        self.job, self.world, self.host = job, world, host
+        join_process_group()
+        torch.manual_seed(job.seed)
+        self.device = device()
+        base = load_base(job.base, self.device)
+        self.adapter = build_adapter(job.adapter, base, [t.name for t in job.tasks]).to(self.device)
+        self.encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
+        self.stream = MixedStream(job.manifest_path, job.seed, job.training.global_batch_size, job.mixture)
+        self.num_steps = job.training.num_steps(self.stream.steps_per_epoch)
+        bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
+        self.engine = Engine(LabelScorer(self.adapter), job.training, self.num_steps, bfloat16)
+        self.window = _Window(len(job.tasks), self.device)
+
+    def run(self) -> None:
+        """Train from the newest checkpoint, or from the start, to the last step."""
+        start = self._load()
+        self.host.started(start, self.num_steps)
+        self.adapter.train()
+        self.window.restart()
+        config = self.job.training
+        batches = self.stream.batches(self.world, start, self.num_steps - start)
+        for step in range(start, self.num_steps):
+            waiting = time.monotonic()
+            samples = next(batches)
+            self.window.data_wait_s += time.monotonic() - waiting
+            self._train_step(step, samples)
+            done = step + 1
+            if done % config.log_steps == 0 or done == self.num_steps:
+                self._log(done)
+            if done % config.checkpoint_steps == 0 or done == self.num_steps:
+                self.host.checkpoint(lambda folder, done=done: self._save(folder, done), {"step": done})
+
+    def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
+        # Within the rank's share, samples of like length go through the model together: less padding, same gradient.
+        torch.manual_seed(_seed(self.job.seed, step, self.world.rank))
+        examples = sorted(self.encoder.encode(samples), key=lambda example: -example.num_tokens)
+        rows = self.job.training.micro_batch_size
+        for first in range(0, len(examples), rows):
+            batch = self.encoder.collate(examples[first : first + rows]).to(self.device)
+            losses_E = label_loss(self.engine(batch), batch)
+            if not torch.isfinite(losses_E).all():
+                raise NotFiniteError(
+                    f"every loss must be finite, got {losses_E.tolist()} at step {step}; "
+                    f"samples {[f'{s.task}/{s.key}' for s in samples]}; lower training.learning_rate"
+                )
+            self.engine.backward(losses_E.mean())
+            self.engine.step()
+            self.window.add(batch, losses_E.detach())
+        if self.job.training.ledger:
+            self.host.trained_on(step, self.world.rank, samples)
+
+    def _log(self, step: int) -> None:
+        sums_T2, tokens, seconds = self.window.collect()
+        if self.world.rank:
+            return
+        per_task = {
+            task.name: float(total / count)
+            for task, (total, count) in zip(self.job.tasks, sums_T2.tolist(), strict=True)
+            if count
+        }
+        total, count = sums_T2.sum(0).tolist()
+        self.host.log(
+            {
+                "step": step,
+                "num_steps": self.num_steps,
+                "samples": step * self.job.training.global_batch_size,
+                "loss": total / count,
+                "task_loss": per_task,
+                "learning_rate": self.engine.learning_rate,
+                "gradient_norm": self.engine.gradient_norm,
+                "tokens_per_s": tokens / seconds,
+                "data_wait_share": self.window.last_wait_s / seconds,
+            }
+        )
+
+    def _save(self, folder: Path, step: int) -> None:
+        self.engine.save(folder, {"step": step, "identity": self._identity()})
+        with self.engine.whole_parameters():
+            if self.world.rank == 0:
+                self.adapter.save_pretrained(folder / "adapter")
+
+    def _load(self) -> int:
+        folder = self.host.resume()
+        if folder is None:
+            return 0
+        state = self.engine.load(folder)
+        return int(state["step"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {"tasks": [t.name for t in self.job.tasks], "adapter": self.job.adapter.model_dump(mode="json")}
+
+
+class _Window:
+    """Sums since the last log row: per-task loss and count, tokens, waiting time."""
+
+    def __init__(self, num_tasks: int, where: torch.device) -> None:
+        self.sums_T2 = torch.zeros(num_tasks, 2, device=where, dtype=torch.float64)
+        self.tokens = torch.zeros(1, device=where, dtype=torch.float64)
+        self.data_wait_s = self.last_wait_s = 0.0
+        self.start = time.monotonic()
+
+    def restart(self) -> None:
+        self.sums_T2.zero_()
+        self.tokens.zero_()
+        self.last_wait_s, self.data_wait_s = self.data_wait_s, 0.0
+        self.start = time.monotonic()
+
+    def add(self, batch: Batch, losses_E: Tensor) -> None:
+        ones = torch.ones_like(losses_E)
+        values = torch.stack([losses_E, ones], 1).to(self.sums_T2.dtype)
+        self.sums_T2.index_add_(0, batch.example_task, values)
+        self.tokens += batch.attention_mask.sum()
+
+    def collect(self) -> tuple[Tensor, float, float]:
+        """Return sums and tokens over all ranks with the seconds they took, and begin anew."""
+        both = reduce_sum(torch.cat([self.sums_T2.flatten(), self.tokens])).cpu()
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        self.restart()
+        return both[:-1].view_as(self.sums_T2), float(both[-1]), seconds
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    # Dropout depends on the step and the rank, not on what ran before: a resumed run draws the same masks.
+    return (seed * 1_000_003 + step) * 1_009 + rank
