@@ -107,7 +107,8 @@ def _lines(source: SourceFile, config: DataConfig, tasks: Sequence[TaskSpec]) ->
         if named is not None and named not in by_name:
             raise InputError(
                 f"each record's {config.task_field!r} must be a configured task, got {named!r} in "
-                f"{source.location} line {line.number}{did_you_mean(str(named), by_name)}; add the task or mend the record"
+                f"{source.location} line {line.number}{did_you_mean(str(named), by_name)}; "
+                "configure the task or mend the record"
             )
         if source.task != ANY_TASK:
             yield line, by_name[source.task]

@@ -13,7 +13,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 MAX_KEY = 80
 
 
-class Rejected(Exception):  # noqa: N818 - a verdict on one record, not a fault
+class Rejected(Exception):
     """A record that breaks its task's schema; the message is the reason, free of the record's own words."""
 
 

@@ -1,0 +1,147 @@
+"""How much of each task a stream gives: typed mixtures, resolved to whole numbers of samples.
+
+A mixture is resolved against the tasks' sample counts into *quotas*: so many samples of each task in one period, which
+then repeats. Whole numbers make the shares exact and the schedule the same everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from pipeline.errors import InputError, did_you_mean
+
+
+class _Mixture(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Proportional(_Mixture):
+    """Each sample exactly once an epoch, unless a cap or a number of epochs says otherwise."""
+
+    kind: Literal["proportional"] = "proportional"
+    caps: dict[str, int] = Field(default_factory=dict)
+    """Task → at most so many of its samples an epoch; the next epoch goes on where this one stopped."""
+    epochs: dict[str, float] = Field(default_factory=dict)
+    """Task → how often its samples are given in one epoch of the stream; 1 where it is not named."""
+
+
+class Temperature(_Mixture):
+    """Shares proportional to n^(1/temperature): 1 is proportional, large values approach equal shares."""
+
+    kind: Literal["temperature"] = "temperature"
+    temperature: float = Field(default=2.0, gt=0)
+    caps: dict[str, int] = Field(default_factory=dict)
+    """Task → count it as having at most so many samples."""
+
+
+class Weights(_Mixture):
+    """Fixed shares, exact in every block of samples."""
+
+    kind: Literal["weights"] = "weights"
+    weights: dict[str, float]
+    """Task → weight; every task of the split must be named, and weight 0 leaves it out."""
+    block_samples: int = Field(default=1000, ge=1)
+    """Counts are exact in each block of so many samples, by largest remainder."""
+
+
+Mixture = Annotated[Proportional | Temperature | Weights, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[Proportional | Temperature | Weights] = TypeAdapter(Mixture)
+
+
+@dataclass(frozen=True)
+class Quotas:
+    """A mixture resolved: ``counts[t]`` samples of task t in each period of ``sum(counts)``."""
+
+    tasks: tuple[str, ...]
+    counts: tuple[int, ...]
+    requested: tuple[float, ...]
+    """Shares as asked for, which rounding to whole samples may miss by a little."""
+
+    @property
+    def period(self) -> int:
+        """Samples in one period."""
+        return sum(self.counts)
+
+
+def parse_mixture(mixture: str | Mapping[str, object] | _Mixture) -> Proportional | Temperature | Weights:
+    """Return the typed mixture of a name, a mapping or a mixture.
+
+    Raises:
+        InputError: no such mixture, or settings it does not have.
+    """
+    if isinstance(mixture, Proportional | Temperature | Weights):
+        return mixture
+    try:
+        return _ADAPTER.validate_python({"kind": mixture} if isinstance(mixture, str) else mixture)
+    except ValueError as error:
+        raise InputError(
+            f"mixture must be 'proportional', 'temperature' or {{'kind': 'weights', 'weights': {{task: weight}}}}, "
+            f"got {mixture!r}: {error}"
+        ) from error
+
+
+def resolve(mixture: Proportional | Temperature | Weights, samples: Mapping[str, int]) -> Quotas:
+    """Return the quotas of a mixture over tasks with so many samples each.
+
+    Raises:
+        InputError: the mixture names an unknown task, or leaves a task without a single sample.
+    """
+    tasks = tuple(sorted(samples))
+    if isinstance(mixture, Weights):
+        return _weighted(mixture, tasks)
+    _check_names(mixture.caps, tasks, "caps")
+    sizes = np.array([min(samples[t], mixture.caps.get(t, samples[t])) for t in tasks], dtype=float)
+    if isinstance(mixture, Temperature):
+        shares = sizes ** (1 / mixture.temperature)
+        return _rounded(tasks, shares / shares.sum(), sum(samples.values()))
+    _check_names(mixture.epochs, tasks, "epochs")
+    counts = tuple(
+        min(round(samples[t] * mixture.epochs.get(t, 1.0)), mixture.caps.get(t, math.ceil(samples[t] * 1e6)))
+        for t in tasks
+    )
+    if not any(counts) or min(counts) < 0:
+        raise InputError(f"a mixture must give samples, got {dict(zip(tasks, counts, strict=True))}; raise the epochs")
+    total = sum(counts)
+    return Quotas(tasks, counts, tuple(count / total for count in counts))
+
+
+def _weighted(mixture: Weights, tasks: tuple[str, ...]) -> Quotas:
+    _check_names(mixture.weights, tasks, "weights")
+    if missing := sorted(set(tasks) - set(mixture.weights)):
+        raise InputError(f"mixture weights must name every task, {missing} are missing; give them a weight (or 0)")
+    weights = np.array([mixture.weights[t] for t in tasks], dtype=float)
+    if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+        raise InputError(f"mixture weights must be >= 0 with one above 0, got {mixture.weights}; mend the weights")
+    return _rounded(tasks, weights / weights.sum(), mixture.block_samples)
+
+
+def _rounded(tasks: tuple[str, ...], shares: np.ndarray, total: int) -> Quotas:
+    counts = largest_remainder(shares, total)
+    for task, share, count in zip(tasks, shares, counts, strict=True):
+        if share > 0 and count == 0:
+            raise InputError(
+                f"task {task!r} must get at least 1 sample of each {total}, its share {share:.2g} gives none; "
+                f"raise its weight or block_samples to {math.ceil(1 / share)}"
+            )
+    return Quotas(tasks, counts, tuple(float(share) for share in shares))
+
+
+def largest_remainder(shares: np.ndarray, total: int) -> tuple[int, ...]:
+    """Return whole numbers that add up to ``total`` and are nearest to the shares; ties go to the earlier task."""
+    exact = np.asarray(shares, dtype=float) * total
+    counts = np.floor(exact).astype(int)
+    order = np.argsort(-(exact - counts), kind="stable")
+    counts[order[: total - int(counts.sum())]] += 1
+    return tuple(int(count) for count in counts)
+
+
+def _check_names(named: Mapping[str, object], tasks: tuple[str, ...], what: str) -> None:
+    for name in named:
+        if name not in tasks:
+            raise InputError(f"mixture {what} must name tasks of the split, got {name!r}{did_you_mean(name, tasks)}")
