@@ -1,0 +1,118 @@
+"""An adapter folder as an MLflow model: code as files, weights as safetensors, its own exact requirements."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import mtl_lora
+import pipeline
+from pipeline.contracts import TaskSpec
+from pipeline.errors import InputError
+
+REQUIREMENTS = (
+    "filelock",
+    "gguf",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "platformdirs",
+    "pydantic",
+    "rich",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+"""What ``pipeline.modeling`` and ``mtl_lora`` import to answer; each is pinned to the version that registered."""
+PACKAGES = ("contracts.py", "errors.py", "progress.py", "world.py", "__init__.py", "modeling")
+"""The part of ``pipeline`` that travels with the model."""
+
+
+def requirements() -> list[str]:
+    """Return the model's exact requirements."""
+    return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
+
+
+def input_example(specs: tuple[TaskSpec, ...]) -> pd.DataFrame:
+    """Return one row a task, mixed; a field that a row's task does not read is missing."""
+    rows = []
+    for spec in specs:
+        row: dict[str, Any] = {"task": spec.name} | {name: f"an example of {name}" for name in spec.text_fields}
+        if spec.kind == "choice":
+            row[spec.choices_field] = ["one answer", "another answer"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def signature(specs: tuple[TaskSpec, ...]) -> Any:
+    """Return the MLflow signature: ``task`` is required, each text field belongs to some tasks only."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType, Array
+
+    fields = sorted({name for spec in specs for name in spec.text_fields})
+    choices = sorted({spec.choices_field for spec in specs if spec.kind == "choice"})
+    inputs: list[Any] = [ColSpec("string", "task")]
+    inputs += [ColSpec("string", name, required=False) for name in fields]
+    # A list where the row's task has choices, missing elsewhere: an Array column would refuse pandas' NaN.
+    inputs += [ColSpec(AnyType(), name, required=False) for name in choices]
+    outputs: list[Any] = [ColSpec("string", "task"), ColSpec("double", "score"), ColSpec("long", "label")]
+    outputs += [ColSpec("string", "label_word"), ColSpec(Array(DataType.double), "probabilities")]
+    return ModelSignature(Schema(inputs), Schema(outputs))
+
+
+@contextlib.contextmanager
+def package(folder: Path, card: str = "") -> Iterator[Path]:
+    """Lay an MLflow model out in a temporary folder and yield it.
+
+    Args:
+        folder: adapter, its configuration and ``predictor.json``.
+        card: model card in Markdown.
+
+    Raises:
+        InputError: the folder is no predictor's.
+    """
+    import mlflow
+
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"a model to register must hold adapter_model.safetensors, {folder} does not; train first")
+    spec = PredictorSpec.read(folder / PREDICTOR_FILE)
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "model"
+        mlflow.pyfunc.save_model(
+            path=str(target),
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"predictor": str(folder)},
+            code_paths=[str(path) for path in _code(Path(scratch) / "code")],
+            pip_requirements=requirements(),
+            signature=signature(spec.tasks),
+            input_example=input_example(spec.tasks),
+        )
+        if card:
+            (target / "MODEL_CARD.md").write_text(card)
+        yield target
+
+
+def _code(scratch: Path) -> list[Path]:
+    """Copy the packages that answer, without caches and without what only trains."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    source = Path(pipeline.__file__).parent
+    for name in PACKAGES:
+        target = scratch / "pipeline" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target, ignore=ignore)
+        else:
+            shutil.copyfile(source / name, target)
+    shutil.copytree(Path(mtl_lora.__file__).parent, scratch / "mtl_lora", ignore=ignore)
+    return [scratch / "pipeline", scratch / "mtl_lora"]

@@ -1,0 +1,27 @@
+"""The registered model as MLflow runs it: this file is the model's code, its weights are safetensors, no pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc import PythonModel
+
+
+class MultiTaskPredictor(PythonModel):
+    """Answers a frame of mixed tasks: a ``task`` column and the texts that the tasks' templates name."""
+
+    def load_context(self, context: Any) -> None:
+        """Load base model and adapter from the version's own files."""
+        from pipeline.modeling.predictor import Predictor
+
+        self._predictor = Predictor.load(Path(context.artifacts["predictor"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Return ``task``, ``score``, ``label``, ``label_word`` and ``probabilities`` a row."""
+        return self._predictor.predict(model_input)
+
+
+mlflow.models.set_model(MultiTaskPredictor())

@@ -1,0 +1,228 @@
+"""The only door to MLflow's model registry: versions, aliases, and the ledger that decides between them.
+
+The ledger is written first and the aliases follow it, so a process killed at any point leaves ``champion`` on a version
+that loads, and the next call brings the aliases up to the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts import PromotionDecision
+from pipeline.errors import HeldBack, InputError
+from pipeline.promotion.ledger import Entry, Ledger, ensure_model, search_versions
+from pipeline.promotion.packaging import package
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+ARTIFACT = "model"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version.
+
+    Args:
+        number: as the registry counts.
+        run_id: the MLflow run that made it.
+        source: URI of its files.
+        tags: what it was made from (see :func:`Registry.register`).
+        aliases: names that point at it now.
+    """
+
+    number: int
+    run_id: str
+    source: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+
+
+class Registry:
+    """The registered versions of one model.
+
+    Args:
+        name: registered model.
+        uri: MLflow tracking URI; sqlite, PostgreSQL or a server.
+    """
+
+    def __init__(self, name: str, uri: str) -> None:
+        self.name, self.uri = name, uri
+
+    @cached_property
+    def _client(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri, self.uri)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The model's ledger."""
+        return Ledger(self._client, self.name)
+
+    def register(self, folder: Path, *, run_id: str, tags: Mapping[str, str], card: str = "") -> Version:
+        """Store a predictor's folder with a run and register it as the next version, alias ``challenger``.
+
+        Args:
+            folder: adapter, its configuration and ``predictor.json``.
+            run_id: MLflow run that holds the files.
+            tags: what it was made from: ``window``, ``manifest_sha256``, ``base_fingerprint``, ``parent_version``,
+                ``git_commit`` and metrics, as far as known.
+            card: model card, in Markdown; it becomes the version's description and ``MODEL_CARD.md`` beside it.
+
+        Raises:
+            InputError: the folder is no predictor's.
+        """
+        import mlflow
+
+        with package(folder, card) as model:
+            self._client.log_artifacts(run_id, str(model), ARTIFACT)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
+        ensure_model(
+            self._client, self.name, "Multi-task adapter of a frozen language model; predict takes mixed tasks."
+        )
+        tags = {**tags, "mlflow_version": mlflow.__version__}
+        made = self._client.create_model_version(
+            self.name, source, run_id, tags=dict(tags), description=card[:_DESCRIPTION]
+        )
+        self._client.set_registered_model_alias(self.name, CHALLENGER, made.version)
+        return self.version(int(made.version))
+
+    def version(self, reference: int | str) -> Version:
+        """Return a version by number or alias.
+
+        Raises:
+            InputError: there is none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        text = str(reference)
+        try:
+            found = (
+                self._client.get_model_version(self.name, text)
+                if text.isdigit()
+                else self._client.get_model_version_by_alias(self.name, text)
+            )
+            # The version alone does not list all its aliases on every store: ask the model.
+            aliases = self._client.get_registered_model(self.name).aliases
+        except MlflowException as error:
+            raise InputError(
+                f"a version must be a number or alias of model {self.name!r}, got {text!r}: "
+                f"{[v.version for v in search_versions(self._client, self.name)] or 'none'} are registered"
+            ) from error
+        names = tuple(sorted(a for a, v in aliases.items() if str(v) == str(found.version)))
+        return Version(int(found.version), found.run_id, found.source, dict(found.tags), names)
+
+    def champion(self) -> Version | None:
+        """Return the champion by the ledger, None where there was none yet; aliases are brought up to it."""
+        self._settle()
+        chain = self.ledger.chain()
+        return self.version(chain[-1].version) if chain else None
+
+    def promote(self, reference: int | str, decision: PromotionDecision) -> Entry:
+        """Make a version champion.
+
+        Args:
+            reference: number or alias.
+            decision: the verdict it rests on; ``champion`` names the version (as text) it was compared with.
+
+        Raises:
+            HeldBack: the verdict is not PROMOTE, the champion changed since, or another promotion came first.
+            InputError: there is no such version, or it does not load.
+        """
+        if decision.verdict != "PROMOTE":
+            raise HeldBack(f"only a PROMOTE verdict moves the champion, got {decision.verdict}: {decision.reasons[0]}")
+        return self._change("promote", self.version(reference), decision.reasons)
+
+    def rollback(self, to: int | str | None = None, why: str = "asked for") -> Entry:
+        """Make the previous champion, or any version, champion again.
+
+        Raises:
+            HeldBack: another change came first.
+            InputError: there is no such version, none before this one, or it does not load.
+        """
+        chain = self.ledger.chain()
+        if to is None:
+            if not chain or chain[-1].previous is None:
+                raise InputError(
+                    f"a rollback goes to the champion before this one, model {self.name!r} has had "
+                    f"{'one only' if chain else 'none'}; name a version: to=NUMBER"
+                )
+            to = chain[-1].previous
+        return self._change("rollback", self.version(to), [why])
+
+    def _change(self, action: Any, target: Version, why: Iterable[str]) -> Entry:
+        chain = self.ledger.chain()
+        current = chain[-1].version if chain else None
+        if current == target.number:
+            raise HeldBack(f"version {current} is champion already; nothing to do")
+        self.check_loads(target.number)
+        found = self._client.get_model_version(self.name, str(target.number))
+        entry = self.ledger.append(action, found, current, why, chain[-1].number if chain else 0)
+        self._settle()
+        return entry
+
+    def _settle(self) -> None:
+        """Point the aliases where the ledger says, again if it grew meanwhile."""
+        chain = self.ledger.chain()
+        while chain:
+            last = chain[-1]
+            aliases = self._client.get_registered_model(self.name).aliases
+            if last.previous is not None and str(aliases.get(PREVIOUS)) != str(last.previous):
+                self._client.set_registered_model_alias(self.name, PREVIOUS, str(last.previous))
+            if str(aliases.get(CHAMPION)) != str(last.version):
+                self._client.set_registered_model_alias(self.name, CHAMPION, str(last.version))
+            if str(aliases.get(CHALLENGER)) == str(last.version):
+                self._client.delete_registered_model_alias(self.name, CHALLENGER)
+            chain = self.ledger.chain()
+            if chain[-1].number == last.number:
+                return
+
+    def download(self, reference: int | str, target: Path) -> Path:
+        """Fetch a version's predictor folder.
+
+        Raises:
+            InputError: there is no such version, or its files are gone.
+        """
+        import mlflow
+
+        found = self.version(reference)
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=str(target), tracking_uri=self.uri)
+        except Exception as error:  # every store raises its own
+            raise InputError(
+                f"version {found.number} of {self.name!r} must have its files at {found.source}, "
+                f"which do not load: {error}; restore them or name another version"
+            ) from error
+        return next(target.rglob("predictor.json")).parent
+
+    def check_loads(self, reference: int | str) -> None:
+        """Make sure that a version's files are there and whole.
+
+        Raises:
+            InputError: they are not.
+        """
+        import tempfile
+
+        from safetensors import SafetensorError, safe_open
+
+        with tempfile.TemporaryDirectory() as folder:
+            predictor = self.download(reference, Path(folder))
+            try:
+                json.loads((predictor / "predictor.json").read_text())
+                with safe_open(predictor / "adapter_model.safetensors", "pt") as tensors:
+                    for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                        tensors.get_slice(key).get_shape()
+            except (OSError, ValueError, SafetensorError) as error:
+                raise InputError(
+                    f"version {reference} of {self.name!r} must load, its files do not: {error}; register it anew"
+                ) from error
+
+
+_DESCRIPTION = 5000
