@@ -110,7 +110,7 @@ def train(config: RunConfig) -> Path:
 
 def evaluate(config: RunConfig) -> tuple[EvaluationReport, EvaluationReport]:
     """Score the trained adapter and the untrained base on the test shards; write both reports and the scores."""
-    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec, trained_scorer, untrained_scorer
 
     adapter = config.folder / ADAPTER
     if not (adapter / PREDICTOR_FILE).is_file():
@@ -118,27 +118,11 @@ def evaluate(config: RunConfig) -> tuple[EvaluationReport, EvaluationReport]:
     manifest = ShardManifest.read(config.manifest_path)
     spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
     with orchestration.cluster(config.ray):
-        base = _scored(config, manifest, "base", partial(_untrained, spec))
-        trained = _scored(config, manifest, "", partial(_trained, adapter))
+        base = _scored(config, manifest, "base", partial(untrained_scorer, spec))
+        trained = _scored(config, manifest, "", partial(trained_scorer, adapter))
     metrics = {f"test/{name}/{r.metric}": r.value for name, r in trained.tasks.items()}
     _tracker(config).log_metrics(metrics | {"test/macro": trained.macro.value}, _last_step(config))
     return trained, base
-
-
-def _trained(adapter: Path, batch_tokens: int) -> Any:
-    from pipeline.modeling.predictor import Predictor
-
-    scorer = Predictor.load(adapter).scorer
-    scorer.batch_tokens = batch_tokens
-    return scorer
-
-
-def _untrained(spec: Any, batch_tokens: int) -> Any:
-    from pipeline.modeling.predictor import Predictor
-
-    scorer = Predictor.untrained(spec).scorer
-    scorer.batch_tokens = batch_tokens
-    return scorer
 
 
 def _scored(config: RunConfig, manifest: ShardManifest, suffix: str, load: Callable[[int], Any]) -> EvaluationReport:
@@ -161,7 +145,7 @@ def _scored(config: RunConfig, manifest: ShardManifest, suffix: str, load: Calla
     ):
         pool.progress = track.advance
         scores = predict(pool, samples, chunk=len(samples))
-    write_scores(scores, scores_path)
+    write_scores(scores_path, scores)
     report = summarize(
         scores, config.tasks, model=name, data=data, best_attainable=manifest.best_attainable, seed=config.seed
     )

@@ -44,7 +44,7 @@ class Predictor:
         self._specs = {task.name: task for task in spec.tasks}
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str | None = None) -> Predictor:
+    def load(cls, folder: Path | str, device: torch.device | str | None = None, batch_tokens: int = 2048) -> Predictor:
         """Load a predictor from its folder onto a device (CUDA where there is one).
 
         Raises:
@@ -53,12 +53,7 @@ class Predictor:
         spec = PredictorSpec.read(Path(folder) / PREDICTOR_FILE)
         base = load_base(spec.base, device or default_device())
         adapted = load_adapter(base, Path(folder), [task.name for task in spec.tasks])
-        return cls(spec, _scorer(LabelScorer(adapted), spec))
-
-    @classmethod
-    def untrained(cls, spec: PredictorSpec, device: torch.device | str | None = None) -> Predictor:
-        """Return the base model alone, asked the same way."""
-        return cls(spec, _scorer(LabelScorer(load_base(spec.base, device or default_device())), spec))
+        return cls(spec, _scorer(LabelScorer(adapted), spec, batch_tokens))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Answer rows.
@@ -114,5 +109,16 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _scorer(model: LabelScorer, spec: PredictorSpec) -> Scorer:
-    return Scorer(model, Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length))
+def trained_scorer(folder: Path, batch_tokens: int) -> Scorer:
+    """Return the scorer of a predictor's folder."""
+    return Predictor.load(folder, batch_tokens=batch_tokens).scorer
+
+
+def untrained_scorer(spec: PredictorSpec, batch_tokens: int) -> Scorer:
+    """Return the scorer of the base model alone, asked the same way."""
+    return _scorer(LabelScorer(load_base(spec.base, default_device())), spec, batch_tokens)
+
+
+def _scorer(model: LabelScorer, spec: PredictorSpec, batch_tokens: int) -> Scorer:
+    encoder = Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length)
+    return Scorer(model, encoder, batch_tokens)
