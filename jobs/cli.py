@@ -34,9 +34,10 @@ app = typer.Typer(
 Config = Annotated[
     Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one (demo, ads_real).")
 ]
-Config = Annotated[Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.")]
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Values over the file's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, last on standard output.")]
+
 
 def _run(config: Path, overrides: list[str] | None, as_json: bool, verb: Callable[[RunConfig], Any]) -> None:
     from jobs.config import load_config
@@ -68,7 +69,7 @@ def _as_job(
 
 
 @app.command()
-def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def prepare(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Validate the records and write them as WebDataset shards with a manifest."""
     from jobs import stages
 
@@ -76,7 +77,7 @@ def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) 
 
 
 @app.command()
-def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Say what training will do: steps, samples a task, shards."""
     from jobs import stages, tables
 
@@ -89,7 +90,7 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def train(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train the adapter, as a Ray job (on a local cluster where no address is given)."""
     from jobs import stages
 
@@ -97,7 +98,7 @@ def train(config: Config, overrides: Overrides = None, as_json: Json = False) ->
 
 
 @app.command()
-def evaluate(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def evaluate(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Score the trained adapter and the untrained base on the test shards."""
     from jobs import stages, tables
 
@@ -110,7 +111,7 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: Json = False)
 
 
 @app.command()
-def export(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def export(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write each task as a plain PEFT LoRA folder, compared with the model first."""
     from jobs import stages
 
@@ -118,12 +119,12 @@ def export(config: Config, overrides: Overrides = None, as_json: Json = False) -
 
 
 @app.command()
-def promote(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def promote(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Register the adapter as challenger; make it champion if the gates let it pass."""
-    from jobs import stages, tables
+    from jobs import release, tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        decision = stages.promote(run)
+        decision = release.promote(run)
         tables.show_decision(decision)
         return decision.model_dump(mode="json", by_alias=True)
 
@@ -131,27 +132,27 @@ def promote(config: Config, overrides: Overrides = None, as_json: Json = False) 
 
 
 @app.command()
-def report(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def report(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write the run's report, one HTML page."""
-    from jobs import stages
+    from jobs import release
 
-    _run(config, overrides, as_json, lambda c: {"report": str(stages.report(c))})
+    _run(config, overrides, as_json, lambda c: {"report": str(release.report(c))})
 
 
 @app.command()
-def retrain(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def retrain(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Run every stage, raw records to registry, as one Ray job."""
-    from jobs import stages
+    from jobs.retrain import retrain as run_all
 
-    _as_job("retrain", config, overrides, as_json, stages.retrain)
+    _as_job("retrain", config, overrides, as_json, run_all)
 
 
 @app.command()
-def demo(config: Config = Path("demo"), overrides: Overrides = None, as_json: Json = False) -> None:
+def demo(config: ConfigFile = Path("demo"), overrides: Overrides = None, as_json: Json = False) -> None:
     """Run every stage on synthetic Ads data, into runs/demo."""
-    from jobs import stages
+    from jobs.retrain import retrain as run_all
 
-    _as_job("demo", config, overrides, as_json, stages.retrain)
+    _as_job("demo", config, overrides, as_json, run_all)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

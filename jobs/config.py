@@ -20,12 +20,21 @@ from pipeline.ingestion import DataConfig, synthetic_ads_tasks
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
 from pipeline.orchestration import RayConfig
-from pipeline.promotion import PromotionConfig
+from pipeline.promotion.policy import GatesConfig
 from pipeline.stream import Mixture, Proportional
 from pipeline.tracking import TrackingConfig
 from pipeline.training.config import TrainingConfig
 
 PACKAGED = Path(__file__).parent / "configs"
+
+
+class PromotionConfig(BaseModel):
+    """Under which name a model is registered, and what it must pass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_name: str = Field(default="ads-relevance", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    gates: GatesConfig = GatesConfig()
 
 
 class RunConfig(BaseModel):

@@ -1,8 +1,7 @@
-"""The stages of a run, each idempotent, each handing the next an artefact in the run's folder."""
+"""The stages up to the export, each idempotent, each handing the next an artefact in the run's folder."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import RunConfig
+from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, file_sha256, last_step, merge_ledgers, tracker_of
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
 from pipeline.errors import InputError
@@ -18,9 +18,6 @@ from pipeline.evaluation import predict, summarize, write_scores
 from pipeline.ingestion import prepare as prepare_shards
 from pipeline.progress import Track, say
 from pipeline.stream import MixedStream, read_split
-from pipeline.tracking import Tracker, git_commit
-
-ADAPTER, EXPORT, PLAN = "adapter", "export", "plan.json"
 
 
 def check(config: RunConfig) -> None:
@@ -76,13 +73,13 @@ def train(config: RunConfig) -> Path:
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
     from pipeline.training.loop import TrainingJob
 
-    _own_folder(config)
+    claim(config)
     plan(config)
     adapter = config.folder / ADAPTER
     if (adapter / PREDICTOR_FILE).is_file():
         say(f"{adapter} is trained with this configuration; remove {config.folder} to train anew")
         return adapter
-    tracker = _tracker(config)
+    tracker = tracker_of(config)
     job = TrainingJob(
         manifest_path=config.manifest_path,
         tasks=config.tasks,
@@ -98,7 +95,7 @@ def train(config: RunConfig) -> Path:
     except BaseException:
         tracker.end("FAILED")
         raise
-    _merge_ledgers(config.folder)
+    merge_ledgers(config.folder)
     staged = config.folder / f".{ADAPTER}"
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(checkpoint / ADAPTER, staged)
@@ -118,25 +115,36 @@ def evaluate(config: RunConfig) -> tuple[EvaluationReport, EvaluationReport]:
     manifest = ShardManifest.read(config.manifest_path)
     spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
     with orchestration.cluster(config.ray):
-        base = _scored(config, manifest, "base", partial(untrained_scorer, spec))
-        trained = _scored(config, manifest, "", partial(trained_scorer, adapter))
+        base = scored(config, manifest, "base", partial(untrained_scorer, spec))
+        trained = scored(config, manifest, "", partial(trained_scorer, adapter))
     metrics = {f"test/{name}/{r.metric}": r.value for name, r in trained.tasks.items()}
-    _tracker(config).log_metrics(metrics | {"test/macro": trained.macro.value}, _last_step(config))
+    tracker_of(config).log_metrics(metrics | {"test/macro": trained.macro.value}, last_step(config))
     return trained, base
 
 
-def _scored(config: RunConfig, manifest: ShardManifest, suffix: str, load: Callable[[int], Any]) -> EvaluationReport:
-    """Score one model on the test split, unless its scores of the same samples stand already."""
+def scored(
+    config: RunConfig, manifest: ShardManifest, suffix: str, load: Callable[[int], Any], known: set[str] | None = None
+) -> EvaluationReport:
+    """Score one model on the test split, unless its scores of the same samples stand already.
+
+    Args:
+        config: of the run.
+        manifest: of its shards.
+        suffix: of the files written; empty for the run's own adapter.
+        load: returns the scorer, given its token budget.
+        known: names of the tasks that the model knows; None for all.
+    """
     end = f"_{suffix}" if suffix else ""
     scores_path, report_path = config.folder / f"scores{end}.parquet", config.folder / f"evaluation{end}.json"
     split = config.evaluation.split
     data = {"manifest_sha256": file_sha256(config.manifest_path), "split": split}
     name = suffix or config.name
     if report_path.is_file() and scores_path.is_file() and report_path.stat().st_mtime > _trained_at(config, suffix):
-        known = EvaluationReport.read(report_path)
-        if data.items() <= known.data.items():
-            return known
-    samples = list(read_split(config.manifest_path, split))
+        standing = EvaluationReport.read(report_path)
+        if data.items() <= standing.data.items():
+            return standing
+    specs = [task for task in config.tasks if known is None or task.name in known]
+    samples = [sample for task in specs for sample in read_split(config.manifest_path, split, task=task.name)]
     with (
         orchestration.scoring_pool(
             partial(load, config.evaluation.batch_tokens), config.evaluation.num_workers
@@ -146,14 +154,16 @@ def _scored(config: RunConfig, manifest: ShardManifest, suffix: str, load: Calla
         pool.progress = track.advance
         scores = predict(pool, samples, chunk=len(samples))
     write_scores(scores_path, scores)
-    report = summarize(
-        scores, config.tasks, model=name, data=data, best_attainable=manifest.best_attainable, seed=config.seed
+    summary = summarize(
+        scores, specs, model=name, data=data, best_attainable=manifest.best_attainable, seed=config.seed
     )
-    report.write(report_path)
-    return report
+    summary.write(report_path)
+    return summary
 
 
 def _trained_at(config: RunConfig, suffix: str) -> float:
+    if suffix == "champion":
+        return float("inf")  # another champion may stand there than last time
     return 0.0 if suffix == "base" else (config.folder / ADAPTER).stat().st_mtime
 
 
@@ -162,7 +172,7 @@ def export(config: RunConfig) -> list[Path]:
     from pipeline.modeling.predictor import Predictor
 
     predictor = Predictor.load(config.folder / ADAPTER, "cpu")
-    adapted = predictor.scorer.model.adapted
+    adapted: Any = predictor.scorer.model.adapted
     split = config.evaluation.split
     folders = []
     with Track("export", len(config.tasks), "tasks") as track:
@@ -173,60 +183,3 @@ def export(config: RunConfig) -> list[Path]:
             folders.append(adapted.export_task(task.name, config.folder / EXPORT / task.name, inputs))
             track.advance()
     return folders
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's sha256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _own_folder(config: RunConfig) -> None:
-    """Claim the run's folder for this configuration."""
-    mark = config.folder / "run.json"
-    mine = {"schema": 1, "config_sha256": config.digest()}
-    if mark.is_file() and json.loads(mark.read_text()).get("config_sha256") != mine["config_sha256"]:
-        raise InputError(
-            f"a run's folder must hold one configuration, {config.folder} was trained with another; "
-            f"choose another name=… or remove the folder"
-        )
-    if not mark.is_file():
-        write_atomic(mark, json.dumps(mine) + "\n")
-
-
-def _tracker(config: RunConfig) -> Tracker:
-    """Return the MLflow run of this folder, opening it the first time."""
-    mark = config.folder / "run.json"
-    known = json.loads(mark.read_text()) if mark.is_file() else {"schema": 1, "config_sha256": config.digest()}
-    if known.get("mlflow_uri") == config.tracking.uri:
-        return Tracker(config.tracking.uri, known["mlflow_run_id"])
-    tags = {"git_commit": git_commit(), "manifest_sha256": file_sha256(config.manifest_path)}
-    parameters = config.model_dump(mode="json", exclude={"tasks"})
-    parameters["tasks"] = ", ".join(task.name for task in config.tasks)
-    tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
-    known |= {"mlflow_uri": config.tracking.uri, "mlflow_run_id": tracker.run_id}
-    write_atomic(mark, json.dumps(known) + "\n")
-    return tracker
-
-
-def _merge_ledgers(folder: Path) -> None:
-    """Join the ranks' ledgers into ``samples.jsonl``, by step and rank."""
-    parts = sorted(folder.glob("samples-*.jsonl"))
-    rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
-    if not rows:
-        return
-    rows.sort(key=lambda row: (row["step"], row["rank"]))
-    write_atomic(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for part in parts:
-        part.unlink()
-
-
-def history(config: RunConfig) -> list[dict[str, Any]]:
-    """Return the rows of the training history."""
-    path = config.folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def _last_step(config: RunConfig) -> int:
-    rows = history(config)
-    return int(rows[-1]["step"]) if rows else 0

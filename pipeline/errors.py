@@ -10,7 +10,7 @@ class InputError(ValueError):
     """Configuration, data or usage that breaks a rule; the command ends with exit code 2."""
 
 
-class HeldBack(Exception):  # noqa: N818 - a verdict, not a fault
+class HeldBack(Exception):
     """A gate held the run back; the command ends with exit code 3."""
 
 

@@ -67,7 +67,7 @@ def cluster(config: RayConfig) -> Iterator[str]:
         return
     try:
         if address and not address.startswith("http"):
-            ray.init(address=address, log_to_driver=True, logging_level="WARNING")
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         else:
             say("Starting a local Ray cluster …")
             ray.init(
@@ -75,7 +75,7 @@ def cluster(config: RayConfig) -> Iterator[str]:
                 include_dashboard=True,
                 object_store_memory=config.object_store_mb * 2**20,
                 log_to_driver=True,
-                logging_level="WARNING",
+                logging_level=logging.WARNING,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
@@ -241,7 +241,7 @@ class ScoringPool:
     def __init__(self, load: Callable[[], Any], num_workers: int) -> None:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= num_workers else 0
         worker = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_ScoringWorker)
-        self.actors = [worker.remote(load) for _ in range(num_workers)]
+        self.actors: list[Any] = [worker.remote(load) for _ in range(num_workers)]
         self.progress: Callable[[int], None] | None = None
 
     def probabilities(self, samples: Sequence[Sample]) -> list[Any]:

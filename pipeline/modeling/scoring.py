@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class LabelScorer(nn.Module):
         return scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
 
     @property
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> Any:
         """The Hugging Face model inside, its target layers adapted."""
         return self.adapted.base_model if isinstance(self.adapted, AdapterModel) else self.adapted
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,7 +93,7 @@ class Trainer:
             if done % config.log_steps == 0 or done == self.num_steps:
                 self._log(done)
             if done % config.checkpoint_steps == 0 or done == self.num_steps:
-                self.host.checkpoint(lambda folder, done=done: self._save(folder, done), {"step": done})
+                self.host.checkpoint(partial(self._save, done), {"step": done})
 
     def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
         # Within the rank's share, samples of like length go through the model together: less padding, same gradient.
@@ -137,7 +138,7 @@ class Trainer:
             }
         )
 
-    def _save(self, folder: Path, step: int) -> None:
+    def _save(self, step: int, folder: Path) -> None:
         self.engine.save(folder, {"step": step, "identity": self._identity()})
         with self.engine.whole_parameters():
             if self.world.rank == 0:

@@ -1,0 +1,117 @@
+"""From an evaluated run to the registry: register, compare, decide, promote, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.evaluation.report import write_report
+
+from jobs.config import RunConfig
+from jobs.run_folder import ADAPTER, DECISION, RUN, file_sha256, history, tracker_of
+from jobs.stages import scored
+from pipeline import orchestration
+from pipeline.contracts import Contract, EvaluationReport, PromotionDecision, ShardManifest, write_atomic
+from pipeline.evaluation import read_scores
+from pipeline.progress import say
+from pipeline.promotion.policy import decide
+from pipeline.promotion.registry import Registry, Version
+from pipeline.tracking import git_commit
+
+C = TypeVar("C", bound=Contract)
+
+
+def promote(config: RunConfig) -> PromotionDecision:
+    """Register the adapter as challenger, score the champion on the same samples, decide, and move the alias.
+
+    Raises:
+        InputError: the run was not evaluated.
+    """
+    candidate = EvaluationReport.read(config.folder / "evaluation.json")
+    base = EvaluationReport.read(config.folder / "evaluation_base.json")
+    registry = Registry(config.promotion.model_name, config.tracking.uri)
+    version = _registered(config, registry, candidate)
+    champion = registry.champion()
+    if champion is not None and champion.number == version.number:
+        say(f"version {version.number} of {registry.name} is champion already")
+        return PromotionDecision.read(config.folder / DECISION)
+    opponent = None if champion is None else _score_champion(config, registry, champion.number)
+    decision = decide(candidate, base, opponent, config.promotion.gates).model_copy(
+        update={"candidate": str(version.number), "champion": str(champion.number) if champion else None}
+    )
+    decision.write(config.folder / DECISION)
+    tracker_of(config).set_tags({"verdict": decision.verdict, "model_version": str(version.number)})
+    if decision.verdict == "PROMOTE":
+        registry.promote(version.number, decision)
+    return decision
+
+
+def _registered(config: RunConfig, registry: Registry, report: EvaluationReport) -> Version:
+    """Return this run's version in the registry, registering it the first time."""
+    mark = config.folder / RUN
+    known = json.loads(mark.read_text())
+    tracker = tracker_of(config)
+    if known.get("version") and known.get("mlflow_uri") == config.tracking.uri:
+        return registry.version(known["version"])
+    from pipeline.modeling.base_model import fingerprint
+
+    manifest = ShardManifest.read(config.manifest_path)
+    tags = {
+        "run": config.name,
+        "window": "..".join(manifest.window) if manifest.window else "",
+        "manifest_sha256": file_sha256(config.manifest_path),
+        "base_fingerprint": fingerprint(config.model),
+        "git_commit": git_commit(),
+        "macro": f"{report.macro.value}",
+    }
+    version = registry.register(config.folder / ADAPTER, run_id=tracker.run_id, tags=tags)
+    write_atomic(mark, json.dumps(json.loads(mark.read_text()) | {"version": version.number}) + "\n")
+    return version
+
+
+def _score_champion(config: RunConfig, registry: Registry, number: int) -> EvaluationReport:
+    """Score the present champion on this run's test samples, for the tasks that it knows."""
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec, trained_scorer
+
+    folder = config.folder / "champion"
+    shutil.rmtree(folder, ignore_errors=True)
+    predictor = registry.download(number, folder)
+    spec = PredictorSpec.read(predictor / PREDICTOR_FILE)
+    known = {task.name for task in spec.tasks}
+    with orchestration.cluster(config.ray):
+        load = partial(trained_scorer, predictor)
+        return scored(config, ShardManifest.read(config.manifest_path), "champion", load, known)
+
+
+def report(config: RunConfig) -> Path:
+    """Write ``report.html`` from what the run's folder holds, and store it with the MLflow run."""
+    candidate = EvaluationReport.read(config.folder / "evaluation.json")
+    path = config.folder / "report.html"
+    manifest = ShardManifest.read(config.manifest_path)
+    write_report(
+        path,
+        run_name=config.name,
+        config=config.model_dump(mode="json"),
+        manifest=manifest,
+        candidate=candidate,
+        base=_known(EvaluationReport, config.folder / "evaluation_base.json"),
+        champion=_known(EvaluationReport, config.folder / "evaluation_champion.json"),
+        decision=_known(PromotionDecision, config.folder / DECISION),
+        scores=read_scores(config.folder / "scores.parquet"),
+        base_scores=read_scores(config.folder / "scores_base.parquet"),
+        history=history(config),
+        lineage={
+            "manifest_sha256": file_sha256(config.manifest_path),
+            "git_commit": git_commit(),
+            "config_sha256": config.digest(),
+        },
+    )
+    tracker_of(config).log_artifact(path)
+    return path
+
+
+def _known(contract: type[C], path: Path) -> C | None:
+    return contract.read(path) if path.is_file() else None

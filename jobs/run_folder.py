@@ -1,0 +1,75 @@
+"""What a run's folder remembers: whose it is, its MLflow run, its history and ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jobs.config import RunConfig
+from pipeline.contracts import write_atomic
+from pipeline.errors import InputError
+from pipeline.tracking import Tracker, git_commit
+
+ADAPTER, EXPORT, PLAN, DECISION, RUN = "adapter", "export", "plan.json", "decision.json", "run.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def claim(config: RunConfig) -> None:
+    """Claim the run's folder for this configuration."""
+    mark = config.folder / RUN
+    mine = {"schema": 1, "config_sha256": config.digest()}
+    if mark.is_file() and json.loads(mark.read_text()).get("config_sha256") != mine["config_sha256"]:
+        raise InputError(
+            f"a run's folder must hold one configuration, {config.folder} was trained with another; "
+            f"choose another name=… or remove the folder"
+        )
+    if not mark.is_file():
+        write_atomic(mark, json.dumps(mine) + "\n")
+
+
+def tracker_of(config: RunConfig) -> Tracker:
+    """Return the MLflow run of this folder, opening it the first time."""
+    mark = config.folder / RUN
+    known: dict[str, Any] = {"schema": 1, "config_sha256": config.digest()}
+    if mark.is_file():
+        known = json.loads(mark.read_text())
+    if known.get("mlflow_uri") == config.tracking.uri:
+        return Tracker(config.tracking.uri, known["mlflow_run_id"])
+    tags = {"git_commit": git_commit(), "manifest_sha256": file_sha256(config.manifest_path)}
+    parameters = config.model_dump(mode="json", exclude={"tasks"})
+    parameters["tasks"] = ", ".join(task.name for task in config.tasks)
+    tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
+    known |= {"mlflow_uri": config.tracking.uri, "mlflow_run_id": tracker.run_id}
+    write_atomic(mark, json.dumps(known) + "\n")
+    return tracker
+
+
+def merge_ledgers(folder: Path) -> None:
+    """Join the ranks' ledgers into ``samples.jsonl``, by step and rank."""
+    parts = sorted(folder.glob("samples-*.jsonl"))
+    rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+    if not rows:
+        return
+    rows.sort(key=lambda row: (row["step"], row["rank"]))
+    write_atomic(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for part in parts:
+        part.unlink()
+
+
+def history(config: RunConfig) -> list[dict[str, Any]]:
+    """Return the rows of the training history."""
+    path = config.folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def last_step(config: RunConfig) -> int:
+    """Return the last step of the training history, 0 without one."""
+    rows = history(config)
+    return int(rows[-1]["step"]) if rows else 0
