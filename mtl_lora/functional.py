@@ -52,21 +52,22 @@ def fold(
         scaling: s.
 
     Returns:
-        The folded U (T, O, R), the mixed Σᵢ αᵢ Bᵢ (T, O, R) and the weights α (T, N), in :func:`folding_dtype`.
+        The folded Uᵀ (T, R, O), the mixed Σᵢ αᵢ Bᵢ (T, O, R) and the weights α (T, N), in :func:`folding_dtype`.
+        U is returned transposed because products with a (R, O) right-hand side are the fast ones.
     """
     dtype = folding_dtype(up_NOR.dtype)
     up_NOR, transform = up_NOR.to(dtype), transform.to(dtype)
     weights_TN = mixing_weights(mixing_TN, temperature).to(dtype)
     mixed_TOR = _mix(weights_TN, up_NOR)
     if transform.dim() == 3:
-        folded_TOR = torch.bmm(mixed_TOR, transform * scaling)
+        folded_TRO = torch.bmm((transform * scaling).transpose(1, 2), mixed_TOR.transpose(1, 2))
     else:
-        folded_TOR = mixed_TOR * (transform * scaling).unsqueeze(1)
-    return folded_TOR, mixed_TOR, weights_TN
+        folded_TRO = (mixed_TOR * (transform * scaling).unsqueeze(1)).transpose(1, 2).contiguous()
+    return folded_TRO, mixed_TOR, weights_TN
 
 
 def fold_backward(
-    grad_TOR: Tensor,
+    grad_TRO: Tensor,
     up_NOR: Tensor,
     transform: Tensor,
     mixed_TOR: Tensor,
@@ -74,17 +75,18 @@ def fold_backward(
     temperature: float,
     scaling: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`fold` for B (N, O, R), Λ and w (T, N), given U's gradient (T, O, R)."""
+    """Return the gradients of :func:`fold` for B (N, O, R), Λ and w (T, N), given that of Uᵀ (T, R, O)."""
     dtype = weights_TN.dtype
-    up_NOR, transform, grad_TOR = up_NOR.to(dtype), transform.to(dtype), grad_TOR.to(dtype)
+    up_NOR, transform, grad_TRO = up_NOR.to(dtype), transform.to(dtype), grad_TRO.to(dtype)
+    grad_TOR = grad_TRO.transpose(1, 2)
     if transform.dim() == 3:
-        grad_transform = torch.bmm(mixed_TOR.transpose(1, 2), grad_TOR) * scaling
+        grad_transform = torch.bmm(grad_TRO, mixed_TOR).transpose(1, 2) * scaling
         grad_mixed_TOR = torch.bmm(grad_TOR, (transform * scaling).transpose(1, 2))
     else:
         grad_transform = (mixed_TOR * grad_TOR).sum(1) * scaling
         grad_mixed_TOR = grad_TOR * (transform * scaling).unsqueeze(1)
-    grad_mixed = grad_mixed_TOR.flatten(1)
+    grad_mixed = grad_mixed_TOR.reshape(weights_TN.shape[0], -1)
     grad_up_NOR = (weights_TN.t() @ grad_mixed).view_as(up_NOR)
-    grad_weights_TN = grad_mixed @ up_NOR.flatten(1).t()
+    grad_weights_TN = grad_mixed @ up_NOR.reshape(weights_TN.shape[1], -1).t()
     centred_TN = grad_weights_TN - (weights_TN * grad_weights_TN).sum(-1, keepdim=True)
     return grad_up_NOR, grad_transform, weights_TN * centred_TN / temperature

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mtl_lora.functional import fold, fold_backward
+from mtl_lora.functional import fold, fold_backward, folding_dtype
 
 __all__ = ["Settings", "adapted_linear", "dropout_mask", "select_folded"]
 
@@ -43,9 +43,21 @@ class Settings(NamedTuple):
     trainable_tasks: tuple[int, ...] | None = None
 
 
-def dropout_mask(x: Tensor, probability: float) -> Tensor:
-    """Return a random mask of x's shape, True where a feature is kept, from torch's default generator."""
-    return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - probability)
+def dropout_mask(x: Tensor, probability: float) -> tuple[Tensor, float]:
+    """Return a random mask of x's shape in int8 (1 where a feature is kept) and the factor 1 / P(kept).
+
+    On the CPU one 64-bit draw of torch's default generator makes four decisions of 16 bits, several times faster than
+    a draw each. The probability is rounded to a multiple of 2⁻¹⁶, and the factor belongs to the rounded one, so the
+    expectation is exact.
+    """
+    if x.device.type != "cpu":
+        mask = torch.empty(x.shape, dtype=torch.int8, device=x.device).bernoulli_(1 - probability)
+        return mask, 1 / (1 - probability)
+    dropped_of_65536 = min(round(probability * 65536), 65535)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    mask = (lanes >= dropped_of_65536 - 32768).view(torch.int8)
+    return mask, 65536 / (65536 - dropped_of_65536)
 
 
 def _gathers_first(ids: Tensor, num_tasks: int) -> bool:
@@ -53,11 +65,11 @@ def _gathers_first(ids: Tensor, num_tasks: int) -> bool:
     return ids.dim() == 0 or (ids.dim() == 1 and ids.shape[0] < num_tasks)
 
 
-def select_folded(folded_TOR: Tensor, ids: Tensor) -> Tensor:
-    """Return the folded matrices in the layout that the ids ask for: (1, O, R), (B, O, R) or (T, O, R)."""
+def select_folded(folded_TRO: Tensor, ids: Tensor) -> Tensor:
+    """Return the folded matrices in the layout that the ids ask for: (1, R, O), (B, R, O) or (T, R, O)."""
     if ids.dim() == 2:
-        return folded_TOR
-    return folded_TOR.index_select(0, ids.reshape(-1))
+        return folded_TRO
+    return folded_TRO.index_select(0, ids.reshape(-1))
 
 
 def _spread(down_MR: Tensor, ids_M1: Tensor, num_tasks: int) -> Tensor:
@@ -75,19 +87,14 @@ def _collect(blocks: Tensor, ids_M1: Tensor, rank: int) -> Tensor:
     return blocks_MTR.gather(1, index).squeeze(1)
 
 
-def _stacked(folded_TOR: Tensor) -> Tensor:
-    """Return U as (T·R, O) for the product with spread activations."""
-    return folded_TOR.transpose(1, 2).reshape(-1, folded_TOR.shape[1])
-
-
 def accumulate_up(y: Tensor, down: Tensor, folded: Tensor, ids: Tensor) -> Tensor:
-    """Add ``down Uᵀ`` to y in place and return y; shapes as in the module's docstring."""
+    """Add ``down Uᵀ`` to y in place and return y; ``folded`` is Uᵀ (E, R, O), layouts as in the module's docstring."""
     if ids.dim() == 2:
-        return y.addmm_(_spread(down, ids, folded.shape[0]), _stacked(folded))
+        return y.addmm_(_spread(down, ids, folded.shape[0]), folded.flatten(0, 1))
     if folded.shape[0] == 1:
-        y[0].addmm_(down[0], folded[0].t())
+        y[0].addmm_(down[0], folded[0])
         return y
-    return y.baddbmm_(down, folded.transpose(1, 2))
+    return y.baddbmm_(down, folded)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -110,15 +117,15 @@ class _AdaptedLinear(torch.autograd.Function):
         dtype = settings.compute_dtype
         x = x.to(dtype)
         y = F.linear(x, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
-        mask = dropout_mask(x, settings.dropout) if settings.dropout else None
+        mask, keep_scale = dropout_mask(x, settings.dropout) if settings.dropout else (None, 1.0)
         dropped = x if mask is None else x * mask
         down = F.linear(dropped, down_RI.to(dtype))
         if mask is not None:
-            down.mul_(1 / (1 - settings.dropout))
+            down.mul_(keep_scale)
         folded = _folded(up_NOR, transform, mixing_TN, ids, settings)[0].to(dtype)
         accumulate_up(y, down, folded, ids)
         ctx.save_for_backward(x, mask, down, weight_OI, down_RI, up_NOR, transform, mixing_TN, ids)
-        ctx.settings, ctx.has_bias = settings, bias_O is not None
+        ctx.settings, ctx.has_bias, ctx.keep_scale = settings, bias_O is not None, keep_scale
         return y
 
     @staticmethod
@@ -130,13 +137,12 @@ class _AdaptedLinear(torch.autograd.Function):
         dtype, needs = settings.compute_dtype, ctx.needs_input_grad
         folded, mixed, weights, transform_E = _folded(up_NOR, transform, mixing_TN, ids, settings)
         folded = folded.to(dtype)
-        keep_scale = 1 / (1 - settings.dropout)
 
         grad_x = grad_weight = grad_bias = grad_down_RI = grad_up = grad_transform = grad_mixing = None
         if needs[0] or needs[3]:
             grad_down = _down_gradient(grad_y, folded, ids)
             if mask is not None:
-                grad_down.mul_(keep_scale)
+                grad_down.mul_(ctx.keep_scale)
             flat_grad_down = grad_down.reshape(-1, grad_down.shape[-1])
         if needs[3]:
             dropped = x if mask is None else x * mask
@@ -178,23 +184,25 @@ def _folded(
 def _down_gradient(grad_y: Tensor, folded: Tensor, ids: Tensor) -> Tensor:
     """Return the gradient of the rank-R activations: ``grad_y U``."""
     if ids.dim() == 2:
-        return _collect(grad_y @ _stacked(folded).t(), ids, folded.shape[-1])
+        return _collect(grad_y @ folded.flatten(0, 1).t(), ids, folded.shape[1])
     if folded.shape[0] == 1:
-        return (grad_y[0] @ folded[0]).unsqueeze(0)
-    return torch.bmm(grad_y, folded)
+        return (grad_y[0] @ folded[0].t()).unsqueeze(0)
+    return torch.bmm(grad_y, folded.transpose(1, 2))
 
 
 def _folded_gradient(grad_y: Tensor, down: Tensor, ids: Tensor, up_NOR: Tensor, num_tasks: int) -> Tensor:
-    """Return U's gradient ``grad_yᵀ down`` over rows (E = B or 1) or over all tasks (E = T)."""
+    """Return Uᵀ's gradient ``downᵀ grad_y`` over rows (E = B or 1) or over all tasks (E = T), (E, R, O).
+
+    The thin factor stands on the left: on CPUs that product is several times faster than its transpose.
+    """
     if ids.dim() == 2:
-        stacked = _spread(down, ids, num_tasks).t() @ grad_y
-        return stacked.view(num_tasks, down.shape[-1], -1).transpose(1, 2)
-    grad_rows = torch.bmm(grad_y.transpose(1, 2), down)
+        return (_spread(down, ids, num_tasks).t() @ grad_y).view(num_tasks, down.shape[-1], -1)
+    grad_rows = torch.bmm(down.transpose(1, 2), grad_y)
     if _gathers_first(ids, num_tasks):
         return grad_rows
-    dtype = torch.promote_types(up_NOR.dtype, torch.float32)
-    grad_TOR = torch.zeros((num_tasks, *grad_rows.shape[1:]), dtype=dtype, device=grad_rows.device)
-    return grad_TOR.index_add_(0, ids, grad_rows.to(dtype))
+    dtype = folding_dtype(up_NOR.dtype)
+    grad_tasks = torch.zeros((num_tasks, *grad_rows.shape[1:]), dtype=dtype, device=grad_rows.device)
+    return grad_tasks.index_add_(0, ids, grad_rows.to(dtype))
 
 
 def _to_parameters(
@@ -254,5 +262,5 @@ def _plain(
         mixing_TN = torch.where(kept.unsqueeze(-1), mixing_TN, mixing_TN.detach())
     folded = _folded(up_NOR, transform, mixing_TN, ids, settings)[0].to(dtype)
     if ids.dim() == 2:
-        return y + _spread(down, ids, folded.shape[0]) @ _stacked(folded)
-    return torch.baddbmm(y, down, folded.transpose(1, 2))
+        return y + _spread(down, ids, folded.shape[0]) @ folded.flatten(0, 1)
+    return torch.baddbmm(y, down, folded)

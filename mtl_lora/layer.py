@@ -235,22 +235,21 @@ class MTLLoRALinear(AdaptedLinear):
         return accumulate_up(y, down, select_folded(self._folded_once(rows.dtype), ids), ids)
 
     def _folded_once(self, dtype: torch.dtype) -> Tensor:
-        epoch = self.router.fold_epoch
-        assert_epoch = -1 if epoch is None else epoch
-        if self._kept_fold is None or self._kept_fold[0] != assert_epoch or self._kept_fold[1].dtype != dtype:
-            self._kept_fold = (assert_epoch, self.folded().to(dtype))
+        epoch = self.router.fold_epoch or 0
+        if self._kept_fold is None or self._kept_fold[0] != epoch or self._kept_fold[1].dtype != dtype:
+            self._kept_fold = (epoch, self.folded().to(dtype))
         return self._kept_fold[1]
 
     @torch.no_grad()
     def folded(self) -> Tensor:
-        """Return every task's folded up-projection U_t, scaling inside, (T, O, R), at least fp32."""
+        """Return every task's folded up-projection U_tᵀ, scaling inside, (T, R, O), at least fp32."""
         return fold(self.lora_B, self.lora_transform, self.lora_mixing, self.temperature, self.scaling)[0]
 
     @torch.no_grad()
     def factors(self, task: int) -> tuple[Tensor, Tensor]:
         """Return A (R, I) and U_t (O, R): the LoRA that this task exactly is."""
-        folded_TOR = self.folded()
-        return self.lora_A.detach().to(folded_TOR.dtype), folded_TOR[task]
+        folded_TRO = self.folded()
+        return self.lora_A.detach().to(folded_TRO.dtype), folded_TRO[task].t()
 
     @torch.no_grad()
     def set_tasks(self, transform: Tensor, mixing_TN: Tensor) -> None:
