@@ -205,6 +205,8 @@ class ShardInfo(Contract):
     samples: int = Field(ge=1)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    index_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of the index beside the shard; None where there is none and the tar itself must be scanned."""
     label_counts: dict[str, int]
     window: tuple[str, str] | None = None
 
@@ -231,6 +233,8 @@ class ShardManifest(Contract):
     """First and last day of the records, where they carry one."""
     source_sha256: str
     """Digest of the input and of the settings: equal digests mean nothing is to be prepared anew."""
+    appended: tuple[str, ...] = ()
+    """``source_sha256`` of each partition that was added later."""
     best_attainable: dict[str, float] = Field(default_factory=dict)
     """Synthetic data only: each task's metric on the test split under the known label probabilities."""
 

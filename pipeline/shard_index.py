@@ -1,0 +1,168 @@
+"""The shard format both sides agree on: which members a tar may hold, and the index that tells where they lie.
+
+A shard may hold only plain files ``KEY.json`` with at most one image ``KEY.png`` or ``KEY.jpg`` beside each. Links,
+folders, devices, names that leave the tar, pickles and every other kind of member are refused; nothing is unpacked.
+
+Beside ``NAME.tar`` stands ``NAME.index.npz`` (NumPy arrays, read with pickles off) with the place, checksum, length and
+text digest of each sample. A tar without one is indexed by reading its headers.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.errors import InputError
+
+MEMBER = re.compile(r"([A-Za-z0-9_-]{1,200})\.(json|png|jpg)")
+MAX_MEMBER_BYTES = 32 << 20
+MAX_INDEX_BYTES = 512 << 20
+"""Largest index in memory: some 5 million samples; shards are far smaller."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of one shard in their order; arrays have one entry a sample."""
+
+    keys: Sequence[str]
+    offsets: np.ndarray
+    """Place of ``KEY.json`` in the tar, in bytes."""
+    sizes: np.ndarray
+    checksums: np.ndarray
+    """CRC-32 of ``KEY.json``."""
+    image_offsets: np.ndarray
+    """Place of the image, or 0 where there is none."""
+    image_sizes: np.ndarray
+    lengths: np.ndarray
+    """Characters of the texts: what length grouping sorts by."""
+    digests: np.ndarray
+    """128-bit digest of the texts as 16 bytes, or empty: what duplicates are found by."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to_bytes(self) -> bytes:
+        """Return the index file's content; equal indexes give equal bytes."""
+        buffer = io.BytesIO()
+        keys = np.frombuffer("\n".join(self.keys).encode(), dtype=np.uint8)
+        np.savez(
+            buffer,
+            keys=keys,
+            offsets=self.offsets,
+            sizes=self.sizes,
+            checksums=self.checksums,
+            image_offsets=self.image_offsets,
+            image_sizes=self.image_sizes,
+            lengths=self.lengths,
+            digests=self.digests,
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> ShardIndex:
+        """Read an index file.
+
+        Raises:
+            InputError: it is damaged, or its arrays do not fit each other.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False, max_header_size=10_000) as arrays:
+                _check_expanded_size(arrays, name)
+                found = {key: arrays[key] for key in arrays.files}
+            keys = found.pop("keys").tobytes().decode().split("\n")
+            index = cls(keys=keys, **found)
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error, NotImplementedError) as error:
+            raise InputError(f"{name} must be a whole index, it is damaged: {error}; prepare the data anew") from error
+        except Exception as error:  # zipfile.BadZipFile has no narrower base
+            raise InputError(f"{name} must be a whole index, it is damaged: {error}; prepare the data anew") from error
+        per_sample = (
+            index.offsets,
+            index.sizes,
+            index.checksums,
+            index.image_offsets,
+            index.image_sizes,
+            index.lengths,
+        )
+        if any(array.shape != (len(keys),) for array in per_sample):
+            raise InputError(f"{name} must have one entry a sample in every array; prepare the data anew")
+        return index
+
+
+def _check_expanded_size(arrays: Any, name: str) -> None:
+    total = sum(member.file_size for member in arrays.zip.infolist())
+    if total > MAX_INDEX_BYTES:
+        raise InputError(f"an index may have {MAX_INDEX_BYTES} bytes, {name} unpacks to {total}; use smaller shards")
+
+
+def index_path(shard_path: str) -> str:
+    """Return the path of a shard's index."""
+    return f"{shard_path.removesuffix('.tar')}.index.npz"
+
+
+def scan_tar(file: BinaryIO, name: str) -> ShardIndex:
+    """Index a tar by its headers and contents, checking every member.
+
+    Raises:
+        InputError: it is damaged, or holds anything but samples.
+    """
+    rows: dict[str, dict[str, tuple[int, int, int]]] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in _members(tar):
+                key, kind = check_member(member, name)
+                kind = "json" if kind == "json" else "image"
+                row = rows.setdefault(key, {})
+                if kind in row:
+                    raise InputError(f"a shard must hold each member once, {name} has {member.name!r} twice")
+                data = tar.extractfile(member)
+                content = data.read() if data is not None and kind == "json" else b""
+                row[kind] = (member.offset_data, member.size, zlib.crc32(content))
+    except (tarfile.TarError, EOFError) as error:
+        raise InputError(f"a shard must be a whole tar, {name} is damaged: {error}; prepare it anew") from error
+    for key, row in rows.items():
+        if "json" not in row:
+            raise InputError(f"a shard must hold {key}.json beside its image, {name} does not; prepare it anew")
+    records = [row["json"] for row in rows.values()]
+    images = [row.get("image", (0, 0, 0)) for row in rows.values()]
+    return ShardIndex(
+        keys=tuple(rows),
+        offsets=np.array([r[0] for r in records], dtype=np.int64),
+        sizes=np.array([r[1] for r in records], dtype=np.int64),
+        checksums=np.array([r[2] for r in records], dtype=np.uint32),
+        image_offsets=np.array([r[0] for r in images], dtype=np.int64),
+        image_sizes=np.array([r[1] for r in images], dtype=np.int64),
+        lengths=np.array([r[1] for r in records], dtype=np.int32),
+        digests=np.zeros((0, 16), dtype=np.uint8),
+    )
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        yield member
+        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+
+
+def check_member(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
+    """Return the key and kind of a member.
+
+    Raises:
+        InputError: it is not a plain file of a known kind, or too large.
+    """
+    if not member.isreg() or member.issparse():
+        raise InputError(f"a shard may hold plain files only, {name} has {member.name!r} of type {member.type!r}")
+    match = MEMBER.fullmatch(member.name)
+    if match is None:
+        raise InputError(
+            f"a shard may hold KEY.json, KEY.png and KEY.jpg only (KEY of letters, digits, _ and -), "
+            f"{name} has {member.name!r}; prepare it anew"
+        )
+    if member.size > MAX_MEMBER_BYTES:
+        raise InputError(f"a member may have {MAX_MEMBER_BYTES} bytes, {member.name!r} in {name} has {member.size}")
+    return match.group(1), match.group(2)
