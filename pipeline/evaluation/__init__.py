@@ -2,6 +2,7 @@
 
 from pipeline.evaluation.frame import read_scores, write_scores
 from pipeline.evaluation.predict import predict
+from pipeline.evaluation.report import write_report
 from pipeline.evaluation.summary import summarize
 
-__all__ = ["predict", "read_scores", "summarize", "write_scores"]
+__all__ = ["predict", "read_scores", "summarize", "write_report", "write_scores"]
