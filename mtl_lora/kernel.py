@@ -34,6 +34,7 @@ class Settings(NamedTuple):
         dropout: probability of dropping an input feature; 0 outside of training.
         compute_dtype: type of the products with x.
         trainable_tasks: ids of the tasks whose Λ and w get gradients; None for all.
+        is_transposed: whether the weight is stored as (I, O), as GPT-2's Conv1D does.
     """
 
     temperature: float
@@ -41,6 +42,7 @@ class Settings(NamedTuple):
     dropout: float
     compute_dtype: torch.dtype
     trainable_tasks: tuple[int, ...] | None = None
+    is_transposed: bool = False
 
 
 def dropout_mask(x: Tensor, probability: float) -> tuple[Tensor, float]:
@@ -97,14 +99,25 @@ def accumulate_up(y: Tensor, down: Tensor, folded: Tensor, ids: Tensor) -> Tenso
     return y.baddbmm_(down, folded)
 
 
+def _as_OI(weight: Tensor, settings: Settings) -> Tensor:
+    """Return the weight as (O, I) in the compute type. Only the parameter itself is saved for the backward, since a
+    view of it would keep a ZeRO-3 parameter's gathered storage alive."""
+    return (weight.t() if settings.is_transposed else weight).to(settings.compute_dtype)
+
+
+def _base_output(x: Tensor, weight: Tensor, bias_O: Tensor | None, settings: Settings) -> Tensor:
+    bias_O = None if bias_O is None else bias_O.to(settings.compute_dtype)
+    return F.linear(x, _as_OI(weight, settings), bias_O)
+
+
 class _AdaptedLinear(torch.autograd.Function):
-    """See the module's docstring; tensors first, then ids, given folded matrices or None, and settings."""
+    """See the module's docstring; tensors first, then ids and settings."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight_OI: Tensor,
+        weight: Tensor,
         bias_O: Tensor | None,
         down_RI: Tensor,
         up_NOR: Tensor,
@@ -116,7 +129,7 @@ class _AdaptedLinear(torch.autograd.Function):
         """Return y in the compute type, of x's shape but for the last axis O."""
         dtype = settings.compute_dtype
         x = x.to(dtype)
-        y = F.linear(x, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+        y = _base_output(x, weight, bias_O, settings)
         mask, keep_scale = dropout_mask(x, settings.dropout) if settings.dropout else (None, 1.0)
         dropped = x if mask is None else x * mask
         down = F.linear(dropped, down_RI.to(dtype))
@@ -124,7 +137,7 @@ class _AdaptedLinear(torch.autograd.Function):
             down.mul_(keep_scale)
         folded = _folded(up_NOR, transform, mixing_TN, ids, settings)[0].to(dtype)
         accumulate_up(y, down, folded, ids)
-        ctx.save_for_backward(x, mask, down, weight_OI, down_RI, up_NOR, transform, mixing_TN, ids)
+        ctx.save_for_backward(x, mask, down, weight, down_RI, up_NOR, transform, mixing_TN, ids)
         ctx.settings, ctx.has_bias, ctx.keep_scale = settings, bias_O is not None, keep_scale
         return y
 
@@ -132,7 +145,7 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, W, b, A, B, Λ and w, each only where it is asked for."""
-        x, mask, down, weight_OI, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
+        x, mask, down, weight, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
         settings: Settings = ctx.settings
         dtype, needs = settings.compute_dtype, ctx.needs_input_grad
         folded, mixed, weights, transform_E = _folded(up_NOR, transform, mixing_TN, ids, settings)
@@ -148,7 +161,7 @@ class _AdaptedLinear(torch.autograd.Function):
             dropped = x if mask is None else x * mask
             grad_down_RI = (flat_grad_down.t() @ dropped.reshape(-1, x.shape[-1])).to(down_RI.dtype)
         if needs[0]:
-            grad_x = grad_y.reshape(-1, grad_y.shape[-1]) @ weight_OI.to(dtype)
+            grad_x = grad_y.reshape(-1, grad_y.shape[-1]) @ _as_OI(weight, settings)
             if mask is None:
                 grad_x.addmm_(flat_grad_down, down_RI.to(dtype))
             else:
@@ -156,7 +169,7 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_x = grad_x.view_as(x)
         if needs[1]:
             grad_weight = grad_y.flatten(0, -2).t() @ x.flatten(0, -2)
-            grad_weight = grad_weight.to(weight_OI.dtype)
+            grad_weight = (grad_weight.t() if settings.is_transposed else grad_weight).to(weight.dtype)
         if ctx.has_bias and needs[2]:
             grad_bias = grad_y.flatten(0, -2).sum(0)
         if needs[4] or needs[5] or needs[6]:
@@ -241,7 +254,7 @@ def adapted_linear(*tensors: Any) -> Tensor:
 
 def _plain(
     x: Tensor,
-    weight_OI: Tensor,
+    weight: Tensor,
     bias_O: Tensor | None,
     down_RI: Tensor,
     up_NOR: Tensor,
@@ -253,7 +266,7 @@ def _plain(
     """The same map without in-place operations, for tracing."""
     dtype = settings.compute_dtype
     x = x.to(dtype)
-    y = F.linear(x, weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype))
+    y = _base_output(x, weight, bias_O, settings)
     down = F.linear(F.dropout(x, settings.dropout, training=settings.dropout > 0), down_RI.to(dtype))
     if settings.trainable_tasks is not None:
         kept = torch.zeros(transform.shape[0], dtype=torch.bool, device=x.device)

@@ -205,19 +205,18 @@ class MTLLoRALinear(AdaptedLinear):
     def _adapted(self, rows: Tensor, ids: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         dtype = self._compute_dtype(rows)
-        weight_OI = self.weight.t() if self.fan_in_fan_out else self.weight
         if self.router.fold_epoch is not None and not dropout and not torch.is_grad_enabled():
-            return self._decoded(rows.to(dtype), weight_OI.to(dtype), ids)
-        settings = Settings(self.temperature, self.scaling, dropout, dtype, self.trainable_tasks)
+            return self._decoded(rows.to(dtype), ids)
+        settings = Settings(self.temperature, self.scaling, dropout, dtype, self.trainable_tasks, self.fan_in_fan_out)
         if torch.is_autocast_enabled(rows.device.type):
             with torch.autocast(rows.device.type, enabled=False):
-                return self._run_kernel(rows, weight_OI, ids, settings)
-        return self._run_kernel(rows, weight_OI, ids, settings)
+                return self._run_kernel(rows, ids, settings)
+        return self._run_kernel(rows, ids, settings)
 
-    def _run_kernel(self, rows: Tensor, weight_OI: Tensor, ids: Tensor, settings: Settings) -> Tensor:
+    def _run_kernel(self, rows: Tensor, ids: Tensor, settings: Settings) -> Tensor:
         return adapted_linear(
             rows,
-            weight_OI,
+            self.weight,
             self.bias,
             self.lora_A,
             self.lora_B,
@@ -227,10 +226,9 @@ class MTLLoRALinear(AdaptedLinear):
             settings,
         )
 
-    def _decoded(self, rows: Tensor, weight_OI: Tensor, ids: Tensor) -> Tensor:
+    def _decoded(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Run with folded matrices that are kept as long as the weights are fixed."""
-        bias = None if self.bias is None else self.bias.to(rows.dtype)
-        y = F.linear(rows, weight_OI, bias)
+        y = self._base_forward(rows)
         down = F.linear(rows, self.lora_A.to(rows.dtype))
         return accumulate_up(y, down, select_folded(self._folded_once(rows.dtype), ids), ids)
 

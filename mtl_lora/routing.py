@@ -94,23 +94,39 @@ class Router:
         self.allows_expansion = False
         self.fold_epoch: int | None = None
         self._epochs = 0
+        self._depth = 0
         self._passes: deque[_Pass] = deque(maxlen=_REMEMBERED_FORWARDS)
         self._recomputed = threading.local()
+
+    def __getstate__(self) -> dict[str, bool]:
+        """Copies and pickles carry no running forward."""
+        return {"is_disabled": self.is_disabled}
+
+    def __setstate__(self, state: dict[str, bool]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.is_disabled = state["is_disabled"]
 
     @contextmanager
     def route(self, ids: Tensor) -> Iterator[None]:
         """Make ``ids`` those of the forward inside; a nested forward gives the outer one its ids back."""
-        outer, is_nested = self.ids, bool(self._passes) and self._passes[-1].last is None
-        running = _Pass(ids, torch.autograd._get_sequence_nr())
-        if torch.is_grad_enabled():
-            self._passes.append(running)
-        self.ids = ids
+        outer, running = self.ids, self._start(ids)
+        self.ids, self._depth = ids, self._depth + 1
         try:
             yield
         finally:
-            running.last = torch.autograd._get_sequence_nr()
-            if is_nested:
+            self._depth -= 1
+            if running is not None:
+                running.last = torch.autograd._get_sequence_nr()
+            if self._depth:
                 self.ids = outer
+
+    def _start(self, ids: Tensor) -> _Pass | None:
+        """Remember a forward whose backward may come; a traced one needs none, ids being inputs of its graph."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return None
+        running = _Pass(ids, torch.autograd._get_sequence_nr())
+        self._passes.append(running)
+        return running
 
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
