@@ -8,7 +8,7 @@ Axes: B batch, S sequence, M rows (B·S), I in, O out, R rank, T tasks, N up-pro
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,14 +40,20 @@ def linear_sizes(module: nn.Module) -> tuple[int, int]:
 class AdaptedLinear(nn.Module):
     """What all adapted layers share: the base's weight, routing, layout of rows, merging.
 
-    Subclasses name their parameters in ``adapter_parameter_names`` and give :meth:`factors` and :meth:`_adapted`.
+    Subclasses name their parameters in ``adapter_parameter_names``, those with a row a task also in
+    ``task_parameter_names``, and give :meth:`factors`, :meth:`reset_adapter` and :meth:`_adapted`.
 
     Args:
         base: the layer to stand in for; ``nn.Linear`` or GPT-2's ``Conv1D``.
         router: tells the task of each row; shared by all layers of a model.
+
+    Attributes:
+        trainable_tasks: ids of the tasks whose own rows get gradients; None for all.
     """
 
     adapter_parameter_names: tuple[str, ...] = ()
+    task_parameter_names: tuple[str, ...] = ()
+    trainable_tasks: tuple[int, ...] | None = None
 
     def __init__(self, base: nn.Module, router: Router) -> None:
         super().__init__()
@@ -108,6 +114,13 @@ class AdaptedLinear(nn.Module):
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Return the adapter's own parameters by name, without the base's weight and bias."""
         return {name: getattr(self, name) for name in self.adapter_parameter_names}
+
+    @torch.no_grad()
+    def set_tasks(self, rows: Mapping[str, Tensor]) -> None:
+        """Replace the tensors with a row a task, and with them the number of tasks; they become new parameters."""
+        for name, value in rows.items():
+            old: nn.Parameter = getattr(self, name)
+            setattr(self, name, nn.Parameter(value.to(old.dtype).clone(), requires_grad=old.requires_grad))
 
     def delta_weight(self, task: int) -> Tensor:
         """Return one task's change of the weight, in the weight's own layout, at least fp32."""
@@ -170,19 +183,18 @@ class MTLLoRALinear(AdaptedLinear):
         lora_B: B (N, O, R), zero at first, so that the adapted layer starts as the base.
         lora_transform: Λ (T, R, R), the identity at first, or its diagonal (T, R).
         lora_mixing: w (T, N), Kaiming-uniform(√5) at first.
-        trainable_tasks: ids of the tasks whose Λ and w get gradients; None for all.
     """
 
     adapter_parameter_names = ("lora_A", "lora_B", "lora_transform", "lora_mixing")
+    task_parameter_names = ("lora_transform", "lora_mixing")
 
     def __init__(
         self, base: nn.Module, config: MTLLoRAConfig, router: Router, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(base, router)
         r, tasks, ups = config.r, config.num_tasks, config.num_up_projections
-        self.r, self.num_tasks, self.num_up_projections = r, tasks, ups
+        self.r = r
         self.temperature, self.scaling, self.dropout = config.temperature, config.scaling, config.lora_dropout
-        self.trainable_tasks: tuple[int, ...] | None = None
         self.is_full = config.transform == "full"
         kind: dict[str, Any] = {"device": self.weight.device, "dtype": dtype or self.weight.dtype}
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **kind))
@@ -248,15 +260,3 @@ class MTLLoRALinear(AdaptedLinear):
         """Return A (R, I) and U_t (O, R): the LoRA that this task exactly is."""
         folded_TRO = self.folded()
         return self.lora_A.detach().to(folded_TRO.dtype), folded_TRO[task].t()
-
-    @torch.no_grad()
-    def set_tasks(self, transform: Tensor, mixing_TN: Tensor) -> None:
-        """Replace Λ and w, and with them the number of tasks; new parameters, so make the optimizer again."""
-        for name, value in (("lora_transform", transform), ("lora_mixing", mixing_TN)):
-            old: nn.Parameter = getattr(self, name)
-            setattr(self, name, nn.Parameter(value.to(old.dtype).clone(), requires_grad=old.requires_grad))
-        self.num_tasks = int(transform.shape[0])
-
-    def set_trainable_tasks(self, tasks: Sequence[int] | None) -> None:
-        """Give only these tasks' Λ and w gradients; None for all."""
-        self.trainable_tasks = None if tasks is None else tuple(tasks)

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mtl_lora import export, tasks
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import AdapterFileError, MTLLoRAError, RoutingError, TaskError
 from mtl_lora.files import check_base, check_tensors, fingerprint, read_adapter, write_adapter
@@ -41,13 +42,17 @@ class AdapterModel(nn.Module):
         paths = find_targets(base, config.target_modules)
         saved_paths = find_named(base, config.modules_to_save)
         base.requires_grad_(False)
-        self._templates: dict[str, type[nn.Module]] = {}
+        self.layer_types: dict[str, type[nn.Module]] = {}
         for path in paths:
             layer = base.get_submodule(path)
-            self._templates[path] = type(layer)
+            self.layer_types[path] = type(layer)
             dtype = adapter_dtype or torch.promote_types(layer.weight.dtype, torch.float32)  # type: ignore[arg-type]
             replace_module(base, path, self._make_layer(layer, dtype))
         self._train_extras(saved_paths)
+        own = self._adapter_parameter_ids()
+        self.extra_parameter_names = {
+            name for name, p in base.named_parameters() if p.requires_grad and id(p) not in own
+        }
         self._fingerprint = fingerprint(self._frozen_tensors())
 
     def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
@@ -92,25 +97,19 @@ class AdapterModel(nn.Module):
     def _adapter_parameter_ids(self) -> set[int]:
         return {id(p) for layer in self.adapted_layers().values() for p in layer.adapter_parameters().values()}
 
-    def _is_extra(self, name: str, parameter: nn.Parameter, own: set[int]) -> bool:
-        return id(parameter) not in own and name in self._extra_names
-
     def _frozen_tensors(self) -> list[tuple[str, Tensor]]:
         own = self._adapter_parameter_ids()
-        self._extra_names = {
-            name for name, p in self.base_model.named_parameters() if p.requires_grad and id(p) not in own
-        }
         return [
             (name, p)
             for name, p in self.base_model.named_parameters()
-            if id(p) not in own and name not in self._extra_names
+            if id(p) not in own and name not in self.extra_parameter_names
         ]
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Return what the adapter consists of: its own tensors and the base's parameters that train with it."""
         own = self._adapter_parameter_ids()
         named = self.base_model.named_parameters()
-        return {name: p.detach() for name, p in named if id(p) in own or name in self._extra_names}
+        return {name: p.detach() for name, p in named if id(p) in own or name in self.extra_parameter_names}
 
     @torch.no_grad()
     def load_adapter_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -289,24 +288,46 @@ class AdapterModel(nn.Module):
         elif self.merged_task != self.task_id(task):
             raise MTLLoRAError(f"another task is merged, got {task!r} to unload; unmerge() first")
         for path, layer in self.adapted_layers().items():
-            replace_module(self.base_model, path, layer.to_base(self._templates[path]))
+            replace_module(self.base_model, path, layer.to_base(self.layer_types[path]))
         base: nn.Module = self.base_model
         return base
+
+    # --- tasks ----------------------------------------------------------------------------------------------------
+
+    def add_task(self, name: str, source: str | int = "mean") -> int:
+        """Add a task and return its id; see :func:`mtl_lora.tasks.add_task`."""
+        return tasks.add_task(self, name, source)
+
+    def remove_task(self, task: str | int) -> None:
+        """Drop a task; see :func:`mtl_lora.tasks.remove_task`."""
+        tasks.remove_task(self, task)
+
+    def rename_task(self, task: str | int, name: str) -> None:
+        """Give a task another name; see :func:`mtl_lora.tasks.rename_task`."""
+        tasks.rename_task(self, task, name)
+
+    def freeze_shared(self, *names: str | int) -> None:
+        """Train only these tasks' own parts; see :func:`mtl_lora.tasks.freeze_shared`."""
+        tasks.freeze_shared(self, names)
+
+    def unfreeze(self) -> None:
+        """Train all of the adapter again; see :func:`mtl_lora.tasks.unfreeze`."""
+        tasks.unfreeze(self)
+
+    # --- export ---------------------------------------------------------------------------------------------------
 
     def export_task(
         self,
         task: int | str,
         folder: str | os.PathLike[str],
-        example_inputs: dict[str, Any] | None = None,
+        example_inputs: Any = None,
     ) -> Path:
-        """Write one task as an ordinary PEFT LoRA folder, compared by its outputs before it is put in place.
+        """Write one task as an ordinary PEFT LoRA folder, verified first; see :func:`mtl_lora.export.export_task`."""
+        return export.export_task(self, task, folder, example_inputs)
 
-        Raises:
-            ExportMismatchError: the folder does not reproduce this model.
-        """
-        from mtl_lora.export import export_task
-
-        return export_task(self, task, folder, example_inputs)
+    def export_all(self, folder: str | os.PathLike[str], example_inputs: Any = None) -> dict[str, Path]:
+        """Write every task, and what vLLM and LoRAX need to serve them; see :func:`mtl_lora.export.export_all`."""
+        return export.export_all(self, folder, example_inputs)
 
 
 class MTLLoRAModel(AdapterModel):

@@ -1,0 +1,144 @@
+"""Tasks come and go: rows of the stacked per-task tensors are added, dropped, frozen; the shared tensors stay.
+
+What happens to a task that is absent from a step
+-------------------------------------------------
+Its Λ and w get exactly zero gradient. An optimizer does not know that the zero means *absent*, so by itself it would
+still move them: by weight decay, and by the momentum of earlier steps. The decision here:
+
+* **Weight decay never touches Λ and w** when the optimizer is made from :func:`parameter_groups`. Decay pulls towards
+  zero, and for Λ, whose neutral value is the identity, that would switch an absent task off.
+* **Momentum is left alone.** A task seen before goes on along its averaged gradient, fading by β a step, as every
+  dense optimizer does with embeddings; under Adam the whole drift after a task's last step is bounded by
+  lr · Σₖ (β₁ᵏ / √β₂ᵏ) ≈ 10 · lr an element at β = (0.9, 0.999). A task never seen has no momentum and stays
+  bit-identical. Masking rows out of the optimizer's state was rejected, since ZeRO keeps it flattened and partitioned.
+* **A frozen task does not move at all**: :func:`freeze_shared` gives its rows zero gradients, so with a new optimizer
+  they carry neither momentum nor decay.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mtl_lora.errors import MTLLoRAError, TaskError
+
+if TYPE_CHECKING:
+    from mtl_lora.model import AdapterModel
+
+__all__ = ["add_task", "freeze_shared", "parameter_groups", "remove_task", "rename_task", "unfreeze"]
+
+
+def _check_unmerged(model: "AdapterModel") -> None:
+    if model.merged_task is not None:
+        raise MTLLoRAError(f"tasks change only while none is merged, got {model.merged_task} merged; unmerge() first")
+
+
+@torch.no_grad()
+def add_task(model: "AdapterModel", name: str, source: str | int = "mean") -> int:
+    """Add a task at the end and return its id; the other tasks' outputs stay bit-identical.
+
+    Per-task tensors become new parameters, so make the optimizer again.
+
+    Args:
+        model: any adapted model.
+        name: the new task's name.
+        source: ``"mean"`` starts from the mean of all tasks' Λ and w; a task's name or id starts from a copy of it.
+
+    Raises:
+        TaskError: the name is in use, or the source is unknown.
+    """
+    _check_unmerged(model)
+    if name in model.task_names:
+        raise TaskError(f"a new task's name must be free, got {name!r}; the tasks are {list(model.task_names)}")
+    index = None if source == "mean" and "mean" not in model.task_names else model.task_id(source)
+    config = model.adapter_config.replace(task_names=(*model.task_names, name))
+    for layer in model.adapted_layers().values():
+        rows = {}
+        for key in layer.task_parameter_names:
+            old = getattr(layer, key)
+            new = old.mean(0, keepdim=True) if index is None else old[index : index + 1]
+            rows[key] = torch.cat([old, new])
+        layer.set_tasks(rows)
+    model.adapter_config = config
+    return len(model.task_names) - 1
+
+
+@torch.no_grad()
+def remove_task(model: "AdapterModel", task: str | int) -> None:
+    """Drop a task; later tasks' ids move down by one, the other tasks' outputs stay bit-identical.
+
+    Raises:
+        TaskError: the task is unknown, or the last one.
+    """
+    _check_unmerged(model)
+    index = model.task_id(task)
+    if len(model.task_names) == 1:
+        raise TaskError(f"a model must keep one task, got {task!r} to remove, the last; add another task first")
+    kept = [i for i in range(len(model.task_names)) if i != index]
+    for layer in model.adapted_layers().values():
+        layer.set_tasks({key: getattr(layer, key)[kept] for key in layer.task_parameter_names})
+    model.adapter_config = model.adapter_config.replace(task_names=[model.task_names[i] for i in kept])
+
+
+def rename_task(model: "AdapterModel", task: str | int, name: str) -> None:
+    """Give a task another name; its id stays.
+
+    Raises:
+        TaskError: the task is unknown, or the name is in use.
+    """
+    index = model.task_id(task)
+    if name in model.task_names and model.task_names.index(name) != index:
+        raise TaskError(f"a task's new name must be free, got {name!r}; the tasks are {list(model.task_names)}")
+    names = [name if i == index else old for i, old in enumerate(model.task_names)]
+    model.adapter_config = model.adapter_config.replace(task_names=names)
+
+
+def freeze_shared(model: "AdapterModel", tasks: Iterable[str | int]) -> None:
+    """Train only these tasks' own rows (Λ and w): everything shared, and every other task, stays as it is.
+
+    Make the optimizer afterwards, so that no old momentum moves the frozen rows.
+
+    Raises:
+        TaskError: a task is unknown.
+        MTLLoRAError: the method has nothing that belongs to a task.
+    """
+    indices = tuple(sorted(model.task_id(task) for task in tasks))
+    layers = model.adapted_layers().values()
+    if not any(layer.task_parameter_names for layer in layers):
+        raise MTLLoRAError(f"freezing what tasks share needs a method with per-task parts, got {model.method!r}")
+    model.base_model.requires_grad_(False)
+    for layer in layers:
+        for key in layer.task_parameter_names:
+            getattr(layer, key).requires_grad_(True)
+        layer.trainable_tasks = indices
+
+
+def unfreeze(model: "AdapterModel") -> None:
+    """Take :func:`freeze_shared` back: all of the adapter trains again."""
+    for layer in model.adapted_layers().values():
+        layer.trainable_tasks = None
+    own = model.adapter_state_dict()
+    for name, parameter in model.base_model.named_parameters():
+        if name in own:
+            parameter.requires_grad_(True)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return an optimizer's parameter groups: weight decay for the shared projections, none for what tasks own.
+
+    Biases and normalisation layers (one axis) are not decayed either. Only trainable parameters are listed.
+    """
+    from mtl_lora.layer import AdaptedLinear
+
+    spared = {
+        id(getattr(layer, key))
+        for layer in model.modules()
+        if isinstance(layer, AdaptedLinear)
+        for key in layer.task_parameter_names
+    }
+    trainable: Sequence[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if id(p) not in spared and p.dim() > 1]
+    others = [p for p in trainable if id(p) in spared or p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
