@@ -41,6 +41,14 @@ class DataConfig(BaseModel):
     """Largest share of a task's records that may be rejected as invalid before the run stops."""
     max_rejected: int | None = Field(default=None, ge=0)
     """Largest number of a task's records that may be rejected as invalid; None for no limit."""
+    duplicates: Literal["drop", "keep"] = "drop"
+    """Train records whose texts and label stand in an earlier train record of the task."""
+    overlap: Literal["drop_train", "drop_evaluation", "keep"] = "drop_train"
+    """Texts that stand in train and in another split: which side goes."""
+    conflicts: Literal["majority", "drop", "first", "keep"] = "majority"
+    """Train records of the same texts with different labels: keep those of the label that most have (none in a tie),
+    none, those of the first one's label, or all. Evaluation splits are never thinned by ``duplicates`` and
+    ``conflicts``, so that scores stay comparable."""
     synthetic: SyntheticAdsConfig = SyntheticAdsConfig()
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ class ImageFolder:
     """The images beside one record file."""
 
     def __init__(self, record_file: str) -> None:
+        self.record_file = record_file
         self._fs, path = filesystem(record_file)
         self._folder = posixpath.dirname(path)
         self._zip: zipfile.ZipFile | None = None

@@ -1,65 +1,87 @@
-"""Raw records in, shards and their manifest out."""
+"""Raw records in, shards and their manifest out: scan, resolve, write, each resumable."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
-import numpy as np
+from filelock import FileLock, Timeout
 
-from pipeline.contracts import RejectCount, Sample, ShardManifest, TaskSpec, write_atomic
-from pipeline.errors import InputError, did_you_mean
-from pipeline.ingestion.attainable import best_attainable
-from pipeline.ingestion.config import ANY_TASK, DataConfig
-from pipeline.ingestion.images import ImageFolder
-from pipeline.ingestion.shards import write_shard
-from pipeline.ingestion.sources import Line, SourceFile, find_sources, read_records
-from pipeline.ingestion.synthetic_ads import PROBABILITIES_FIELD
-from pipeline.ingestion.validate import Rejected, sanitize_key, to_sample
+from pipeline.contracts import RejectCount, ShardInfo, ShardManifest, TaskSpec
+from pipeline.errors import InputError
+from pipeline.ingestion.append import earlier_data, merged
+from pipeline.ingestion.attainable import best_of_all
+from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.quarantine import check_limits, write_quarantine
+from pipeline.ingestion.records import Unit, split_units
+from pipeline.ingestion.resolve import Decisions, Earlier, resolve
+from pipeline.ingestion.scan import ScanJob, scan_unit
+from pipeline.ingestion.sources import SourceFile, find_sources, with_digests
+from pipeline.ingestion.write import plan_writes, write_shards
+from pipeline.shard_index import index_path
 
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Part of the source digest: raised when equal input would give other shards."""
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
-@dataclass
-class _Rows:
-    """What became of one task's split."""
+class Mapper(Protocol):
+    """Applies a function to many items, perhaps in parallel, and gives the results in the items' order."""
 
-    samples: list[Sample] = field(default_factory=list)
-    probabilities: list[list[float]] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
-    rejects: list[dict[str, Any]] = field(default_factory=list)
+    def __call__(self, function: Callable[[_In], _Out], items: Iterable[_In], /) -> Iterable[_Out]:
+        """Yield ``function(item)`` for each item in order; function, items and results can be pickled."""
 
 
-def prepare(config: DataConfig, tasks: Sequence[TaskSpec], folder: Path, seed: int) -> ShardManifest:
+def prepare(
+    config: DataConfig,
+    tasks: Sequence[TaskSpec],
+    folder: Path,
+    seed: int,
+    mapper: Mapper = map,
+    append: bool = False,
+) -> ShardManifest:
     """Write the shards of all tasks into a folder; where they stand already, return their manifest.
 
+    A killed run leaves what it finished in ``FOLDER/.work`` and goes on from there; the result has the same bytes.
+
+    Args:
+        config: the input.
+        tasks: what is read and how.
+        folder: where the shards, their manifest and the quarantine go; with a parallel ``mapper`` every worker must
+            reach it.
+        seed: of the sample that ``max_samples`` draws.
+        mapper: applies the passes to the units of work; ``map`` does it here, one after the other.
+        append: add the input to the shards that are there, as further ones, without touching them.
+
     Raises:
-        InputError: input is missing, names an unknown task, or has too many invalid records.
+        InputError: input is missing, names an unknown task, or has too many invalid records; another process is
+            preparing the same folder; there is nothing to append to.
     """
-    folder = Path(folder)
+    folder, tasks = Path(folder), tuple(tasks)
     check_tasks(tasks)
-    sources = find_sources(config, tasks)
+    sources = with_digests(find_sources(config, tasks), folder)
     digest = source_digest(config, tasks, sources, seed)
-    if (manifest := existing_manifest(folder, digest)) is not None:
-        return manifest
-    rows: dict[tuple[str, str], _Rows] = {}
-    for source in sources:
-        images = ImageFolder(source.location) if any(task.image_field for task in tasks) else None
-        for line, spec in _lines(source, config, tasks):
-            part = rows.setdefault((spec.name, source.split), _Rows())
-            _take(part, line, spec, source, config, images)
-    _check_limits(config, rows)
+    old = ShardManifest.read(folder / MANIFEST) if append or (folder / MANIFEST).is_file() else None
+    if old is not None and is_whole(folder, old) and digest in (old.source_sha256, *old.appended):
+        return old
+    if append and old is not None and old.tasks != tasks:
+        raise InputError(
+            f"what is appended must have the tasks of the shards that are there ({[t.name for t in old.tasks]}, "
+            "with equal templates and label words), got other ones; prepare them into another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    manifest = _write(config, tasks, folder, seed, digest, rows)
-    manifest.write(folder / MANIFEST)
-    return manifest
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return _Run(config, tasks, folder, seed, mapper, old, append).run(sources, digest)
+    except Timeout:
+        raise InputError(f"one process at a time may prepare {folder}, another one does; wait for it") from None
 
 
 def check_tasks(tasks: Sequence[TaskSpec]) -> None:
@@ -76,132 +98,102 @@ def check_tasks(tasks: Sequence[TaskSpec]) -> None:
 
 
 def source_digest(config: DataConfig, tasks: Sequence[TaskSpec], sources: Sequence[SourceFile], seed: int) -> str:
-    """Return the digest of everything the shards depend on: settings, task specs, and the inputs' sizes and times."""
-    settings = config.model_dump(mode="json", exclude={"root", "files"})
+    """Return the digest of everything the shards depend on: settings, task specs, and the inputs' contents."""
+    settings = config.model_dump(mode="json", exclude={"root", "files", "max_rejected", "max_rejected_share"})
+    inputs = [{k: v for k, v in asdict(source).items() if k != "location"} for source in sources]
     specs = [task.model_dump(mode="json") for task in tasks]
-    content = json.dumps([settings, specs, [asdict(source) for source in sources], seed], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, settings, specs, inputs, seed], sort_keys=True).encode()).hexdigest()
 
 
-def existing_manifest(folder: Path, digest: str) -> ShardManifest | None:
-    """Return the folder's manifest where it has this digest and all its shards are there."""
-    if not (folder / MANIFEST).is_file():
-        return None
-    manifest = ShardManifest.read(folder / MANIFEST)
-    whole = all(
-        (folder / shard.path).is_file() and (folder / shard.path).stat().st_size == shard.bytes
+def is_whole(folder: Path, manifest: ShardManifest) -> bool:
+    """Whether every shard of a manifest and its index stand in the folder, with the right size."""
+    return all(
+        (folder / shard.path).is_file()
+        and (folder / shard.path).stat().st_size == shard.bytes
+        and (shard.index_sha256 is None or (folder / index_path(shard.path)).is_file())
         for shard in manifest.shards
     )
-    return manifest if whole and manifest.source_sha256 == digest else None
 
 
-def _lines(source: SourceFile, config: DataConfig, tasks: Sequence[TaskSpec]) -> Iterator[tuple[Line, TaskSpec]]:
-    """Yield each line with the task it belongs to.
+class _Run:
+    def __init__(
+        self,
+        config: DataConfig,
+        tasks: tuple[TaskSpec, ...],
+        folder: Path,
+        seed: int,
+        mapper: Mapper,
+        old: ShardManifest | None,
+        append: bool,
+    ) -> None:
+        self.config, self.tasks, self.folder, self.seed, self.mapper = config, tasks, folder, seed, mapper
+        self.old, self.append = old, append
 
-    Raises:
-        InputError: a record names a task that is not configured.
-    """
-    by_name = {task.name: task for task in tasks}
-    for line in read_records(source, config):
-        named = line.record.get(config.task_field)
-        if named is not None and named not in by_name:
-            raise InputError(
-                f"each record's {config.task_field!r} must be a configured task, got {named!r} in "
-                f"{source.location} line {line.number}{did_you_mean(str(named), by_name)}; "
-                "configure the task or mend the record"
-            )
-        if source.task != ANY_TASK:
-            yield line, by_name[source.task]
-        elif named is not None:
-            yield line, by_name[named]
-        else:
-            raise InputError(
-                f"each record of {source.location} must name its task in {config.task_field!r}, line {line.number} "
-                "has none; add the field, or set data.task_field to the one that holds it"
-            )
+    def run(self, sources: list[SourceFile], digest: str) -> ShardManifest:
+        work = self.folder / ".work" / digest[:16]
+        self._drop_other_work(work)
+        units = split_units(sources)
+        names = [task.name for task in self.tasks]
+        generation = len(self.old.appended) + 1 if self.append and self.old else 0
+        jobs = [ScanJob(n, unit, self.config, self.tasks, work, generation) for n, unit in enumerate(units)]
+        scanned = list(self.mapper(scan_unit, jobs))
+        check_limits(self.config, scanned, units)
+        earlier = earlier_data(self.folder, self.old) if self.append and self.old else Earlier()
+        decisions = resolve(self.config, names, scanned, work, self.seed, earlier)
+        if not self.append:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+        shards = self._write(work, decisions, units, generation)
+        prefix = f"g{generation}-" if generation else ""
+        quarantine, rejected = write_quarantine(self.folder, prefix, names, decisions, work, units)
+        best = best_of_all(self.tasks, decisions, work)
+        manifest = self._manifest(shards, quarantine, rejected, best, digest)
+        manifest.write(self.folder / MANIFEST)
+        shutil.rmtree(self.folder / ".work", ignore_errors=True)
+        self._drop_stale(manifest)
+        with_digests(sources, self.folder)
+        return manifest
 
+    def _write(self, work: Path, decisions: Decisions, units: list[Unit], generation: int) -> list[ShardInfo]:
+        first: dict[tuple[str, str], int] = {}
+        for shard in self.old.shards if self.append and self.old else ():
+            first[shard.task, shard.split] = first.get((shard.task, shard.split), 0) + 1
+        sources = {number: unit.source.location for number, unit in enumerate(units)}
+        size = self.config.samples_per_shard
+        jobs = plan_writes(decisions, work, self.folder, self.tasks, sources, size, first, generation)
+        return [shard for shards in self.mapper(write_shards, list(jobs)) for shard in shards]
 
-def _take(
-    part: _Rows, line: Line, spec: TaskSpec, source: SourceFile, config: DataConfig, images: ImageFolder | None
-) -> None:
-    record = line.record
-    time = record.get(config.time_field) or source.day
-    try:
-        if line.error is not None:
-            raise Rejected(line.error)
-        if record.get(config.task_field) not in (None, spec.name):
-            raise Rejected("record names another task than its file")
-        identity = record.get(config.id_field)
-        key = sanitize_key(str(identity)) if identity is not None else ""
-        key = key or f"{source.split}-{len(part.keys):09d}"
-        if key in part.keys:
-            raise Rejected("another record has the same id")
-        sample = to_sample(record, spec, key, None if time is None else str(time))
-        if spec.image_field and images is not None:
-            sample = sample.model_copy(update={"image": images.read(record.get(spec.image_field))})
-    except Rejected as reason:
-        place = {"reason": str(reason), "source": source.location, "line": line.number}
-        part.rejects.append({**place, "record": record})
-        return
-    part.keys.add(key)
-    part.samples.append(sample)
-    if PROBABILITIES_FIELD in record:
-        part.probabilities.append(record[PROBABILITIES_FIELD])
+    def _manifest(
+        self,
+        shards: list[ShardInfo],
+        quarantine: list[str],
+        rejected: list[RejectCount],
+        best: dict[str, float],
+        digest: str,
+    ) -> ShardManifest:
+        days = [day for shard in shards if shard.window for day in shard.window]
+        manifest = ShardManifest(
+            tasks=self.tasks,
+            shards=tuple(sorted(shards, key=lambda shard: shard.path)),
+            rejected=tuple(rejected),
+            quarantine=tuple(quarantine),
+            window=(min(days), max(days)) if days else None,
+            source_sha256=digest,
+            best_attainable=best,
+        )
+        return merged(self.old, manifest) if self.append and self.old else manifest
 
+    def _drop_other_work(self, work: Path) -> None:
+        for other in work.parent.iterdir() if work.parent.is_dir() else ():
+            if other != work:
+                shutil.rmtree(other, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
 
-def _check_limits(config: DataConfig, rows: dict[tuple[str, str], _Rows]) -> None:
-    for task in sorted({task for task, _ in rows}):
-        parts = [part for (name, _), part in rows.items() if name == task]
-        rejected = sum(len(part.rejects) for part in parts)
-        total = rejected + sum(len(part.samples) for part in parts)
-        limit = config.max_rejected if config.max_rejected is not None else total
-        if rejected > limit or rejected > config.max_rejected_share * total:
-            worst = Counter(r["reason"] for part in parts for r in part.rejects).most_common(5)
-            first = next(r for part in parts for r in part.rejects)
-            raise InputError(
-                f"task {task!r}: at most {config.max_rejected_share:.1%} of its records"
-                f"{'' if config.max_rejected is None else f' and {config.max_rejected} in number'} may be invalid, "
-                f"got {rejected} of {total}: {'; '.join(f'{n} x {why}' for why, n in worst)} "
-                f"(first: {first['source']} line {first['line']}); mend them, or raise data.max_rejected_share"
-            )
-
-
-def _write(
-    config: DataConfig,
-    tasks: Sequence[TaskSpec],
-    folder: Path,
-    seed: int,
-    digest: str,
-    rows: dict[tuple[str, str], _Rows],
-) -> ShardManifest:
-    shards, quarantine, counts, best = [], [], [], {}
-    for (task, split), part in sorted(rows.items()):
-        spec = next(t for t in tasks if t.name == task)
-        chosen = _choose(len(part.samples), config.max_samples.get(split), [seed, *f"{task}/{split}".encode()])
-        samples = [part.samples[i] for i in chosen]
-        for number, start in enumerate(range(0, len(samples), config.samples_per_shard)):
-            shards.append(write_shard(folder, task, split, number, samples[start : start + config.samples_per_shard]))
-        if split == "test" and part.probabilities and len(part.probabilities) == len(part.samples):
-            best[task] = best_attainable(spec, samples, [part.probabilities[i] for i in chosen])
-        if part.rejects:
-            quarantine.append(f"quarantine/{task}-{split}.jsonl.gz")
-            lines = b"".join(json.dumps(reject).encode() + b"\n" for reject in part.rejects)
-            write_atomic(folder / quarantine[-1], gzip.compress(lines, mtime=0))
-            reasons = Counter(reject["reason"] for reject in part.rejects)
-            counts += [RejectCount(task=task, split=split, reason=r, records=n) for r, n in sorted(reasons.items())]
-    days = [day for shard in shards if shard.window for day in shard.window]
-    return ShardManifest(
-        tasks=tuple(tasks),
-        shards=tuple(shards),
-        rejected=tuple(counts),
-        quarantine=tuple(quarantine),
-        window=(min(days), max(days)) if days else None,
-        source_sha256=digest,
-        best_attainable=best,
-    )
-
-
-def _choose(available: int, wanted: int | None, seed: list[int]) -> list[int]:
-    if wanted is None or wanted >= available:
-        return list(range(available))
-    return sorted(np.random.default_rng(seed).permutation(available)[:wanted].tolist())
+    def _drop_stale(self, manifest: ShardManifest) -> None:
+        """Delete the shards of the preparation that this one replaced, and what a killed one left half-written."""
+        kept = {shard.path for shard in manifest.shards}
+        for shard in self.old.shards if self.old else ():
+            if shard.path not in kept and "/" not in shard.path:
+                (self.folder / shard.path).unlink(missing_ok=True)
+                (self.folder / index_path(shard.path)).unlink(missing_ok=True)
+        for leftover in self.folder.glob(".*.tar.part"):
+            leftover.unlink(missing_ok=True)

@@ -2,55 +2,81 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.contracts import Sample, TaskSpec
+from pipeline.contracts import TaskSpec
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-MAX_KEY = 80
+_UNSAFE = re.compile(r"[^A-Za-z0-9_]+|-{2,}")
+MAX_KEY = 60
+"""Longest key out of an id, so that a suffix and an extension fit into the 100 characters of a tar header."""
 
 
 class Rejected(Exception):
     """A record that breaks its task's schema; the message is the reason, free of the record's own words."""
 
 
+class Checked(NamedTuple):
+    """What a valid record says."""
+
+    fields: dict[str, str]
+    label: float
+    choices: tuple[str, ...]
+    group: str | None
+
+    def payload(self, spec: TaskSpec, key: str, time: str | None) -> bytes:
+        """Return the content of ``KEY.json``: the sample's fields that are not at their defaults."""
+        sample: dict[str, Any] = {"key": key, "task": spec.name, "fields": self.fields, "label": self.label}
+        if self.choices:
+            sample["choices"] = self.choices
+        if self.group is not None:
+            sample["group"] = self.group
+        if time is not None:
+            sample["time"] = time
+        return json.dumps(sample, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def digest(self, image: str) -> bytes:
+        """Return the 128-bit digest of all that the model is shown: texts, choices and the image's name."""
+        shown = "\x1f".join((*self.fields.values(), "\x1e", *self.choices, "\x1e", image))
+        return hashlib.blake2b(shown.encode(), digest_size=16).digest()
+
+    @property
+    def length(self) -> int:
+        """Characters of the texts and choices."""
+        return sum(map(len, self.fields.values())) + sum(map(len, self.choices))
+
+
 def sanitize_key(text: str) -> str:
-    """Return a name of letters, digits, ``_`` and ``-`` only, at most 80 long; empty where nothing is left."""
-    return _UNSAFE.sub("-", text).strip("-")[:MAX_KEY]
+    """Return a name of letters, digits, ``_`` and single ``-`` only, at most 60 long; empty where nothing is left."""
+    return _UNSAFE.sub("-", text).strip("-")[:MAX_KEY].rstrip("-")
 
 
-def to_sample(record: dict[str, Any], spec: TaskSpec, key: str, time: str | None = None) -> Sample:
-    """Validate one record against its task.
+def check_record(record: dict[str, Any], spec: TaskSpec, text_fields: tuple[str, ...]) -> Checked:
+    """Validate one record against its task; ``text_fields`` are ``spec.text_fields``, which take time to find.
 
     Raises:
         Rejected: the record breaks the schema.
     """
-    fields = {name: _text(record, name) for name in spec.text_fields}
+    fields = {name: _text(record, name) for name in text_fields}
     if not any(value.strip() for value in fields.values()):
         raise Rejected("every text field is blank")
     choices = _choices(record, spec)
+    label = _label(record, spec, choices)
     group = record.get(spec.group_field) if spec.group_field else None
-    return Sample.model_construct(
-        key=key,
-        task=spec.name,
-        fields=fields,
-        label=_label(record, spec, choices),
-        choices=choices,
-        group=None if group is None else str(group),
-        time=time,
-    )
+    return Checked(fields, label, choices, None if group is None else str(group))
 
 
 def _text(record: dict[str, Any], name: str) -> str:
     value = record.get(name)
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise Rejected(f"field {name!r} is not valid Unicode") from None
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise Rejected(f"field {name!r} is not valid Unicode") from None
         return value
     if value is None:
         raise Rejected(f"field {name!r} is missing")
@@ -72,6 +98,10 @@ def _choices(record: dict[str, Any], spec: TaskSpec) -> tuple[str, ...]:
         raise Rejected(f"field {spec.choices_field!r} is not a list of at least 2 choices")
     if not all(isinstance(choice, str) and choice.strip() for choice in value):
         raise Rejected(f"field {spec.choices_field!r} holds a blank choice or one that is not text")
+    try:
+        "".join(value).encode()
+    except UnicodeEncodeError:
+        raise Rejected(f"field {spec.choices_field!r} is not valid Unicode") from None
     return tuple(value)
 
 
@@ -79,9 +109,11 @@ def _label(record: dict[str, Any], spec: TaskSpec, choices: tuple[str, ...]) -> 
     """Return the class index (for ordinal tasks the number): a label word wins over a numeric reading."""
     name = spec.label_field
     value = record.get(name)
+    words = choices if spec.kind == "choice" else spec.label_words
+    if type(value) is int and spec.kind != "ordinal" and 0 <= value < len(words):  # the usual case
+        return float(value)
     if value is None or value == "":
         raise Rejected(f"label {name!r} is missing")
-    words = choices if spec.kind == "choice" else spec.label_words
     if isinstance(value, str):
         stripped = value.strip()
         matches = [i for i, word in enumerate(words) if word.strip() == stripped]
@@ -91,9 +123,12 @@ def _label(record: dict[str, Any], spec: TaskSpec, choices: tuple[str, ...]) -> 
             value = float(stripped)
         except ValueError:
             raise Rejected(f"label {name!r} is neither a number nor a label word") from None
-    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+    if not isinstance(value, bool | int | float) or not abs(value) < math.inf:
         raise Rejected(f"label {name!r} is not a finite number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise Rejected(f"label {name!r} is not a finite number") from None
     if spec.kind == "ordinal":
         if not min(spec.label_values) <= number <= max(spec.label_values):
             raise Rejected(f"label {name!r} lies outside {min(spec.label_values):g} to {max(spec.label_values):g}")

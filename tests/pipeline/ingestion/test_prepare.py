@@ -18,6 +18,7 @@ from pipeline.ingestion import DataConfig, prepare
 from pipeline.stream import read_split
 
 SPAM = TaskSpec(name="spam", template="{text_a}\nSpam:", label_words=(" no", " yes"))
+TEST_RECORDS = [{"id": f"spam.{i}", "text_a": f"test text {i}", "label": i % 2} for i in range(4)]
 RECORDS = [{"id": f"spam.{i}", "text_a": f"text number {i}", "label": i % 2} for i in range(20)]
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 
@@ -35,7 +36,7 @@ def records_config(root: Path, **more: object) -> DataConfig:
 def write_in(form: str, root: Path) -> None:
     folder = root / "spam"
     folder.mkdir(parents=True)
-    for split, records in (("train", RECORDS), ("test", RECORDS[:4])):
+    for split, records in (("train", RECORDS), ("test", TEST_RECORDS)):
         path = folder / f"{split}.{form}"
         if form.startswith("jsonl"):
             write_jsonl(path, records)
@@ -106,7 +107,7 @@ def test_rejected_records_are_kept_with_reason_source_and_line(tmp_path: Path) -
         (24, "label 'label' is neither a number nor a label word"),
         (25, "line is not JSON"),
     ]
-    assert all(r["source"].endswith("in/spam/train.jsonl") for r in rejects)
+    assert all(r["source"] == "spam/train.jsonl" for r in rejects)
 
 
 def test_too_many_rejects_stop_the_run_with_the_worst_reasons(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_mixed_files_are_told_apart_by_the_task_field(tmp_path: Path) -> None:
     assert [s.key for s in read_split(tmp_path / "out", "train", "ham")] == [f"spam-{i}" for i in range(1, 20, 2)]
     with pytest.raises(InputError, match=r"got 'ham' in .* line 2; known: spam"):
         prepare(records_config(tmp_path / "in"), [SPAM], tmp_path / "out2", seed=0)
-    assert not (tmp_path / "out2").exists()
+    assert not [*(tmp_path / "out2").glob("*.tar"), *(tmp_path / "out2").glob("*.json")]
 
 
 def test_missing_input_and_unknown_tasks_are_said_with_a_remedy(tmp_path: Path) -> None:

@@ -1,0 +1,238 @@
+"""Between the passes: which valid rows are kept, judged over all units of a task in bounded memory.
+
+Rows are judged in buckets of their text digests, so that equal texts meet in one bucket and a bucket fits in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.scan import Scanned, read_rows
+
+KEEP, DUPLICATE, OVERLAP, CONFLICT, SEEN, UNSAMPLED = range(6)
+REASONS = {
+    DUPLICATE: "texts and label stand in an earlier record",
+    OVERLAP: "texts stand in train and in another split",
+    CONFLICT: "label differs from other records of the same texts",
+    SEEN: "texts stand in an earlier partition",
+}
+RENAMED = 0x80
+"""Flag on a kept row: another record of its task and split has its key."""
+BUCKET_ROWS = 1 << 20
+CHUNK_ROWS = 1 << 18
+
+
+@dataclass
+class Earlier:
+    """What partitions prepared before hold, by task: digests of texts (as two words) and of keys by split."""
+
+    digests: dict[str, np.ndarray] = field(default_factory=dict)
+    keys: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+
+class Decisions:
+    """One byte a row, unit by unit."""
+
+    def __init__(self, scanned: Sequence[Scanned]) -> None:
+        self.scanned = scanned
+        self.of = {unit.number: np.zeros(unit.rows, dtype=np.uint8) for unit in scanned}
+
+    def counts(self, work: Path, task: int, name: str) -> dict[tuple[str, int], int]:
+        """Return (split, decision) → rows of a task."""
+        found: dict[tuple[str, int], int] = {}
+        for unit, start, rows in _chunks(work, self.scanned, task, name):
+            codes = self.of[unit.number][start : start + len(rows)][rows["task"] == task] & ~np.uint8(RENAMED)
+            for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
+                place = (unit.split, int(code))
+                found[place] = found.get(place, 0) + int(count)
+        return found
+
+
+def resolve(
+    config: DataConfig, tasks: Sequence[str], scanned: Sequence[Scanned], work: Path, seed: int, earlier: Earlier
+) -> Decisions:
+    """Decide about every row: what repeats, leaks or contradicts goes, then the sample is drawn."""
+    decisions = Decisions(scanned)
+    for number, name in enumerate(tasks):
+        total = sum(unit.tasks.get(name, 0) for unit in scanned)
+        buckets = 1 << max(total // BUCKET_ROWS, 0).bit_length()
+        seen = earlier.digests.get(name, np.zeros((0, 2), dtype=np.uint64))
+        for bucket in range(buckets):
+            rows = _bucket(work, scanned, number, name, "digest", bucket, buckets)
+            _apply(decisions, rows, judge(rows, config, seen))
+        _rename(decisions, work, number, name, buckets, earlier)
+        _sample(decisions, config, work, number, name, seed)
+    return decisions
+
+
+def _chunks(work: Path, scanned: Sequence[Scanned], task: int, name: str) -> Iterator[tuple[Scanned, int, np.ndarray]]:
+    for unit in scanned:
+        if unit.tasks.get(name):
+            for start in range(0, unit.rows, CHUNK_ROWS):
+                yield unit, start, read_rows(work, unit.number, start, CHUNK_ROWS)
+
+
+_BUCKET = np.dtype(
+    [
+        ("high", "<u8"),
+        ("low", "<u8"),
+        ("label", "<f8"),
+        ("split", "<i2"),
+        ("unit", "<u4"),
+        ("row", "<u8"),
+        ("kept", "?"),
+    ]
+)
+
+
+def _bucket(
+    work: Path, scanned: Sequence[Scanned], task: int, name: str, by: str, bucket: int, buckets: int
+) -> np.ndarray:
+    """Gather the rows of a task whose digest falls into a bucket, in source order; split -1 is train."""
+    splits = {split: n for n, split in enumerate(sorted({unit.split for unit in scanned} - {"train"}))} | {"train": -1}
+    parts = []
+    for unit, start, rows in _chunks(work, scanned, task, name):
+        words = _words(rows, by)
+        chosen = np.flatnonzero((rows["task"] == task) & (words[:, 0] % np.uint64(buckets) == bucket))
+        part = np.zeros(len(chosen), dtype=_BUCKET)
+        part["high"], part["low"] = words[chosen, 0], words[chosen, 1]
+        part["label"], part["split"] = rows["label"][chosen], splits[unit.split]
+        part["unit"], part["row"] = unit.number, chosen + start
+        parts.append(part)
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=_BUCKET)
+
+
+def _words(rows: np.ndarray, by: str) -> np.ndarray:
+    if by == "digest":
+        return np.ascontiguousarray(rows["digest"]).view("<u8").reshape(-1, 2)
+    return np.stack([rows["key"], np.zeros(len(rows), dtype=np.uint64)], axis=1)
+
+
+def _apply(decisions: Decisions, rows: np.ndarray, codes: np.ndarray) -> None:
+    for unit in np.unique(rows["unit"]):
+        mine = rows["unit"] == unit
+        decisions.of[int(unit)][rows["row"][mine].astype(np.int64)] |= codes[mine]
+
+
+def judge(rows: np.ndarray, config: DataConfig, seen: np.ndarray) -> np.ndarray:
+    """Return a decision for each row of a bucket, in source order.
+
+    A text that stands in train and another split goes from one of them; then, in train, contradicting labels are
+    settled; then all but the first of equal texts and labels go. What an earlier partition holds goes first of all.
+    """
+    codes = np.zeros(len(rows), dtype=np.uint8)
+    if len(seen):
+        _mark_seen(codes, rows, seen)
+    group = _groups(rows)
+    train = rows["split"] == -1
+    number = int(group.max()) + 1 if len(group) else 0
+
+    def any_in_group(mask: np.ndarray) -> np.ndarray:
+        flags = np.zeros(number, dtype=bool)
+        flags[group[mask]] = True
+        return flags[group]
+
+    if config.overlap != "keep":
+        alive = codes == KEEP
+        leaking = any_in_group(train & alive) & any_in_group(~train & alive) & alive
+        codes[leaking & (train if config.overlap == "drop_train" else ~train)] = OVERLAP
+    if config.conflicts != "keep":
+        _settle_conflicts(codes, rows, group, train & (codes == KEEP), config.conflicts)
+    if config.duplicates == "drop":
+        alive = np.flatnonzero(train & (codes == KEEP))
+        pairs = np.stack([group[alive].astype(np.float64), rows["label"][alive]], axis=1)
+        _, first = np.unique(pairs, axis=0, return_index=True) if len(alive) else (None, np.zeros(0, dtype=np.int64))
+        repeated = np.ones(len(alive), dtype=bool)
+        repeated[first] = False
+        codes[alive[repeated]] = DUPLICATE
+    return codes
+
+
+def _groups(rows: np.ndarray) -> np.ndarray:
+    """Return the number of each row's text among the distinct texts."""
+    order = np.lexsort((rows["low"], rows["high"]))
+    high, low = rows["high"][order], rows["low"][order]
+    new = np.ones(len(rows), dtype=bool)
+    new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    group = np.empty(len(rows), dtype=np.int64)
+    group[order] = np.cumsum(new) - 1
+    return group
+
+
+def _mark_seen(codes: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> None:
+    candidates = np.flatnonzero(np.isin(rows["high"], seen[:, 0]))
+    known = set(map(tuple, seen.tolist())) if len(candidates) else set()
+    for place in candidates:
+        if (int(rows["high"][place]), int(rows["low"][place])) in known:
+            codes[place] = SEEN
+
+
+def _settle_conflicts(codes: np.ndarray, rows: np.ndarray, group: np.ndarray, alive: np.ndarray, policy: str) -> None:
+    places = np.flatnonzero(alive)
+    if len(places) == 0:
+        return
+    order = places[np.argsort(group[places], kind="stable")]
+    labels, groups = rows["label"][order], group[order]
+    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+    lowest, highest = np.minimum.reduceat(labels, starts), np.maximum.reduceat(labels, starts)
+    ends = np.append(starts[1:], len(order))
+    for at in np.flatnonzero(lowest != highest):
+        mine, found = order[starts[at] : ends[at]], labels[starts[at] : ends[at]]
+        values, counts = np.unique(found, return_counts=True)
+        winner = None
+        if policy == "first":
+            winner = found[0]
+        elif policy == "majority" and (counts == counts.max()).sum() == 1:
+            winner = values[counts.argmax()]
+        codes[mine[found != winner] if winner is not None else mine] = CONFLICT
+
+
+def _rename(decisions: Decisions, work: Path, task: int, name: str, buckets: int, earlier: Earlier) -> None:
+    """Flag kept rows whose key stands in an earlier kept row of the task and split."""
+    splits = sorted({unit.split for unit in decisions.scanned} - {"train"})
+    taken = {-1: earlier.keys.get((name, "train"))} | {n: earlier.keys.get((name, s)) for n, s in enumerate(splits)}
+    for bucket in range(buckets):
+        rows = _bucket(work, decisions.scanned, task, name, "key", bucket, buckets)
+        kept = np.array(
+            [decisions.of[int(u)][int(r)] == KEEP for u, r in zip(rows["unit"], rows["row"], strict=True)], dtype=bool
+        )
+        rows = rows[kept]
+        pairs = np.stack([rows["high"], rows["split"].astype(np.int64).view(np.uint64)], axis=1)
+        again = np.ones(len(rows), dtype=bool)
+        if len(rows):
+            again[np.unique(pairs, axis=0, return_index=True)[1]] = False
+        for split, keys in taken.items():
+            if keys is not None:
+                again |= (rows["split"] == split) & np.isin(rows["high"], keys)
+        _apply(decisions, rows, np.where(again, RENAMED, 0).astype(np.uint8))
+
+
+def _sample(decisions: Decisions, config: DataConfig, work: Path, task: int, name: str, seed: int) -> None:
+    """Keep at most ``max_samples`` of each split: those of the smallest pseudo-random number of their place."""
+    for split, wanted in config.max_samples.items():
+        units = [unit for unit in decisions.scanned if unit.split == split]
+        draws, places = [], []
+        for unit, start, rows in _chunks(work, units, task, name):
+            codes = decisions.of[unit.number][start : start + len(rows)]
+            kept = np.flatnonzero((rows["task"] == task) & (codes & ~np.uint8(RENAMED) == KEEP))
+            draws.append(_mix((kept + start).astype(np.uint64), seed * 1_000_003 + unit.number))
+            places.append((unit.number, kept + start))
+        found = np.concatenate(draws) if draws else np.zeros(0, dtype=np.uint64)
+        if len(found) <= wanted:
+            continue
+        limit = np.partition(found, wanted)[wanted]
+        for (number, rows_kept), values in zip(places, draws, strict=True):
+            decisions.of[number][rows_kept[values >= limit]] = UNSAMPLED
+
+
+def _mix(values: np.ndarray, seed: int) -> np.ndarray:
+    """Return a 64-bit hash of each value (SplitMix64, Steele et al. 2014, doi:10.1145/2714064.2660195)."""
+    z = values * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed * 0xD1342543DE82EF95 & 0xFFFFFFFFFFFFFFFF)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)))

@@ -1,0 +1,220 @@
+"""First pass: read, validate and digest one unit of input into files in the work folder.
+
+Per unit: ``.spill`` holds the samples as they will stand in the shards, ``.rows`` one fixed-width row a sample,
+``.rejects`` the rejected records, and ``.json``, written last, the counts: a unit that has it is not read again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.contracts import TaskSpec, write_atomic
+from pipeline.errors import InputError, did_you_mean
+from pipeline.ingestion.config import ANY_TASK, DataConfig
+from pipeline.ingestion.images import ImageFolder
+from pipeline.ingestion.records import Line, Unit, read_unit
+from pipeline.ingestion.synthetic_ads import PROBABILITIES_FIELD
+from pipeline.ingestion.validate import Checked, Rejected, check_record, sanitize_key
+
+ROW = np.dtype(
+    [
+        ("task", "<u2"),
+        ("key", "<u8"),
+        ("digest", "V16"),
+        ("label", "<f8"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("image_size", "<u2"),
+        ("length", "<u4"),
+        ("line", "<u4"),
+    ]
+)
+"""One sample: task number, digest of its key, digest of its texts, label, where its payload (and then its image's name)
+lies in the spill, characters, and line within the unit."""
+_FLUSH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """One unit to read, and where to write."""
+
+    number: int
+    unit: Unit
+    config: DataConfig
+    tasks: tuple[TaskSpec, ...]
+    work: Path
+    generation: int = 0
+    """0 for a first preparation, n for the n-th partition appended; part of made-up keys."""
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a unit held."""
+
+    number: int
+    split: str
+    lines: int
+    rows: int
+    tasks: dict[str, int]
+    """Task → valid samples."""
+    rejects: dict[str, dict[str, int]]
+    """Task → reason → records."""
+    first_rejects: dict[str, tuple[int, str]]
+    """Task → line and reason of its first rejected record."""
+
+
+def part(work: Path, number: int, suffix: str) -> Path:
+    """Return one of a unit's files."""
+    return work / f"unit-{number:06d}.{suffix}"
+
+
+def scan_unit(job: ScanJob) -> Scanned:
+    """Read one unit.
+
+    Raises:
+        InputError: a record names a task that is not configured, or the file cannot be read.
+    """
+    done = part(job.work, job.number, "json")
+    if done.is_file():
+        return Scanned(**json.loads(done.read_bytes()))
+    scan = _Scan(job)
+    with (
+        part(job.work, job.number, "spill").open("wb") as spill,
+        part(job.work, job.number, "rows").open("wb") as rows,
+        part(job.work, job.number, "rejects").open("wb") as rejects,
+        part(job.work, job.number, "known").open("wb") as known,
+    ):
+        found = scan.run(spill, rows, rejects, known)
+    write_atomic(done, json.dumps(found.__dict__))
+    return found
+
+
+class _Scan:
+    def __init__(self, job: ScanJob) -> None:
+        self.job = job
+        self.by_name = {task.name: (number, task, task.text_fields) for number, task in enumerate(job.tasks)}
+        self.images: ImageFolder | None = None
+
+    def run(self, spill: BinaryIO, rows: BinaryIO, rejects: BinaryIO, known: BinaryIO) -> Scanned:
+        job, unit, config = self.job, self.job.unit, self.job.config
+        pending: list[tuple[Any, ...]] = []
+        counts, reasons, first = Counter[str](), dict[str, Counter[str]](), dict[str, tuple[int, str]]()
+        offset = lines = total = 0
+        for line in read_unit(unit, config):
+            lines = line.number
+            number, spec, text_fields = self._task_of(line)
+            try:
+                checked, image = self._check(line, spec, text_fields)
+            except Rejected as reason:
+                reasons.setdefault(spec.name, Counter())[str(reason)] += 1
+                first.setdefault(spec.name, (line.number, str(reason)))
+                entry = {"task": spec.name, "reason": str(reason), "line": line.number, "record": line.record}
+                rejects.write(json.dumps(entry, default=str).encode() + b"\n")
+                continue
+            key = self._key(line)
+            payload, name = checked.payload(spec, key, self._day(line)), image.encode()
+            spill.write(payload + name)
+            digest = checked.digest(image)
+            key_digest = hash_key(key)
+            pending.append(
+                (
+                    number,
+                    key_digest,
+                    digest,
+                    checked.label,
+                    offset,
+                    len(payload),
+                    len(name),
+                    checked.length,
+                    line.number,
+                )
+            )
+            if PROBABILITIES_FIELD in line.record and unit.source.split != "train":
+                known.write(json.dumps([total, line.record[PROBABILITIES_FIELD]]).encode() + b"\n")
+            offset += len(payload) + len(name)
+            counts[spec.name] += 1
+            total += 1
+            if len(pending) >= _FLUSH_ROWS:
+                np.array(pending, dtype=ROW).tofile(rows)
+                pending.clear()
+        np.array(pending, dtype=ROW).tofile(rows)
+        plain = {task: dict(found) for task, found in reasons.items()}
+        return Scanned(job.number, unit.source.split, lines, total, dict(counts), plain, first)
+
+    def _task_of(self, line: Line) -> tuple[int, TaskSpec, tuple[str, ...]]:
+        source, field = self.job.unit.source, self.job.config.task_field
+        named = line.record.get(field)
+        if named is not None and named not in self.by_name:
+            raise InputError(
+                f"each record's {field!r} must be a configured task, got {named!r} in {source.location} "
+                f"line {line.number}{self._after()}{did_you_mean(str(named), self.by_name)}; "
+                "configure the task or mend the record"
+            )
+        if source.task != ANY_TASK:
+            return self.by_name[source.task]
+        if named is None and line.error is None:
+            raise InputError(
+                f"each record of {source.location} must name its task in {field!r}, line {line.number} has none; "
+                "add the field, or set data.task_field to the one that holds it"
+            )
+        return self.by_name[named] if named is not None else next(iter(self.by_name.values()))
+
+    def _after(self) -> str:
+        return f" after byte {self.job.unit.start}" if self.job.unit.start else ""
+
+    def _check(self, line: Line, spec: TaskSpec, text_fields: tuple[str, ...]) -> tuple[Checked, str]:
+        if line.error is not None:
+            raise Rejected(line.error)
+        if line.record.get(self.job.config.task_field, spec.name) != spec.name:
+            raise Rejected("record names another task than its file")
+        checked = check_record(line.record, spec, text_fields)
+        if spec.image_field is None:
+            return checked, ""
+        if self.images is None:
+            self.images = ImageFolder(self.job.unit.source.location)
+        image = line.record.get(spec.image_field)
+        self.images.read(image)
+        return checked, str(image)
+
+    def _key(self, line: Line) -> str:
+        identity = line.record.get(self.job.config.id_field)
+        key = "" if identity is None else sanitize_key(str(identity))
+        head = f"g{self.job.generation}-" if self.job.generation else ""
+        return key or f"row--{head}{self.job.unit.source_number:04d}-{line.place:012d}"  # no id holds "--"
+
+    def _day(self, line: Line) -> str | None:
+        value = line.record.get(self.job.config.time_field)
+        text = value.isoformat() if isinstance(value, dt.date) else value
+        if isinstance(text, str):
+            try:
+                return dt.date.fromisoformat(text[:10]).isoformat()
+            except ValueError:
+                pass
+        return self.job.unit.source.day
+
+
+def hash_key(key: str) -> int:
+    """Return a 64-bit digest of a key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def read_rows(work: Path, number: int, start: int = 0, count: int = -1) -> np.ndarray:
+    """Return rows of a unit, all from ``start`` or ``count`` of them."""
+    return np.fromfile(part(work, number, "rows"), dtype=ROW, count=count, offset=start * ROW.itemsize)
+
+
+def total_rejects(scanned: Sequence[Scanned], task: str) -> Counter[str]:
+    """Return how often each reason rejected a record of a task."""
+    total = Counter[str]()
+    for unit in scanned:
+        total.update(unit.rejects.get(task, {}))
+    return total
