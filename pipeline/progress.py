@@ -53,7 +53,8 @@ class Track:
         now = time.monotonic()
         if now - self._last_line >= PLAIN_INTERVAL_S or self.done >= self.total:
             self._last_line = now
-            print(self._line(now, note), file=sys.stderr, flush=True)  # noqa: T201
+            sys.stderr.write(self._line(now, note) + "\n")
+            sys.stderr.flush()
 
     def _line(self, now: float, note: str) -> str:
         spent = now - self._start
