@@ -304,6 +304,46 @@ class EvaluationReport(Contract):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+class Difference(Contract):
+    """Candidate less reference on the same samples. Undefined numbers are None, with the reason."""
+
+    candidate: float | None
+    reference: float | None
+    difference: float | None
+    ci95: tuple[float, float] | None
+    standard_error: float | None
+    p_value: float | None
+    """Two-sided, of no difference."""
+    reason: str | None = None
+
+
+class TaskDifference(Difference):
+    """The difference in one task's own metric."""
+
+    n: int
+    metric: Metric
+    p_holm: float | None
+    """Adjusted for all tasks compared (Holm 1979)."""
+    verdict: Literal["better", "worse", "no difference shown", "undefined"]
+    """By the adjusted p-value at 5 %."""
+
+
+class Comparison(Contract):
+    """Two models on the same samples, task by task and in the macro mean."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    candidate: str
+    reference: str
+    data: dict[str, Any]
+    tasks: dict[str, TaskDifference]
+    macro: Difference
+    """Unweighted mean of the tasks' differences."""
+    only_one: dict[str, str] = Field(default_factory=dict)
+    """Tasks that one of the two models does not know, and which."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
 class PromotionDecision(Contract):
     """``decision.json``: whether a candidate takes over, and why."""
 

@@ -1,8 +1,9 @@
 """Evaluation: scores of a test split → metrics with intervals → comparison and report."""
 
+from pipeline.evaluation.compare import compare
 from pipeline.evaluation.frame import read_scores, write_scores
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.summary import summarize
 
-__all__ = ["predict", "read_scores", "summarize", "write_report", "write_scores"]
+__all__ = ["compare", "predict", "read_scores", "summarize", "write_report", "write_scores"]

@@ -206,10 +206,9 @@ def _group_codes(column: pd.Series) -> Ints | None:
     return codes
 
 
-def keys_sha256(scores: pd.DataFrame) -> str:
+def keys_sha256(sample: TaskScores) -> str:
     """Return a digest of which samples with which labels were scored: equal digests, the same holdout."""
-    ordered = scores[["task", "key", "label"]].sort_values(["task", "key"])
     digest = hashlib.sha256()
-    for task, key, label in ordered.itertuples(index=False):
-        digest.update(f"{task}\t{key}\t{label!r}\n".encode())
+    for key, label in zip(sample.keys.tolist(), sample.labels.tolist(), strict=True):
+        digest.update(f"{key}\t{label!r}\n".encode())
     return digest.hexdigest()

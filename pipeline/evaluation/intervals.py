@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.random import Generator
+from scipy.special import ndtr, ndtri, stdtrit
 
 from pipeline.evaluation.frame import Floats, Ints, TaskScores
 from pipeline.evaluation.ranking import Statistic
@@ -61,14 +62,25 @@ def _resampling_counts(size: int, rows: int, rng: Generator) -> Ints:
 def replicate(
     sample: TaskScores, known: Mapping[str, Statistic], rng: Generator, replicates: int = REPLICATES
 ) -> dict[str, Floats]:
-    """Return each statistic's bootstrap replicates, all from the same draws.
+    """Return each statistic's bootstrap replicates, all from the same draws: whole groups where there are any.
 
-    Drawn by group where the sample has groups, else stratified by class, else (ordinal tasks) plainly.
+    The draws are not stratified by class: accuracy, calibration and log loss depend on the class mix of the sample,
+    and draws that hold it fixed gave 95 % intervals that covered 40 to 90 % in simulation.
     """
-    strata = None if sample.spec.kind == "ordinal" else sample.classes
-    blocks = bootstrap_weights(len(sample), rng, replicates, strata=strata, groups=sample.groups)
+    blocks = bootstrap_weights(len(sample), rng, replicates, groups=sample.groups)
     parts = [{name: statistic(weights) for name, statistic in known.items()} for weights in blocks]
     return {name: np.concatenate([part[name] for part in parts]) for name in known}
+
+
+def left_out_weights(num_samples: int, groups: Ints | None = None, most: int = 200) -> Iterator[Floats]:
+    """Yield blocks of jackknife weights: each row leaves one of at most ``most`` equal parts of the units out."""
+    unit = np.arange(num_samples) if groups is None else groups
+    units = int(unit.max()) + 1
+    parts = min(units, most)
+    part_of = (np.arange(units) % parts)[unit]
+    block = max(1, BLOCK_CELLS // max(num_samples, 1))
+    for start in range(0, parts, block):
+        yield (part_of[None] != np.arange(start, min(start + block, parts))[:, None]).astype(np.float64)
 
 
 def percentile_interval(replicates: Floats, level: float = 0.95) -> Interval | None:
@@ -77,6 +89,37 @@ def percentile_interval(replicates: Floats, level: float = 0.95) -> Interval | N
     if 2 * len(defined) < len(replicates) or not len(defined):
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bca_interval(
+    replicates: Floats, value: float, left_out: Floats, num_units: int, level: float = 0.95
+) -> Interval | None:
+    """Return the bias-corrected and accelerated bootstrap interval (Efron 1987, JASA 82).
+
+    The level is widened for small samples as if by Student's t (Hesterberg 2015, arXiv 1411.5279, section 4.4).
+
+    Args:
+        replicates: (R,) bootstrap values, NaN where undefined.
+        value: the statistic of the sample itself.
+        left_out: jackknife values, for the acceleration.
+        num_units: samples, or groups where those are drawn.
+        level: nominal coverage.
+
+    Returns:
+        The interval; None where fewer than half of the replicates are defined.
+    """
+    defined = replicates[~np.isnan(replicates)]
+    if 2 * len(defined) < len(replicates) or num_units < 2:
+        return None
+    tail = float(ndtr(np.sqrt(num_units / (num_units - 1)) * stdtrit(num_units - 1, (1 - level) / 2)))
+    below = ((defined < value).mean() + (defined <= value).mean()) / 2
+    bias = ndtri(np.clip(below, 1 / len(defined), 1 - 1 / len(defined)))
+    pull = np.nanmean(left_out) - left_out[~np.isnan(left_out)]
+    spread = float(np.square(pull).sum()) ** 1.5
+    acceleration = float((pull**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    reach = bias + ndtri([tail, 1 - tail])
+    low, high = np.quantile(defined, ndtr(bias + reach / (1 - acceleration * reach)))
     return float(low), float(high)
 
 

@@ -11,8 +11,16 @@ import numpy as np
 import pandas as pd
 
 from pipeline.contracts import EvaluationReport, MacroResult, Metric, TaskResult, TaskSpec
+from pipeline.evaluation.delong import auc_interval
 from pipeline.evaluation.frame import Floats, TaskScores, by_task, keys_sha256
-from pipeline.evaluation.intervals import REPLICATES, percentile_interval, plain_value, replicate
+from pipeline.evaluation.intervals import (
+    REPLICATES,
+    bca_interval,
+    left_out_weights,
+    percentile_interval,
+    plain_value,
+    replicate,
+)
 from pipeline.evaluation.metrics import reason, statistics
 
 NAMED = ("auc", "accuracy", "logloss", "ece")
@@ -56,17 +64,21 @@ def summarize(
         if spec.name not in parts:
             nothing = f"no sample of task {spec.name!r} was scored"
             results[spec.name] = TaskResult(
-                n=0, metric=_metric(spec), value=None, ci95=None, reason=nothing, best_attainable=best
+                n=0, metric=metric_of(spec), value=None, ci95=None, reason=nothing, best_attainable=best
             )
             continue
         results[spec.name], draw = task_result(parts[spec.name], task_rng(seed, spec.name), replicates, best)
         draws.append(draw)
     return EvaluationReport(
-        model=model, data={**data, "keys_sha256": keys_sha256(scores)}, tasks=results, macro=_macro(results, draws)
+        model=model,
+        data={**data, "keys_sha256": {name: keys_sha256(part) for name, part in parts.items()}},
+        tasks=results,
+        macro=_macro(results, draws),
     )
 
 
-def _metric(spec: TaskSpec) -> Metric:
+def metric_of(spec: TaskSpec) -> Metric:
+    """Return the metric that stands for a task."""
     if spec.metric is None:
         raise ValueError(f"task {spec.name!r} must name its metric, got None; TaskSpec fills it in by kind")
     return spec.metric
@@ -79,9 +91,21 @@ def task_result(
     known = statistics(sample)
     values = {name: plain_value(statistic, len(sample)) for name, statistic in known.items()}
     draws = replicate(sample, known, rng, replicates)
-    metric = _metric(sample.spec)
+    left_out = [
+        {name: f(weights) for name, f in known.items()} for weights in left_out_weights(len(sample), sample.groups)
+    ]
+    metric = metric_of(sample.spec)
     undefined = {name: reason(sample, name) for name, value in values.items() if math.isnan(value)}
-    intervals = {name: None if name in undefined else percentile_interval(draws[name]) for name in known}
+    units = len(sample) if sample.groups is None else int(sample.groups.max()) + 1
+    intervals: dict[str, tuple[float, float] | None] = {}
+    for name in known:
+        if name in undefined:
+            intervals[name] = None
+        elif name == "auc":
+            intervals[name] = auc_interval(sample.labels, sample.score, sample.groups)
+        else:
+            jackknife = np.concatenate([part[name] for part in left_out])
+            intervals[name] = bca_interval(draws[name], values[name], jackknife, units)
     shown = {name: None if math.isnan(value) else value for name, value in values.items()}
     result = TaskResult(
         n=len(sample),
