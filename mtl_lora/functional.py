@@ -41,7 +41,7 @@ def _mix(weights_TN: Tensor, up_NOR: Tensor) -> Tensor:
 
 def fold(
     up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Fold mixture, Λ and scaling into one up-projection a task.
 
     Args:
@@ -52,41 +52,42 @@ def fold(
         scaling: s.
 
     Returns:
-        The folded Uᵀ (T, R, O), the mixed Σᵢ αᵢ Bᵢ (T, O, R) and the weights α (T, N), in :func:`folding_dtype`.
-        U is returned transposed because products with a (R, O) right-hand side are the fast ones.
+        The folded Uᵀ (T, R, O) and the weights α (T, N), in :func:`folding_dtype`. U is transposed because products
+        with a (R, O) right-hand side are the fast ones.
     """
     dtype = folding_dtype(up_NOR.dtype)
-    up_NOR, transform = up_NOR.to(dtype), transform.to(dtype)
+    up_NOR, transform = up_NOR.to(dtype), transform.to(dtype) * scaling
     weights_TN = mixing_weights(mixing_TN, temperature).to(dtype)
-    mixed_TOR = _mix(weights_TN, up_NOR)
+    mixed_TRO = _mix(weights_TN, up_NOR).transpose(1, 2)
     if transform.dim() == 3:
-        folded_TRO = torch.bmm((transform * scaling).transpose(1, 2), mixed_TOR.transpose(1, 2))
-    else:
-        folded_TRO = (mixed_TOR * (transform * scaling).unsqueeze(1)).transpose(1, 2).contiguous()
-    return folded_TRO, mixed_TOR, weights_TN
+        return torch.bmm(transform.transpose(1, 2), mixed_TRO), weights_TN
+    return (mixed_TRO * transform.unsqueeze(-1)).contiguous(), weights_TN
 
 
 def fold_backward(
-    grad_TRO: Tensor,
-    up_NOR: Tensor,
-    transform: Tensor,
-    mixed_TOR: Tensor,
-    weights_TN: Tensor,
-    temperature: float,
-    scaling: float,
+    grad_TRO: Tensor, up_NOR: Tensor, transform: Tensor, weights_TN: Tensor, temperature: float, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`fold` for B (N, O, R), Λ and w (T, N), given that of Uᵀ (T, R, O)."""
+    """Return the gradients of :func:`fold` for B (N, O, R), Λ and w (T, N), given G = ∂L/∂Uᵀ (T, R, O).
+
+    All three follow from two products with the wide axis O; with C_ti = G_t Bᵢ (R, R),
+    ∂Λ_t = s Σᵢ α_ti C_tiᵀ, ∂α_ti = s ⟨C_tiᵀ, Λ_t⟩, ∂Bᵢ = s Σ_t α_ti G_tᵀ Λ_tᵀ, and the softmax's own backward for w.
+    """
     dtype = weights_TN.dtype
-    up_NOR, transform, grad_TRO = up_NOR.to(dtype), transform.to(dtype), grad_TRO.to(dtype)
-    grad_TOR = grad_TRO.transpose(1, 2)
-    if transform.dim() == 3:
-        grad_transform = torch.bmm(grad_TRO, mixed_TOR).transpose(1, 2) * scaling
-        grad_mixed_TOR = torch.bmm(grad_TOR, (transform * scaling).transpose(1, 2))
-    else:
-        grad_transform = (mixed_TOR * grad_TOR).sum(1) * scaling
-        grad_mixed_TOR = grad_TOR * (transform * scaling).unsqueeze(1)
-    grad_mixed = grad_mixed_TOR.reshape(weights_TN.shape[0], -1)
-    grad_up_NOR = (weights_TN.t() @ grad_mixed).view_as(up_NOR)
-    grad_weights_TN = grad_mixed @ up_NOR.reshape(weights_TN.shape[1], -1).t()
+    is_diagonal = transform.dim() == 2
+    lambda_TRR = (torch.diag_embed(transform) if is_diagonal else transform).to(dtype) * scaling
+    (num_tasks, r, size_out), num_ups = grad_TRO.shape, up_NOR.shape[0]
+    grad_rows = grad_TRO.to(dtype).reshape(num_tasks * r, size_out)
+
+    up_columns = up_NOR.to(dtype).transpose(0, 1).reshape(size_out, num_ups * r)
+    inner_TNRR = (grad_rows @ up_columns).view(num_tasks, r, num_ups, r).permute(0, 2, 3, 1)
+    grad_transform = (weights_TN[:, :, None, None] * inner_TNRR).sum(1) * scaling
+    grad_weights_TN = (inner_TNRR * lambda_TRR.unsqueeze(1)).sum((2, 3))
+
+    folding_TNRR = weights_TN[:, :, None, None] * lambda_TRR.unsqueeze(1)
+    grad_up = folding_TNRR.permute(1, 2, 0, 3).reshape(num_ups * r, num_tasks * r) @ grad_rows
+    grad_up_NOR = grad_up.view(num_ups, r, size_out).transpose(1, 2)
+
     centred_TN = grad_weights_TN - (weights_TN * grad_weights_TN).sum(-1, keepdim=True)
+    if is_diagonal:
+        grad_transform = grad_transform.diagonal(dim1=1, dim2=2)
     return grad_up_NOR, grad_transform, weights_TN * centred_TN / temperature

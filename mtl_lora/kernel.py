@@ -148,7 +148,7 @@ class _AdaptedLinear(torch.autograd.Function):
         x, mask, down, weight, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
         settings: Settings = ctx.settings
         dtype, needs = settings.compute_dtype, ctx.needs_input_grad
-        folded, mixed, weights, transform_E = _folded(up_NOR, transform, mixing_TN, ids, settings)
+        folded, weights, transform_E = _folded(up_NOR, transform, mixing_TN, ids, settings)
         folded = folded.to(dtype)
 
         grad_x = grad_weight = grad_bias = grad_down_RI = grad_up = grad_transform = grad_mixing = None
@@ -174,24 +174,22 @@ class _AdaptedLinear(torch.autograd.Function):
             grad_bias = grad_y.flatten(0, -2).sum(0)
         if needs[4] or needs[5] or needs[6]:
             grad_folded = _folded_gradient(grad_y, down, ids, up_NOR, transform.shape[0])
-            grads = fold_backward(
-                grad_folded, up_NOR, transform_E, mixed, weights, settings.temperature, settings.scaling
-            )
+            temperature, scaling = settings.temperature, settings.scaling
+            grads = fold_backward(grad_folded, up_NOR, transform_E, weights, temperature, scaling)
             grad_up, grad_transform, grad_mixing = _to_parameters(grads, up_NOR, transform, mixing_TN, ids, settings)
         return grad_x, grad_weight, grad_bias, grad_down_RI, grad_up, grad_transform, grad_mixing, None, None
 
 
 def _folded(
     up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (U in the rows' layout, mixed, weights, Λ used); the last three over rows or over all tasks."""
-    if _gathers_first(ids, transform.shape[0]):
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (Uᵀ in the rows' layout, weights, Λ used); the last two over rows or over all tasks."""
+    gathers_first = _gathers_first(ids, transform.shape[0])
+    if gathers_first:
         index = ids.reshape(-1)
         transform, mixing_TN = transform.index_select(0, index), mixing_TN.index_select(0, index)
-        folded, mixed, weights = fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling)
-        return folded, mixed, weights, transform
-    folded, mixed, weights = fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling)
-    return select_folded(folded, ids), mixed, weights, transform
+    folded, weights = fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling)
+    return folded if gathers_first else select_folded(folded, ids), weights, transform
 
 
 def _down_gradient(grad_y: Tensor, folded: Tensor, ids: Tensor) -> Tensor:

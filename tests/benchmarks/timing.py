@@ -1,0 +1,77 @@
+"""Timing that survives a shared machine: candidates take turns in one process, and ratios are taken a round."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the machine is: processor, cores, memory in GiB, load before the run."""
+    model = platform.processor() or platform.machine()
+    with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    load = round(os.getloadavg()[0], 2)
+    return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory_gib, 1), "load_before": load}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the versions of Python and of some packages."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with this many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]], rounds: int = 20, warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Return seconds of each candidate in each round; within a round they run one after another, forth then back."""
+    for _ in range(warm_up):
+        for run in candidates.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(rounds):
+        order = list(candidates.items())
+        for name, run in order if number % 2 == 0 else reversed(order):
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
+    """Return the median over the rounds of one candidate's time over another's."""
+    return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
+
+
+def milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return each candidate's median in milliseconds."""
+    return {name: round(1000 * statistics.median(values), 3) for name, values in seconds.items()}
+
+
+def row(measure: str, goal: str, value: float, is_met: bool | None, **details: Any) -> dict[str, Any]:
+    """Return one line of a benchmark's table."""
+    return {"measure": measure, "goal": goal, "value": round(value, 4), "met": is_met, **details}
