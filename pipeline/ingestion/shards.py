@@ -75,7 +75,7 @@ def write_packed(folder: Path, task: str, split: str, number: int, samples: Iter
                 if sample.image is not None:
                     image_start = tar.add(f"{sample.key}.{image_extension(sample.image)}", sample.image)
                     image_size = len(sample.image)
-                checksum = zlib.crc32(sample.payload)
+                checksum = zlib.crc32(sample.image or b"", zlib.crc32(sample.payload))
                 rows.append((start, len(sample.payload), checksum, image_start, image_size, sample.length))
                 keys.append(sample.key)
                 digests += sample.digest

@@ -50,8 +50,30 @@ class Weights(_Mixture):
     """Counts are exact in each block of so many samples, by largest remainder."""
 
 
-Mixture = Annotated[Proportional | Temperature | Weights, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[Proportional | Temperature | Weights] = TypeAdapter(Mixture)
+class LossDriven(_Mixture):
+    """Shares that follow the tasks' losses, changed at stated steps only.
+
+    At each update the share of a task is its first share times (loss / first loss)^alpha, normalised: a task that
+    learns slower than the others is given more (the relative inverse training rate of GradNorm, arXiv 1711.02257).
+    The losses are told by ``MixedStream.update_mixture``; the shares so far are part of ``MixedStream.state_dict``.
+    """
+
+    kind: Literal["loss_driven"] = "loss_driven"
+    every_steps: int = Field(ge=1)
+    """Steps between two updates; losses must be told before each step that is a multiple of it."""
+    alpha: float = Field(default=1.0, ge=0)
+    """0 never changes the shares."""
+    temperature: float = Field(default=1.0, gt=0)
+    """The first shares are proportional to n^(1/temperature)."""
+    min_share: float = Field(default=0.01, ge=0, lt=1)
+    """No task gets less."""
+    block_samples: int = Field(default=1000, ge=1)
+    """Counts are exact in each block of so many samples, by largest remainder."""
+
+
+AnyMixture = Proportional | Temperature | Weights | LossDriven
+Mixture = Annotated[AnyMixture, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[AnyMixture] = TypeAdapter(Mixture)
 
 
 @dataclass(frozen=True)
@@ -69,24 +91,25 @@ class Quotas:
         return sum(self.counts)
 
 
-def parse_mixture(mixture: str | Mapping[str, object] | _Mixture) -> Proportional | Temperature | Weights:
+def parse_mixture(mixture: str | Mapping[str, object] | _Mixture) -> AnyMixture:
     """Return the typed mixture of a name, a mapping or a mixture.
 
     Raises:
         InputError: no such mixture, or settings it does not have.
     """
-    if isinstance(mixture, Proportional | Temperature | Weights):
+    if isinstance(mixture, AnyMixture):
         return mixture
     try:
         return _ADAPTER.validate_python({"kind": mixture} if isinstance(mixture, str) else mixture)
     except ValueError as error:
         raise InputError(
-            f"mixture must be 'proportional', 'temperature' or {{'kind': 'weights', 'weights': {{task: weight}}}}, "
+            f"mixture must be 'proportional', 'temperature', {{'kind': 'weights', 'weights': {{task: weight}}}} or "
+            f"{{'kind': 'loss_driven', 'every_steps': 100}}, "
             f"got {mixture!r}: {error}"
         ) from error
 
 
-def resolve(mixture: Proportional | Temperature | Weights, samples: Mapping[str, int]) -> Quotas:
+def resolve(mixture: AnyMixture, samples: Mapping[str, int]) -> Quotas:
     """Return the quotas of a mixture over tasks with so many samples each.
 
     Raises:
@@ -95,6 +118,9 @@ def resolve(mixture: Proportional | Temperature | Weights, samples: Mapping[str,
     tasks = tuple(sorted(samples))
     if isinstance(mixture, Weights):
         return _weighted(mixture, tasks)
+    if isinstance(mixture, LossDriven):
+        first = np.array([samples[t] for t in tasks], dtype=float) ** (1 / mixture.temperature)
+        return loss_driven_quotas(mixture, tasks, first / first.sum(), np.ones(len(tasks)))
     _check_names(mixture.caps, tasks, "caps")
     sizes = np.array([min(samples[t], mixture.caps.get(t, samples[t])) for t in tasks], dtype=float)
     if isinstance(mixture, Temperature):
@@ -109,6 +135,33 @@ def resolve(mixture: Proportional | Temperature | Weights, samples: Mapping[str,
         raise InputError(f"a mixture must give samples, got {dict(zip(tasks, counts, strict=True))}; raise the epochs")
     total = sum(counts)
     return Quotas(tasks, counts, tuple(count / total for count in counts))
+
+
+def loss_driven_quotas(
+    mixture: LossDriven, tasks: tuple[str, ...], first_shares: np.ndarray, loss_ratios: np.ndarray
+) -> Quotas:
+    """Return the quotas at one update; ``loss_ratios`` are loss / first loss, task by task.
+
+    Raises:
+        InputError: the smallest share is larger than an equal one.
+    """
+    if mixture.min_share * len(tasks) > 1:
+        raise InputError(
+            f"min_share must be <= 1 / {len(tasks)} tasks = {1 / len(tasks):.3g}, got {mixture.min_share}; lower it"
+        )
+    shares = first_shares * loss_ratios**mixture.alpha
+    return _rounded(tasks, _raised(shares / shares.sum(), mixture.min_share), mixture.block_samples)
+
+
+def _raised(shares: np.ndarray, least: float) -> np.ndarray:
+    """Raise shares below ``least`` to it, and lower the others in proportion."""
+    low = np.zeros(len(shares), dtype=bool)
+    while True:
+        scaled = np.where(low, least, shares * (1 - least * low.sum()) / max(shares[~low].sum(), 1e-300))
+        below = ~low & (scaled < least)
+        if not below.any():
+            return scaled
+        low |= below
 
 
 def _weighted(mixture: Weights, tasks: tuple[str, ...]) -> Quotas:

@@ -11,17 +11,18 @@ from functools import lru_cache
 
 import numpy as np
 
-GROUP_SHARDS = 16
+GROUP_SAMPLES = 65_536
+"""A group has about so many samples, but from 2 to 32 shards: wide enough to mix, narrow enough to hold at hand."""
 
 
 class TaskOrder:
     """The order of one task's samples under one seed."""
 
-    def __init__(self, task: str, shard_samples: list[int], seed: int, group_shards: int = GROUP_SHARDS) -> None:
+    def __init__(self, task: str, shard_samples: list[int], seed: int, group_shards: int | None = None) -> None:
         self.samples = sum(shard_samples)
         self._sizes = np.array(shard_samples, dtype=np.int64)
         self._entropy = [seed, 4, zlib.crc32(task.encode())]
-        self._group_shards = group_shards
+        self.group_shards = group_shards or min(max(GROUP_SAMPLES // max(shard_samples), 2), 32)
         self._epoch = lru_cache(maxsize=4)(self._shard_order)
         self._group = lru_cache(maxsize=4)(self._shuffled_group)
 
@@ -37,11 +38,11 @@ class TaskOrder:
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng([*self._entropy, epoch]).permutation(len(self._sizes))
         totals = np.concatenate([[0], np.cumsum(self._sizes[order])])
-        return order, totals[:-1][:: self._group_shards]
+        return order, totals[:-1][:: self.group_shards]
 
     def _shuffled_group(self, epoch: int, group: int) -> tuple[np.ndarray, np.ndarray]:
         order, _ = self._epoch(epoch)
-        members = order[group * self._group_shards : (group + 1) * self._group_shards]
+        members = order[group * self.group_shards : (group + 1) * self.group_shards]
         shards = np.repeat(members, self._sizes[members])
         rows = np.concatenate([np.arange(self._sizes[m]) for m in members])
         shuffle = np.random.default_rng([*self._entropy, epoch, group]).permutation(len(shards))

@@ -1,68 +1,104 @@
-"""Samples out of the shards of one split: keys and decoded rows at any place."""
+"""Samples out of the shards of one split: keys, lengths and decoded rows at any place."""
 
 from __future__ import annotations
 
+import io
 import threading
+import zlib
 from collections import OrderedDict
-from pathlib import Path
-from typing import BinaryIO
 
 from pipeline.contracts import Sample, ShardInfo
 from pipeline.errors import InputError
-from pipeline.storage import join
-from pipeline.stream.index import Member, ShardIndex, read_index
-
-OPEN_SHARDS = 64
+from pipeline.shard_index import ShardIndex, scan_tar
+from pipeline.stream.shard_files import OpenShard, ShardFiles, sha256_of
 
 
 class ShardReader:
-    """Random access to the samples of shards under one folder; safe between threads."""
+    """Random access to samples; safe between threads.
 
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._open: OrderedDict[str, tuple[BinaryIO, ShardIndex]] = OrderedDict()
-        self._lock = threading.Lock()
+    Every index is checked against the digest in the manifest, every sample against the checksum in its index; a tar
+    without an index is checked as a whole and scanned.
+    """
+
+    def __init__(self, files: ShardFiles, open_shards: int) -> None:
+        self._files, self._open_shards = files, open_shards
+        self._indexes: OrderedDict[str, ShardIndex] = OrderedDict()
+        self._shards: OrderedDict[str, OpenShard] = OrderedDict()
+        self._lock = threading.RLock()
 
     def key(self, shard: ShardInfo, row: int) -> str:
         """Return ``TASK/KEY`` of one row."""
-        with self._lock:
-            _, index = self._shard(shard)
-            return f"{shard.task}/{index.keys[row]}"
+        return f"{shard.task}/{self._index(shard).keys[row]}"
+
+    def length(self, shard: ShardInfo, row: int) -> int:
+        """Return the characters of one row's texts."""
+        return int(self._index(shard).lengths[row])
 
     def sample(self, shard: ShardInfo, row: int) -> Sample:
         """Return one row decoded.
 
         Raises:
-            InputError: the row is no valid sample of the shard's task.
+            InputError: it is damaged, or no valid sample of the shard's task.
         """
+        index = self._index(shard)
         with self._lock:
-            file, index = self._shard(shard)
-            data = _read(file, index.records[row])
-            member = index.images[row]
-            image = None if member is None else _read(file, member)
+            file = self._file(shard)
+            data = file.read(int(index.offsets[row]), int(index.sizes[row]))
+            size = int(index.image_sizes[row])
+            image = file.read(int(index.image_offsets[row]), size) if size else b""
+        checksum = zlib.crc32(data)
+        if (zlib.crc32(image, checksum) if image else checksum) != index.checksums[row]:
+            raise InputError(
+                f"{shard.path} row {row} must have the checksum in its index, it has another: the shard is damaged; "
+                "copy it again or prepare the data anew"
+            )
         try:
             sample = Sample.model_validate_json(data)
         except ValueError as error:
             raise InputError(f"{shard.path} row {row} must be a valid sample: {error}; prepare it anew") from error
-        return sample if image is None else sample.model_copy(update={"image": image})
+        if sample.task != shard.task:
+            raise InputError(f"{shard.path} must hold samples of {shard.task!r}, row {row} is one of {sample.task!r}")
+        return sample.model_copy(update={"image": image}) if image else sample
 
-    def _shard(self, shard: ShardInfo) -> tuple[BinaryIO, ShardIndex]:
-        found = self._open.get(shard.path)
-        if found is None:
-            path = Path(join(self._root, shard.path))
-            if not path.is_file():
-                raise InputError(f"every shard of the manifest must be there, {path} is missing; prepare the data anew")
-            file = path.open("rb")
-            index = read_index(file, str(path))
-            if len(index.keys) != shard.samples:
-                raise InputError(f"{path} must hold {shard.samples} samples, found {len(index.keys)}; prepare anew")
-            found = self._open[shard.path] = (file, index)
-            while len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)[1][0].close()
-        self._open.move_to_end(shard.path)
-        return found
+    def _index(self, shard: ShardInfo) -> ShardIndex:
+        with self._lock:
+            index = self._indexes.get(shard.path)
+            if index is None:
+                index = self._load_index(shard)
+                if len(index) != shard.samples:
+                    raise InputError(
+                        f"{shard.path} must hold {shard.samples} samples, found {len(index)}; prepare the data anew"
+                    )
+                self._indexes[shard.path] = index
+                if len(self._indexes) > self._open_shards:
+                    self._indexes.popitem(last=False)
+            else:
+                self._indexes.move_to_end(shard.path)
+            return index
 
+    def _load_index(self, shard: ShardInfo) -> ShardIndex:
+        if shard.index_sha256 is not None:
+            data = self._files.index(shard)
+            if sha256_of(data) != shard.index_sha256:
+                raise InputError(
+                    f"the index of {shard.path} must have the digest in the manifest, it has another; "
+                    "copy it again or prepare the data anew"
+                )
+            return ShardIndex.from_bytes(data, shard.path)
+        tar = self._file(shard).read(0, shard.bytes)
+        if sha256_of(tar) != shard.sha256:
+            raise InputError(
+                f"{shard.path} must have the digest in the manifest, it has another: the shard is damaged; "
+                "copy it again or prepare the data anew"
+            )
+        return scan_tar(io.BytesIO(tar), shard.path)
 
-def _read(file: BinaryIO, member: Member) -> bytes:
-    file.seek(member.offset)
-    return file.read(member.size)
+    def _file(self, shard: ShardInfo) -> OpenShard:
+        file = self._shards.get(shard.path)
+        if file is None:
+            file = self._shards[shard.path] = self._files.open(shard)
+            if len(self._shards) > self._open_shards:
+                self._shards.popitem(last=False)[1].close()
+        else:
+            self._shards.move_to_end(shard.path)
+        return file

@@ -21,8 +21,15 @@ BLOCK_SAMPLES = 1024
 class Schedule:
     """The interleaving of a mixture's tasks under one seed."""
 
-    def __init__(self, quotas: Quotas, seed: int, block_samples: int = BLOCK_SAMPLES) -> None:
+    def __init__(
+        self,
+        quotas: Quotas,
+        seed: int,
+        block_samples: int = BLOCK_SAMPLES,
+        drawn_before: tuple[int, ...] | None = None,
+    ) -> None:
         self.quotas, self._seed = quotas, seed
+        self._drawn_before = np.array(drawn_before or (0,) * len(quotas.counts), dtype=np.int64)
         self._block = min(block_samples, quotas.period)
         self._counts_at = lru_cache(maxsize=64)(self._counts)
         self._block_of = lru_cache(maxsize=16)(self._shuffled_block)
@@ -40,11 +47,22 @@ class Schedule:
             position += take
         return found
 
+    def drawn(self, position: int) -> tuple[int, ...]:
+        """Return how often each task was drawn before a position, with what was drawn before this schedule."""
+        period, within = divmod(position, self.quotas.period)
+        block, offset = divmod(within, self._block)
+        counts = self._drawn_before + period * np.array(self.quotas.counts, dtype=np.int64)
+        counts = counts + np.array(self._counts_at(block * self._block))
+        if offset:
+            tasks, _ = self._block_of(period, block)
+            counts = counts + np.bincount(tasks[:offset], minlength=len(counts))
+        return tuple(int(count) for count in counts)
+
     def _shuffled_block(self, period: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         start = block * self._block
         before = np.array(self._counts_at(start))
         after = np.array(self._counts_at(min(start + self._block, self.quotas.period)))
-        base = before + period * np.array(self.quotas.counts)
+        base = self._drawn_before + before + period * np.array(self.quotas.counts, dtype=np.int64)
         tasks = np.repeat(np.arange(len(before)), after - before)
         order = np.random.default_rng([self._seed, 3, period, block]).permutation(len(tasks))
         tasks = tasks[order]

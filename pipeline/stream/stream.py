@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts import Sample, ShardInfo, ShardManifest
 from pipeline.errors import InputError
-from pipeline.stream.mixture import Proportional, Temperature, Weights, parse_mixture, resolve
+from pipeline.storage import is_remote
+from pipeline.stream.cache import CacheConfig
+from pipeline.stream.grouping import LengthGrouping, grouped, window_of
+from pipeline.stream.mixture import AnyMixture, LossDriven, Weights, parse_mixture, resolve
 from pipeline.stream.order import TaskOrder
 from pipeline.stream.prefetch import prefetch
 from pipeline.stream.reader import ShardReader
-from pipeline.stream.schedule import Schedule
+from pipeline.stream.segments import Segments
+from pipeline.stream.shard_files import check_shards, read_manifest_bytes, shard_files
 from pipeline.world import World
 
 PREFETCH_BATCHES = 4
+_HASHED_STEPS = 32
+Place = tuple[ShardInfo, int]
 
 
 class MixedStream:
@@ -26,15 +35,17 @@ class MixedStream:
     of W loads the rank's slices of the steps s with s % W = w. Resuming is starting at another step.
 
     Args:
-        manifest_path: the ``manifest.json`` of prepared shards, or its folder.
+        manifest_path: the ``manifest.json`` of prepared shards, its folder, or either on ``s3://``.
         seed: of every shuffle.
         global_batch_size: samples a step over all ranks.
         mixture: a name (``"proportional"``, ``"temperature"``), a mapping with ``kind``, or a typed mixture.
         split: the split whose shards are streamed.
+        length_grouping: put samples of like lengths into one batch; None for the plain order.
+        cache: where shards from S3 are kept.
 
     Raises:
-        InputError: the manifest is missing, a task of it has no sample in the split, or a batch is larger than what
-            there is.
+        InputError: the manifest or a shard is missing, a task has no sample in the split, or a batch is larger than
+            what there is.
     """
 
     def __init__(
@@ -42,15 +53,18 @@ class MixedStream:
         manifest_path: str | Path,
         seed: int,
         global_batch_size: int,
-        mixture: str | Mapping[str, object] | Proportional | Temperature | Weights = "proportional",
+        mixture: str | Mapping[str, object] | AnyMixture = "proportional",
         split: str = "train",
+        length_grouping: LengthGrouping | None = None,
+        cache: CacheConfig | None = None,
     ) -> None:
-        path = manifest_file(manifest_path)
-        self.manifest = ShardManifest.read(path)
+        cache = cache or CacheConfig()
+        self._settings = (manifest_path, seed, global_batch_size, mixture, split, length_grouping, cache)
+        self.manifest, self.manifest_sha256, root = load_manifest(manifest_path, cache.patience_s)
         self.seed, self.global_batch_size, self.split = seed, global_batch_size, split
-        self.mixture = parse_mixture(mixture)
-        self._shards = _shards_by_task(self.manifest, split)
-        counts = {task: sum(s.samples for s in shards) for task, shards in self._shards.items()}
+        self.mixture, self.length_grouping = parse_mixture(mixture), length_grouping
+        self.shards = _shards_by_task(self.manifest, split)
+        counts = {task: sum(s.samples for s in shards) for task, shards in self.shards.items()}
         self.num_samples = sum(counts.values())
         if not 1 <= global_batch_size <= self.num_samples:
             raise InputError(
@@ -58,14 +72,26 @@ class MixedStream:
                 f"got {global_batch_size}; choose a smaller batch or prepare more data"
             )
         self.quotas = resolve(self.mixture, counts)
-        self._schedule = Schedule(self.quotas, seed)
-        self._orders = [TaskOrder(t, [s.samples for s in self._shards[t]], seed) for t in self.quotas.tasks]
-        self._reader = ShardReader(str(path.parent))
+        self._segments = Segments(self.mixture, self.quotas, seed, global_batch_size)
+        self._orders = [TaskOrder(t, [s.samples for s in self.shards[t]], seed) for t in self.tasks]
+        files = shard_files(root, cache, self.working_set_bytes)
+        check_shards(files, tuple(shard for shards in self.shards.values() for shard in shards), root)
+        self._reader = ShardReader(files, max(64, 2 * self._group_shards))
+        self._window = lru_cache(maxsize=2)(self._grouped_window)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as settings and state: files are opened anew there."""
+        return _rebuilt, (self._settings, self.state_dict())
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in the split."""
+        return self.quotas.tasks
 
     @property
     def epoch_samples(self) -> int:
         """Samples in one epoch of the mixture."""
-        return self.num_samples if isinstance(self.mixture, Weights) else self.quotas.period
+        return self.num_samples if isinstance(self.mixture, Weights | LossDriven) else self.quotas.period
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,13 +99,24 @@ class MixedStream:
         return math.ceil(self.epoch_samples / self.global_batch_size)
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks in the split."""
-        return self.quotas.tasks
+    def working_set_bytes(self) -> int:
+        """Bytes of the shards that are read at a time: one group of each task."""
+        return sum(
+            min(order.group_shards, len(self.shards[task])) * max(shard.bytes for shard in self.shards[task])
+            for task, order in zip(self.tasks, self._orders, strict=True)
+        )
+
+    @property
+    def shuffle_samples(self) -> int:
+        """Samples of a task that are shuffled among themselves at a time, for the task with most of them."""
+        return max(
+            sum(sorted((s.samples for s in self.shards[task]), reverse=True)[: order.group_shards])
+            for task, order in zip(self.tasks, self._orders, strict=True)
+        )
 
     def global_batch(self, step: int) -> list[str]:
         """Return the keys ``TASK/KEY`` of one step in order, whatever the number of ranks."""
-        return [self._reader.key(shard, row) for shard, row in self._places(step)]
+        return [self._reader.key(shard, row) for shard, row in self.places(step)]
 
     def rank_batch(self, step: int, world: World) -> list[str]:
         """Return the keys of this rank's slice; empty where the step is another loader worker's."""
@@ -92,69 +129,148 @@ class MixedStream:
     def batches(
         self, world: World, start_step: int, num_steps: int, prefetch_batches: int = PREFETCH_BATCHES
     ) -> Iterator[list[Sample]]:
-        """Yield this rank's (and worker's) slices of the steps from ``start_step``, read ahead in a thread."""
+        """Yield this rank's (and worker's) slices of the steps from ``start_step``, read ahead in a thread.
+
+        Under a loss-driven mixture nothing is read ahead beyond the next update.
+        """
         world.slice_of(self.global_batch_size)  # refuse before the thread starts
-        steps = (s for s in range(start_step, start_step + num_steps) if s % world.num_workers == world.worker)
-        return prefetch((self.samples(step, world) for step in steps), prefetch_batches)
+        return self._batches(world, start_step, num_steps, prefetch_batches)
 
-    def _rank_places(self, step: int, world: World) -> list[tuple[ShardInfo, int]]:
-        part = world.slice_of(self.global_batch_size)
-        return self._places(step)[part] if step % world.num_workers == world.worker else []
+    def _batches(self, world: World, start: int, num_steps: int, depth: int) -> Iterator[list[Sample]]:
+        step, end = start, start + num_steps
+        while step < end:
+            stop = min(end, self._segments.known_until(step))
+            mine = (s for s in range(step, stop) if s % world.num_workers == world.worker)
+            yield from prefetch((self.samples(s, world) for s in mine), depth)
+            step = stop
 
-    def _places(self, step: int) -> list[tuple[ShardInfo, int]]:
+    def update_mixture(self, step: int, losses: Mapping[str, float]) -> None:
+        """Tell a loss-driven mixture the tasks' losses; the shares change from ``step`` on.
+
+        Every rank must tell the same numbers (reduce them first).
+
+        Raises:
+            InputError: the mixture is another, the step is no update step or was told before, or a loss is not > 0.
+        """
+        self._segments.update(step, losses)
+        self._window.cache_clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs beside the step: the updates of a loss-driven mixture, and what they belong to."""
+        return {"schema": 1, "stream": self._identity(), "updates": list(self._segments.updates)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the updates of an earlier run.
+
+        Raises:
+            InputError: the state belongs to other data or settings, or to a newer format.
+        """
+        if state.get("schema") != 1 or state.get("stream") != self._identity():
+            raise InputError(
+                "the saved stream must be of the same manifest, seed, batch, mixture and grouping, "
+                f"got {state.get('stream')} for {self._identity()}; start anew, or restore the settings"
+            )
+        self._segments.restore(state["updates"])
+        self._window.cache_clear()
+
+    def schedule_sha256(self) -> str:
+        """Return a digest of the settings and of the first steps' samples: equal digests, equal streams."""
+        steps = min(self.steps_per_epoch, _HASHED_STEPS)
+        plain = [[(shard.path, row) for shard, row in self._plain_places(step)] for step in range(steps)]
+        return hashlib.sha256(json.dumps([self._identity(), plain]).encode()).hexdigest()
+
+    def places(self, step: int) -> list[Place]:
+        """Return the shard and row of each sample of one step in order."""
         if step < 0:
             raise InputError(f"step must be >= 0, got {step}; steps are counted from 0")
+        if self.length_grouping is None:
+            return self._plain_places(step)
+        updates = self.mixture.every_steps if isinstance(self.mixture, LossDriven) else None
+        window = window_of(step, self.length_grouping.window_steps, self.global_batch_size, self.epoch_samples, updates)
+        if len(window) == 1:
+            return self._plain_places(step)
+        return self._window(window.start, window.stop)[step - window.start]
+
+    def lengths(self, step: int) -> list[int]:
+        """Return the characters of each sample of one step in order."""
+        return [self._reader.length(shard, row) for shard, row in self.places(step)]
+
+    def _grouped_window(self, start: int, stop: int) -> list[list[Place]]:
+        places = [place for step in range(start, stop) for place in self._plain_places(step)]
+        lengths = [self._reader.length(shard, row) for shard, row in places]
+        chosen = grouped(lengths, self.global_batch_size, [self.seed, 5, start])
+        return [[places[place] for place in batch] for batch in chosen]
+
+    def _rank_places(self, step: int, world: World) -> list[Place]:
+        part = world.slice_of(self.global_batch_size)
+        return self.places(step)[part] if step % world.num_workers == world.worker else []
+
+    def _plain_places(self, step: int) -> list[Place]:
         places = []
-        for task, draw in self._schedule.draws(step * self.global_batch_size, self.global_batch_size):
+        for task, draw in self._segments.draws(step):
             shard, row = self._orders[task].locate(draw)
-            places.append((self._shards[self.quotas.tasks[task]][shard], row))
+            places.append((self.shards[self.tasks[task]][shard], row))
         return places
 
+    @property
+    def _group_shards(self) -> int:
+        return sum(min(o.group_shards, len(self.shards[t])) for t, o in zip(self.tasks, self._orders, strict=True))
 
-def manifest_file(path: str | Path) -> Path:
-    """Return the manifest file of a path to it or to its folder."""
+    def _identity(self) -> dict[str, Any]:
+        grouping = self.length_grouping.model_dump() if self.length_grouping else None
+        return {
+            "manifest_sha256": self.manifest_sha256,
+            "split": self.split,
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            "mixture": self.mixture.model_dump(mode="json"),
+            "length_grouping": grouping,
+        }
+
+
+def _rebuilt(settings: tuple[Any, ...], state: Mapping[str, Any]) -> MixedStream:
+    stream = MixedStream(*settings)
+    stream.load_state_dict(state)
+    return stream
+
+
+def load_manifest(path: str | Path, patience_s: float = 300.0) -> tuple[ShardManifest, str, str]:
+    """Return a manifest, its digest, and the folder or URL of its shards.
+
+    Raises:
+        InputError: it is missing or breaks the contract.
+    """
+    location = manifest_location(path)
+    data = read_manifest_bytes(location, patience_s)
+    try:
+        manifest = ShardManifest.model_validate_json(data)
+    except ValueError as error:
+        raise InputError(f"{location} must hold a valid manifest: {error}; prepare the data anew") from error
+    root = location.rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
+    return manifest, hashlib.sha256(data).hexdigest(), root
+
+
+def manifest_location(path: str | Path) -> str:
+    """Return the manifest file or URL of a path to it or to its folder."""
+    if is_remote(path):
+        return str(path) if str(path).endswith(".json") else f"{str(path).rstrip('/')}/manifest.json"
     path = Path(path)
-    return path / "manifest.json" if path.is_dir() else path
+    return str(path / "manifest.json" if path.is_dir() else path)
 
 
 def manifest_sha256(path: str | Path) -> str:
     """Return the digest of a manifest file: it names every shard by digest, so it stands for all the data."""
-    return hashlib.sha256(manifest_file(path).read_bytes()).hexdigest()
+    return hashlib.sha256(read_manifest_bytes(manifest_location(path), 300.0)).hexdigest()
 
 
 def _shards_by_task(manifest: ShardManifest, split: str) -> dict[str, tuple[ShardInfo, ...]]:
-    shards = {task.name: manifest.shards_of(task.name, split) for task in manifest.tasks}
-    if empty := [task for task, found in shards.items() if not found]:
+    found: dict[str, list[ShardInfo]] = {task.name: [] for task in manifest.tasks}
+    for shard in manifest.shards:
+        if shard.split == split:
+            found[shard.task].append(shard)
+    if empty := [task for task, shards in found.items() if not shards]:
         raise InputError(
             f"every task must have samples in split {split!r}, {empty} have none; splits with samples: "
             f"{sorted({s.split for s in manifest.shards})}; prepare data for them or leave the tasks out"
         )
-    return shards
-
-
-def read_split(
-    manifest_path: str | Path, split: str, task: str | None = None, world: World | None = None
-) -> Iterator[Sample]:
-    """Yield each sample of a split exactly once over all ranks, in the order of the shards.
-
-    Raises:
-        InputError: the manifest has no such task, or the task has no sample in the split.
-    """
-    path = manifest_file(manifest_path)
-    manifest = ShardManifest.read(path)
-    world = world or World(0, 1)
-    names = [manifest.task(task).name] if task else [spec.name for spec in manifest.tasks]
-    shards = [shard for name in names for shard in manifest.shards_of(name, split)]
-    if not shards:
-        raise InputError(
-            f"split {split!r} must have samples of {names}, found none; splits with samples: "
-            f"{sorted({s.split for s in manifest.shards})}"
-        )
-    total = sum(shard.samples for shard in shards)
-    first, last = total * world.rank // world.num_ranks, total * (world.rank + 1) // world.num_ranks
-    reader = ShardReader(str(path.parent))
-    start = 0
-    for shard in shards:
-        for row in range(max(first - start, 0), min(last - start, shard.samples)):
-            yield reader.sample(shard, row)
-        start += shard.samples
+    return {task: tuple(sorted(shards, key=lambda shard: shard.path)) for task, shards in sorted(found.items())}

@@ -26,4 +26,4 @@ def test_tar_writer_writes_the_bytes_of_webdataset(members: dict[str, bytes]) ->
     assert [ours.getvalue()[o : o + s] for o, s in zip(index.offsets, index.sizes, strict=True)] == [*members.values()]
     if members:
         again = ShardIndex.from_bytes(index.to_bytes(), "x")
-        assert again.keys == [*members] and again.to_bytes() == index.to_bytes()
+        assert [*again.keys] == [*members] and again.to_bytes() == index.to_bytes()

@@ -1,0 +1,148 @@
+"""A bounded folder of shards fetched from S3, shared by all processes of a machine.
+
+Files are named by their sha256, appear whole and verified or not at all, and the longest unused go first. Locks are
+the operating system's: a killed process leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import InputError
+from pipeline.stream.retry import is_full
+
+_NAME = re.compile(r"[0-9a-f]{64}\.(tar|npz)")
+
+
+class CacheConfig(BaseModel):
+    """Where shards from S3 are kept, and how many bytes of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str | None = None
+    """None: ``mtl-lora/shards`` in ``MTL_LORA_CACHE`` or the user's cache folder."""
+    max_bytes: int = Field(default=20 << 30, ge=1)
+    range_reads: Literal["auto", "always", "never"] = "auto"
+    """``always`` reads single samples from S3 and caches indexes only; ``auto`` does so where the shards that are
+    read at a time do not fit."""
+    patience_s: float = Field(default=300.0, gt=0)
+    """How long a failing read is tried again."""
+
+    def path(self) -> Path:
+        """Return the cache folder."""
+        if self.folder:
+            return Path(self.folder).expanduser()
+        return Path(os.environ.get("MTL_LORA_CACHE") or user_cache_path("mtl-lora")) / "shards"
+
+
+class CacheFullError(OSError):
+    """There is no room for a file, even with everything else gone."""
+
+
+class ShardCache:
+    """Whole files by digest."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        (folder / ".locks").mkdir(parents=True, exist_ok=True)
+
+    def open(self, sha256: str, suffix: str, size: int | None, chunks: Callable[[], Iterator[bytes]]) -> BinaryIO:
+        """Open a file, fetching it first where it is not there.
+
+        Args:
+            sha256: digest of the content, and its name.
+            suffix: ``tar`` or ``npz``.
+            size: bytes, where known.
+            chunks: gives the content from the start.
+
+        Raises:
+            CacheFullError: there is no room for it.
+            InputError: what was fetched has another digest, twice.
+        """
+        path = self.folder / f"{sha256}.{suffix}"
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                file = path.open("rb")
+                os.utime(path)
+                return file
+            with FileLock(self.folder / ".locks" / path.name):
+                if not path.is_file():
+                    self._fetch(path, sha256, size, chunks)
+
+    def _fetch(self, path: Path, sha256: str, size: int | None, chunks: Callable[[], Iterator[bytes]]) -> None:
+        part = path.with_name(f"{path.name}.part")
+        try:
+            for _ in range(2):
+                if self._download(part, size, chunks) == sha256:
+                    part.replace(path)
+                    return
+            raise InputError(
+                f"a shard must have the digest in its manifest, {path.name} was fetched twice with another; "
+                "upload it anew or prepare the data anew"
+            )
+        except OSError as error:
+            if is_full(error):
+                raise CacheFullError(f"no room for {path.name} in {self.folder}: {error}") from error
+            raise
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _download(self, part: Path, size: int | None, chunks: Callable[[], Iterator[bytes]]) -> str:
+        digest = hashlib.sha256()
+        with self._reserved(part, size) as file:
+            for chunk in chunks():
+                digest.update(chunk)
+                file.write(chunk)
+            file.truncate()
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def _reserved(self, part: Path, size: int | None) -> Iterator[BinaryIO]:
+        """Open a file with its disk space taken beforehand, so that other processes count it."""
+        with part.open("wb") as file:
+            with FileLock(self.folder / ".locks" / "room"):
+                self._make_room(size or 0, part)
+                if size:
+                    try:
+                        os.posix_fallocate(file.fileno(), 0, size)
+                    except OSError as error:
+                        if not is_full(error):
+                            raise
+                        self._make_room(self.max_bytes, part)  # the disk has less than the limit: give up all else
+                        os.posix_fallocate(file.fileno(), 0, size)
+            yield file
+
+    def _make_room(self, size: int, part: Path) -> None:
+        if size > self.max_bytes:
+            raise CacheFullError(f"{size} bytes do not fit into a cache of {self.max_bytes}")
+        files = [(found, found.stat()) for found in self.folder.iterdir() if found.is_file() and found != part]
+        total = sum(status.st_size for _, status in files)
+        for found, status in sorted(files, key=lambda item: item[1].st_mtime):
+            if total + size <= self.max_bytes:
+                return
+            if self._delete(found):
+                total -= status.st_size
+
+    def _delete(self, path: Path) -> bool:
+        """Delete a cached file, or a half-fetched one that nobody fetches any more. Open files stay readable."""
+        if _NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+            return True
+        if not path.name.endswith(".part"):
+            return False
+        try:
+            with FileLock(self.folder / ".locks" / path.name.removesuffix(".part"), timeout=0):
+                path.unlink(missing_ok=True)
+                return True
+        except Timeout:
+            return False

@@ -1,0 +1,55 @@
+"""Length grouping inside the deterministic order: batches of like lengths, so that little is padding.
+
+The samples of a window of steps are sorted by length and cut into batches, and the batches shuffled. A window never
+reaches over a step that begins another epoch or another mixture, so each sample still comes once an epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LengthGrouping(BaseModel):
+    """How far samples move to find others of their length."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window_steps: int = Field(default=64, ge=2)
+    """Steps whose samples are sorted together: larger windows pad less and shuffle less."""
+
+
+def window_of(step: int, window_steps: int, batch: int, epoch_samples: int, update_steps: int | None) -> range:
+    """Return the steps that are grouped together with a step; of length 1 where an epoch begins within the step."""
+
+    def alone(other: int) -> bool:
+        return (other * batch) // epoch_samples != ((other + 1) * batch - 1) // epoch_samples
+
+    if alone(step):
+        return range(step, step + 1)
+    start = step // window_steps * window_steps
+    stop = start + window_steps
+    if update_steps:
+        start = max(start, step // update_steps * update_steps)
+        stop = min(stop, (step // update_steps + 1) * update_steps)
+    # Epochs begin at multiples of epoch_samples: the steps around `step` that share its epoch, without walking.
+    epoch = step * batch // epoch_samples
+    start = max(start, -(-epoch * epoch_samples // batch))
+    stop = min(stop, (epoch + 1) * epoch_samples // batch)
+    return range(start, stop)
+
+
+def grouped(lengths: Sequence[int], batch: int, entropy: list[int]) -> list[np.ndarray]:
+    """Return for each step of a window which of the window's samples it takes, in order of length."""
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    batches = order.reshape(-1, batch)
+    return [batches[place] for place in np.random.default_rng(entropy).permutation(len(batches))]
+
+
+def padding_share(lengths: Sequence[int], rows: int) -> float:
+    """Return the share of padding where rows are padded to the longest of each ``rows`` in sequence."""
+    values = np.asarray(lengths, dtype=float)
+    padded = sum(part.max() * len(part) for part in np.array_split(values, range(rows, len(values), rows)))
+    return float(1 - values.sum() / padded) if padded else 0.0

@@ -1,0 +1,119 @@
+"""What one epoch of a stream will be, before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipeline.contracts import Contract
+from pipeline.stream.cache import CacheConfig
+from pipeline.stream.grouping import LengthGrouping, padding_share
+from pipeline.stream.mixture import AnyMixture
+from pipeline.stream.stream import MixedStream
+from pipeline.world import World
+
+_MEASURED_STEPS = 256
+
+
+class TaskPlan(Contract):
+    """One task's part of an epoch."""
+
+    samples: int
+    """Samples that are there."""
+    shards: int
+    bytes: int
+    requested_share: float
+    """Share of the stream that the mixture asks for."""
+    given_share: float
+    """Share that rounding to whole samples gives."""
+    epochs: float
+    """How often each of its samples is given in one epoch of the stream."""
+    mean_characters: float
+    """Mean length of its texts, over the steps measured."""
+
+
+class StreamPlan(Contract):
+    """The numbers of one epoch."""
+
+    split: str
+    samples: int
+    """Samples given in an epoch."""
+    steps: int
+    global_batch_size: int
+    num_ranks: int
+    rows_per_rank: int
+    shards: int
+    bytes: int
+    working_set_bytes: int
+    """Shards that are read at a time; a cache of twice as much reads each shard once an epoch."""
+    shuffle_samples: int
+    """Samples of a task that are shuffled among themselves at a time, for the task with most of them."""
+    padding_share: float
+    """Share of the characters that is padding, where a rank pads each micro-batch to its longest text."""
+    padding_measured_steps: int
+    schedule_sha256: str
+    tasks: dict[str, TaskPlan]
+
+
+def plan_stream(
+    manifest_path: str | Path,
+    seed: int,
+    global_batch_size: int,
+    mixture: str | Mapping[str, object] | AnyMixture = "proportional",
+    split: str = "train",
+    length_grouping: LengthGrouping | None = None,
+    num_ranks: int = 1,
+    micro_batch_size: int | None = None,
+    cache: CacheConfig | None = None,
+) -> StreamPlan:
+    """Return the plan of one epoch; lengths are measured on the first steps only, from the shards' indexes.
+
+    Raises:
+        InputError: whatever ``MixedStream`` refuses.
+        ValueError: the ranks do not divide the batch.
+    """
+    stream = MixedStream(manifest_path, seed, global_batch_size, mixture, split, length_grouping, cache)
+    part = World(0, num_ranks).slice_of(global_batch_size)
+    rows = part.stop - part.start
+    steps = min(stream.steps_per_epoch, _MEASURED_STEPS)
+    if getattr(stream.mixture, "every_steps", None):
+        steps = min(steps, stream.mixture.every_steps)  # type: ignore[union-attr]  # later shares are not known
+    lengths: list[int] = []
+    characters, counts = Counter[str](), Counter[str]()
+    for step in range(steps):
+        found = stream.lengths(step)
+        lengths += found
+        for (shard, _), length in zip(stream.places(step), found, strict=True):
+            characters[shard.task] += length
+            counts[shard.task] += 1
+    tasks = {}
+    for task, quota, requested in zip(stream.tasks, stream.quotas.counts, stream.quotas.requested, strict=True):
+        shards = stream.shards[task]
+        samples = sum(shard.samples for shard in shards)
+        given = quota / stream.quotas.period
+        tasks[task] = TaskPlan(
+            samples=samples,
+            shards=len(shards),
+            bytes=sum(shard.bytes for shard in shards),
+            requested_share=requested,
+            given_share=given,
+            epochs=given * stream.epoch_samples / samples,
+            mean_characters=characters[task] / counts[task] if counts[task] else 0.0,
+        )
+    return StreamPlan(
+        split=split,
+        samples=stream.epoch_samples,
+        steps=stream.steps_per_epoch,
+        global_batch_size=global_batch_size,
+        num_ranks=num_ranks,
+        rows_per_rank=rows,
+        shards=sum(task.shards for task in tasks.values()),
+        bytes=sum(task.bytes for task in tasks.values()),
+        working_set_bytes=stream.working_set_bytes,
+        shuffle_samples=stream.shuffle_samples,
+        padding_share=padding_share(lengths, min(micro_batch_size or rows, rows)),
+        padding_measured_steps=steps,
+        schedule_sha256=stream.schedule_sha256(),
+        tasks=tasks,
+    )

@@ -1,0 +1,200 @@
+"""The bytes of shards and of their indexes, from a local folder or from S3."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from pipeline.contracts import ShardInfo
+from pipeline.errors import InputError
+from pipeline.shard_index import index_path
+from pipeline.storage import filesystem, is_remote, join
+from pipeline.stream.cache import CacheConfig, CacheFullError, ShardCache
+from pipeline.stream.retry import persistently
+
+CHUNK_BYTES = 8 << 20
+
+
+class OpenShard(Protocol):
+    """One shard, read at any place."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return bytes of the tar; fewer than asked for at its end."""
+
+    def close(self) -> None:
+        """Give the file back."""
+
+
+class ShardFiles(Protocol):
+    """All shards of one manifest."""
+
+    def open(self, shard: ShardInfo) -> OpenShard:
+        """Open one shard."""
+
+    def index(self, shard: ShardInfo) -> bytes:
+        """Return the content of the shard's index file."""
+
+    def sizes(self) -> dict[str, int]:
+        """Return name → bytes of every file that is there."""
+
+
+class _Local:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._file.fileno(), size, offset)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class LocalFiles:
+    """Shards in a folder."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def open(self, shard: ShardInfo) -> OpenShard:
+        """Open one shard.
+
+        Raises:
+            InputError: it is not there.
+        """
+        path = Path(join(self._root, shard.path))
+        try:
+            return _Local(path.open("rb"))
+        except FileNotFoundError:
+            raise InputError(
+                f"every shard of the manifest must be there, {path} is missing; prepare the data anew"
+            ) from None
+
+    def index(self, shard: ShardInfo) -> bytes:
+        """Return the content of the shard's index file.
+
+        Raises:
+            InputError: it is not there.
+        """
+        path = Path(join(self._root, index_path(shard.path)))
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"a shard's index must be there, {path} is missing; prepare the data anew") from None
+
+    def sizes(self) -> dict[str, int]:
+        """Return name → bytes of every file in the folder."""
+        with os.scandir(self._root) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+class _Ranges:
+    """A shard of which only stretches are fetched."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes]) -> None:
+        self._fetch = fetch
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._fetch(offset, size)
+
+    def close(self) -> None:
+        pass
+
+
+class RemoteFiles:
+    """Shards under an ``s3://`` URL, whole through the cache or single samples by byte range."""
+
+    def __init__(self, root: str, config: CacheConfig, whole: bool) -> None:
+        self._root, self._config, self._whole = root, config, whole
+        self._fs, self._path = filesystem(root)
+        self._cache = ShardCache(config.path(), config.max_bytes)
+
+    def open(self, shard: ShardInfo) -> OpenShard:
+        """Open one shard: the cached copy, fetched first, or, where it does not fit, ranges of the original."""
+        url = join(self._root, shard.path)
+        if self._whole:
+            try:
+                return _Local(self._cache.open(shard.sha256, "tar", shard.bytes, self._chunks(url, shard.bytes)))
+            except CacheFullError:
+                pass
+        return _Ranges(lambda offset, size: self._range(url, offset, offset + size))
+
+    def index(self, shard: ShardInfo) -> bytes:
+        """Return the content of the shard's index, through the cache where there is room."""
+        url = join(self._root, index_path(shard.path))
+
+        def content() -> Iterator[bytes]:
+            yield persistently(lambda: bytes(self._fs.cat_file(url)), url, self._config.patience_s)
+
+        try:
+            with self._cache.open(str(shard.index_sha256), "npz", None, content) as file:
+                return file.read()
+        except CacheFullError:
+            return next(content())
+
+    def sizes(self) -> dict[str, int]:
+        """Return name → bytes of every object under the root."""
+
+        def listed() -> list[dict[str, Any]]:
+            self._fs.invalidate_cache()
+            return list(self._fs.ls(self._path, detail=True))
+
+        found = persistently(listed, self._root, self._config.patience_s)
+        return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in found}
+
+    def _chunks(self, url: str, size: int) -> Callable[[], Iterator[bytes]]:
+        def chunks() -> Iterator[bytes]:
+            for start in range(0, size, CHUNK_BYTES):
+                yield self._range(url, start, min(start + CHUNK_BYTES, size))
+
+        return chunks
+
+    def _range(self, url: str, start: int, end: int) -> bytes:
+        return persistently(lambda: bytes(self._fs.cat_file(url, start=start, end=end)), url, self._config.patience_s)
+
+
+def shard_files(root: str, config: CacheConfig, working_set_bytes: int) -> ShardFiles:
+    """Return the shards' files under a folder or URL."""
+    if not is_remote(root):
+        return LocalFiles(root)
+    fits = 2 * working_set_bytes <= config.max_bytes
+    whole = config.range_reads == "never" or (config.range_reads == "auto" and fits)
+    return RemoteFiles(root, config, whole)
+
+
+def read_manifest_bytes(location: str, patience_s: float) -> bytes:
+    """Return the content of a manifest, local or on S3.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+    """
+    if not is_remote(location):
+        try:
+            return Path(location).read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"a manifest must be a file, found none at {location}; run prepare first") from None
+    fs, _ = filesystem(location)
+    return persistently(lambda: bytes(fs.cat_file(location)), location, patience_s)
+
+
+def check_shards(files: ShardFiles, shards: tuple[ShardInfo, ...], root: str) -> None:
+    """Refuse shards that are missing or have another size, before anything is read.
+
+    Raises:
+        InputError: with how many of how many, and the first ones.
+    """
+    found = files.sizes()
+    missing = [shard.path for shard in shards if shard.path not in found]
+    other = [shard.path for shard in shards if shard.path in found and found[shard.path] != shard.bytes]
+    if missing or other:
+        raise InputError(
+            f"all {len(shards)} shards of the manifest must stand whole in {root}, {len(missing)} are missing "
+            f"{missing[:3]} and {len(other)} have another size {other[:3]}; copy them again or prepare the data anew"
+        )
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the digest of some bytes."""
+    return hashlib.sha256(data).hexdigest()
