@@ -37,9 +37,10 @@ def statistics(sample: TaskScores) -> dict[str, Statistic]:
     known["ece"] = calibration_error(sample)
     if kind == "choice":
         return known
+    counts = ClassCounts(sample)
     known |= {
-        "macro_f1": macro_f1(sample),
-        "matthews": matthews(sample),
+        "macro_f1": macro_f1(counts),
+        "matthews": matthews(counts),
         "normalized_entropy": normalized_entropy(sample),
     }
     if kind == "binary":
@@ -47,7 +48,7 @@ def statistics(sample: TaskScores) -> dict[str, Statistic]:
         known |= {
             "auc": auc_statistic(positive, sample.score),
             "pr_auc": average_precision_statistic(positive, sample.score),
-            "f1": f1(sample),
+            "f1": f1(counts),
             "calibration_ratio": calibration_ratio(sample),
             "brier": mean(np.square(sample.score - sample.labels)),
         }
@@ -122,31 +123,38 @@ def _one_hot(classes: np.ndarray, width: int) -> Floats:
     return (classes[:, None] == np.arange(width)).astype(np.float64)
 
 
-def _class_counts(sample: TaskScores) -> tuple[Statistic, int]:
-    """Return weights → (R, 3 C) counts: hits, labels and predictions a class."""
-    width = sample.probabilities.shape[1]
-    true, said = _one_hot(sample.classes, width), _one_hot(sample.predicted, width)
-    features = np.concatenate([true * said, true, said], axis=1)
-    return (lambda weights: weights @ features), width
+class ClassCounts:
+    """Hits, labels and predictions a class, (R, C) each, counted once for all metrics of the same weights."""
+
+    def __init__(self, sample: TaskScores) -> None:
+        self._width = sample.probabilities.shape[1]
+        true, said = _one_hot(sample.classes, self._width), _one_hot(sample.predicted, self._width)
+        self._features = np.concatenate([true * said, true, said], axis=1)
+        self._last: tuple[Floats, Floats] | None = None
+
+    def __call__(self, weights: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return the three counts."""
+        if self._last is None or self._last[0] is not weights:
+            self._last = weights, weights @ self._features
+        hits, true, said = np.split(self._last[1], [self._width, 2 * self._width], axis=1)
+        return hits, true, said
 
 
-def f1(sample: TaskScores) -> Statistic:
+def f1(counts: ClassCounts) -> Statistic:
     """F1 of class 1; undefined where class 1 is neither a label nor a prediction."""
-    counts, width = _class_counts(sample)
 
     def statistic(weights: Floats) -> Floats:
-        sums = counts(weights)
-        return ratio(2 * sums[:, 1], sums[:, width + 1] + sums[:, 2 * width + 1])
+        hits, true, said = counts(weights)
+        return ratio(2 * hits[:, 1], true[:, 1] + said[:, 1])
 
     return statistic
 
 
-def macro_f1(sample: TaskScores) -> Statistic:
+def macro_f1(counts: ClassCounts) -> Statistic:
     """Unweighted mean of the F1 of the classes that occur as label or prediction."""
-    counts, width = _class_counts(sample)
 
     def statistic(weights: Floats) -> Floats:
-        hits, true, said = np.split(counts(weights), [width, 2 * width], axis=1)
+        hits, true, said = counts(weights)
         each = ratio(2 * hits, true + said)
         there = ~np.isnan(each)
         return ratio(np.where(there, each, 0).sum(axis=1), there.sum(axis=1).astype(np.float64))
@@ -154,12 +162,11 @@ def macro_f1(sample: TaskScores) -> Statistic:
     return statistic
 
 
-def matthews(sample: TaskScores) -> Statistic:
+def matthews(counts: ClassCounts) -> Statistic:
     """Matthews correlation, its multi-class form R_K (Gorodkin 2004); undefined where labels are all one class."""
-    counts, width = _class_counts(sample)
 
     def statistic(weights: Floats) -> Floats:
-        hits, true, said = np.split(counts(weights), [width, 2 * width], axis=1)
+        hits, true, said = counts(weights)
         n = true.sum(axis=1)
         cov = hits.sum(axis=1) * n - (true * said).sum(axis=1)
         # As sums of k (total - k), so that one class alone gives exactly zero.

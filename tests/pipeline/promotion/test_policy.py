@@ -1,0 +1,140 @@
+"""The verdict on a candidate, case by case, from real scores through summaries and the paired comparison."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from pipeline.evaluation import compare, summarize
+from pipeline.promotion.policy import GatesConfig, decide
+from tests.pipeline.evaluation.simulated import TASKS, scores, specs
+
+DATA = {"manifest_sha256": "a" * 64, "split": "test"}
+GATES = GatesConfig(calibration_ratio=(0.8, 1.25), max_ece=0.1, margin=0.01)
+
+
+def report(frame, model, **data):
+    return summarize(frame, specs(), model=model, data={**DATA, **data}, replicates=200)
+
+
+@functools.cache
+def base_report(noise=8.0, one_class=""):
+    return report(scores(noise, seed=77, one_class=one_class), "base")
+
+
+def judged(candidate, champion=None, gates=GATES, base_noise=8.0, **more):
+    base = base_report(base_noise, more.pop("one_class", ""))
+    against, opponent = None, None
+    if champion is not None:
+        opponent = report(champion, "7")
+        against = compare(
+            candidate, champion, specs(), candidate_name="c", reference_name="7", data=DATA, replicates=200
+        )
+    return decide(report(candidate, "c"), base, opponent, gates, against_champion=against, **more)
+
+
+CHAMPION = {"noise": 0.8, "seed": 1}
+WORSE_ON_ONE = {"query_ad": 1.6, "query_keyword": 0.3, "ad_landing_page": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("case", "candidate", "verdict", "words"),
+    [
+        ("better", {"noise": 0.3, "seed": 2}, "PROMOTE", "macro +0.0"),
+        ("equal", {"noise": 0.8, "seed": 2}, "HOLD", "no gain shown"),
+        ("the same", CHAMPION, "HOLD", "no gain shown"),
+        ("worse", {"noise": 1.6, "seed": 2}, "REJECT", "worse than the champion"),
+        ("worse on one task", {"noise": WORSE_ON_ONE, "seed": 2}, "REJECT", "query_ad: worse than the champion"),
+        ("overconfident", {"noise": 0.3, "seed": 2, "sharpen": 4.0}, "REJECT", "calibration error"),
+    ],
+)
+def test_candidate_against_champion(case: str, candidate: dict, verdict: str, words: str) -> None:
+    decision = judged(scores(**candidate), scores(**CHAMPION))
+    assert decision.verdict == verdict, (case, decision.reasons)
+    assert words in " | ".join(decision.reasons), case
+    assert set(decision.tasks) == set(TASKS)
+
+
+def test_first_candidate_is_held_to_the_base_alone() -> None:
+    assert judged(scores(0.5, seed=1)).verdict == "PROMOTE"
+    no_better = judged(scores(8.0, seed=5))
+    assert no_better.verdict in ("HOLD", "REJECT")
+    assert "against the base's" in no_better.tasks["query_ad"]
+
+
+def test_a_base_at_the_ceiling_need_not_be_beaten() -> None:
+    frame = scores(0.5, seed=1)
+    best = {name: result.value for name, result in report(frame, "x").tasks.items()}
+    same = summarize(frame, specs(), model="c", data=DATA, best_attainable=best, replicates=200)
+    decision = decide(same, report(frame, "base"), None, GatesConfig())
+    assert decision.verdict == "PROMOTE"
+    assert "at the ceiling" in decision.tasks["query_ad"]
+
+
+def test_miscalibration_rejects_though_the_order_is_better() -> None:
+    shifted = scores(0.3, seed=2)
+    shifted["scores"] = [[1 - min(1.0, 1.6 * s[1]), min(1.0, 1.6 * s[1])] for s in shifted["scores"]]
+    decision = judged(shifted, scores(**CHAMPION))
+    assert decision.verdict == "REJECT"
+    assert any("calibration ratio" in r for r in decision.reasons)
+
+
+def test_one_class_holds_with_the_reason() -> None:
+    candidate, champion = (scores(n, seed=s, one_class="query_ad") for n, s in ((0.3, 2), (0.8, 1)))
+    decision = judged(candidate, champion, one_class="query_ad")
+    assert decision.verdict == "HOLD"
+    assert any("query_ad: AUC is undefined: all 900 labels are class 0" in r for r in decision.reasons)
+
+
+@pytest.mark.parametrize("other", [{"manifest_sha256": "b" * 64}, {"split": "valid"}])
+def test_another_holdout_holds_though_every_number_is_better(other: dict) -> None:
+    candidate, champion = scores(0.3, seed=2), scores(0.8, seed=1)
+    against = compare(candidate, champion, specs(), candidate_name="c", reference_name="7", data=DATA)
+    base = base_report()
+    for ours, theirs in ((other, {}), ({}, other)):
+        decision = decide(
+            report(candidate, "c", **ours), base, report(champion, "7", **theirs), GATES, against_champion=against
+        )
+        assert decision.verdict == "HOLD"
+        assert any("another holdout" in r for r in decision.reasons)
+
+
+def test_other_samples_of_the_same_manifest_are_another_holdout() -> None:
+    base = report(scores(8.0, seed=77, holdout=5), "base")
+    decision = decide(report(scores(0.3, seed=2), "c"), base, None, GATES)
+    assert decision.verdict == "HOLD"
+    assert "untrained base was evaluated on another holdout" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("gates", "more", "verdict"),
+    [
+        ({"max_latency_ms": 5.0}, {"latency_ms": 4.0}, "PROMOTE"),
+        ({"max_latency_ms": 5.0}, {"latency_ms": 6.0}, "REJECT"),
+        ({"max_latency_ms": 5.0}, {}, "HOLD"),
+        ({"min_samples": 901}, {}, "HOLD"),
+        ({"gain": ("query_ad",)}, {}, "PROMOTE"),
+        ({"gain": ("query_ad", "no_such_task")}, {}, "HOLD"),
+    ],
+)
+def test_limits(gates: dict, more: dict, verdict: str) -> None:
+    assert judged(scores(0.3, seed=2), scores(**CHAMPION), GatesConfig(**gates), **more).verdict == verdict
+
+
+def test_an_equal_candidate_passes_where_no_gain_is_asked_and_the_margin_allows() -> None:
+    equal = scores(0.8, seed=2)
+    assert judged(equal, scores(**CHAMPION), GatesConfig(gain="none", margin=0.05)).verdict == "PROMOTE"
+    assert judged(equal, scores(**CHAMPION), GatesConfig(gain="none", margin=0.0001)).verdict == "HOLD"
+
+
+def test_missing_evidence_holds() -> None:
+    candidate, champion = scores(0.3, seed=2), scores(0.8, seed=1)
+    base, ours, theirs = base_report(), report(candidate, "c"), report(champion, "7")
+    assert decide(ours, None, None, GATES).verdict == "HOLD"
+    assert "no paired comparison" in " ".join(decide(ours, base, theirs, GATES).reasons)
+    fewer = summarize(candidate[candidate.task != "query_ad"], specs()[1:], model="c", data=DATA)
+    against = compare(candidate, champion, specs(), candidate_name="c", reference_name="7", data=DATA)
+    decision = decide(fewer, base, theirs, GATES, against_champion=against)
+    assert decision.verdict == "HOLD"
+    assert any("the champion answers task 'query_ad'" in r for r in decision.reasons)
