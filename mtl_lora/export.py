@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mtl_lora.layer import AdaptedLinear
+from mtl_lora.layer import is_conv1d
 from mtl_lora.verification import verify_export
 
 if TYPE_CHECKING:
@@ -26,35 +26,33 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for ``--max-lora-rank``."""
 
 
-def _trained_biases(model: "AdapterModel") -> list[str]:
-    """Return the paths of adapted layers whose bias trained."""
-    extras = model.extra_parameter_names
-    return [path for path in model.adapted_layers() if f"{path}.bias" in extras]
+def _trained_biases(model: "AdapterModel") -> dict[str, Tensor]:
+    """Return the biases of adapted layers that trained, by the layer's path."""
+    names = {name.removesuffix(".bias").removesuffix(".base_layer"): name for name in model.extra_parameter_names}
+    return {path: model.base_model.get_parameter(names[path]) for path in model.plain_layers() if path in names}
 
 
 def _modules_to_save(model: "AdapterModel") -> list[str]:
     """Return the paths of the other modules with parameters that trained: heads, normalisation layers."""
-    layers = model.adapted_layers()
-    owners = {name.rpartition(".")[0] for name in model.extra_parameter_names}
+    layers = model.plain_layers()
+    owners = {name.rpartition(".")[0].removesuffix(".base_layer") for name in model.extra_parameter_names}
     return sorted(path for path in owners if path not in layers)
 
 
 def lora_tensors(model: "AdapterModel", task: int) -> dict[str, Tensor]:
     """Return a task's tensors under PEFT's names; factors in fp32, the scaling inside ``lora_B``."""
-    prefix, tensors = "base_model.model.", {}
-    for path, layer in model.adapted_layers().items():
-        down, up = layer.factors(task)
-        tensors[f"{prefix}{path}.lora_A.weight"] = down.float()
-        tensors[f"{prefix}{path}.lora_B.weight"] = up.float()
-    for path in _trained_biases(model):
-        tensors[f"{prefix}{path}.base_layer.bias"] = model.base_model.get_parameter(f"{path}.bias")
+    prefix = "base_model.model."
+    tensors: dict[str, Tensor] = {}
+    for path, pair in model.lora_pairs(task).items():
+        tensors |= {f"{prefix}{path}.{suffix}": tensor for suffix, tensor in pair.items()}
+    tensors |= {f"{prefix}{path}.base_layer.bias": bias for path, bias in _trained_biases(model).items()}
     for path in _modules_to_save(model):
         for name, parameter in model.base_model.get_submodule(path).state_dict().items():
             tensors[f"{prefix}{path}.{name}"] = parameter
     return {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in tensors.items()}
 
 
-def _target_names(base: nn.Module, layers: dict[str, AdaptedLinear]) -> list[str]:
+def _target_names(base: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
     """Return the shortest names that select exactly the adapted layers: last parts where they do, else full paths."""
     names = sorted({path.rsplit(".", 1)[-1] for path in layers})
     selected = {path for path, _ in base.named_modules() if path.rsplit(".", 1)[-1] in names}
@@ -63,7 +61,7 @@ def _target_names(base: nn.Module, layers: dict[str, AdaptedLinear]) -> list[str
 
 def lora_config(model: "AdapterModel", rank: int) -> dict[str, Any]:
     """Return PEFT's ``adapter_config.json``; ``lora_alpha = r`` because the scaling is inside the tensors."""
-    layers = model.adapted_layers()
+    layers = model.plain_layers()
     base_config = getattr(model.base_model, "config", None)
     is_causal = type(model.base_model).__name__.endswith("ForCausalLM")
     return {
@@ -74,9 +72,9 @@ def lora_config(model: "AdapterModel", rank: int) -> dict[str, Any]:
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": model.method == "dora",
         "bias": "lora_only" if _trained_biases(model) else "none",
-        "fan_in_fan_out": any(layer.fan_in_fan_out for layer in layers.values()),
+        "fan_in_fan_out": any(is_conv1d(layer) for layer in layers.values()),
         "modules_to_save": _modules_to_save(model) or None,
         "target_modules": _target_names(model.base_model, layers),
         "inference_mode": True,

@@ -1,7 +1,7 @@
 """A model with a multi-task adapter: injection, routing, saving, merging, export."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -63,13 +63,18 @@ class AdapterModel(nn.Module):
         config = self.adapter_config
         for path in saved_paths:
             self.base_model.get_submodule(path).requires_grad_(True)
-        for module in self.base_model.modules():
-            takes_bias = config.bias == "all" or (config.bias == "lora_only" and isinstance(module, AdaptedLinear))
+        takers: Iterable[nn.Module] = self._bias_modules() if config.bias == "lora_only" else ()
+        for module in self.base_model.modules() if config.bias == "all" else takers:
             bias = getattr(module, "bias", None)
-            if takes_bias and isinstance(bias, nn.Parameter):
+            if isinstance(bias, nn.Parameter):
                 bias.requires_grad_(True)
+        for module in self.base_model.modules():
             if config.train_layer_norms and "norm" in type(module).__name__.lower():
                 module.requires_grad_(True)
+
+    def _bias_modules(self) -> list[nn.Module]:
+        """Return the modules whose bias trains with ``bias="lora_only"``."""
+        return list(self.adapted_layers().values())
 
     # --- looking inside -------------------------------------------------------------------------------------------
 
@@ -152,11 +157,14 @@ class AdapterModel(nn.Module):
         with self.router.route(ids):
             return self.base_model(*args, **kwargs)
 
+    def _checked_ids(self, task_ids: TaskIds | None) -> Tensor:
+        return normalise_task_ids(task_ids, self.task_names)
+
     def _ids_for(self, task_ids: TaskIds | None) -> Tensor:
         merged = self.merged_task
         if merged is not None and task_ids is None:
             return torch.tensor(merged)
-        ids = normalise_task_ids(task_ids, self.task_names)
+        ids = self._checked_ids(task_ids)
         if merged is not None and bool((ids != merged).any()):
             raise RoutingError(
                 f"a merged model serves only its task {self.task_names[merged]!r}, got other ids; unmerge() first"
@@ -287,10 +295,21 @@ class AdapterModel(nn.Module):
             self.merge(task)
         elif self.merged_task != self.task_id(task):
             raise MTLLoRAError(f"another task is merged, got {task!r} to unload; unmerge() first")
+        for path, layer in self.plain_layers().items():
+            replace_module(self.base_model, path, layer)
+        return self.base_model
+
+    def plain_layers(self) -> dict[str, nn.Module]:
+        """Return an ordinary layer for each adapted one, by path, sharing its weights as they stand now."""
+        return {path: layer.to_base(self.layer_types[path]) for path, layer in self.adapted_layers().items()}
+
+    def lora_pairs(self, task: int) -> dict[str, dict[str, Tensor]]:
+        """Return each layer's tensors by PEFT's suffixes, in fp32, scaling inside ``lora_B``."""
+        pairs = {}
         for path, layer in self.adapted_layers().items():
-            replace_module(self.base_model, path, layer.to_base(self.layer_types[path]))
-        base: nn.Module = self.base_model
-        return base
+            down, up = layer.factors(task)
+            pairs[path] = {"lora_A.weight": down.float(), "lora_B.weight": up.float()}
+        return pairs
 
     # --- tasks ----------------------------------------------------------------------------------------------------
 

@@ -35,10 +35,13 @@ def plain_base(model: "AdapterModel") -> nn.Module:
     shared: dict[int, Any] = {id(p): p for p in model.base_model.parameters()}
     shared |= {id(b): b for b in model.base_model.buffers()}
     shared[id(model.router)] = model.router
+    shared |= {id(p): p for layer in model.plain_layers().values() for p in layer.parameters()}
     twin = copy.deepcopy(model.base_model, shared)
-    for path, template in model.layer_types.items():
-        replace_module(twin, path, model.adapted_layers()[path].to_base(template))
+    vars(twin).pop("peft_config", None)
+    for path, layer in model.plain_layers().items():
+        replace_module(twin, path, copy.deepcopy(layer, shared))
     for name in model.extra_parameter_names:
+        name = name.replace(".base_layer.", ".")
         path, _, last = name.rpartition(".")
         setattr(twin.get_submodule(path), last, nn.Parameter(torch.zeros_like(twin.get_parameter(name))))
     return twin.eval()
@@ -73,9 +76,12 @@ def _token_inputs(base: nn.Module) -> dict[str, Tensor] | None:
 
 def _load_plain(twin: nn.Module, folder: Path) -> tuple[nn.Module, str]:
     """Return the twin with the written adapter: through PEFT where it is installed, else by adding B A."""
+    model_config = json.loads((folder / "adapter_config.json").read_text())
     try:
         import peft
     except ImportError:
+        if model_config["use_dora"]:
+            raise MTLLoRAError("an exported DoRA can be verified only with PEFT, got no such package") from None
         return _add_by_hand(twin, folder), "by adding B A to the weights"
     return peft.PeftModel.from_pretrained(twin, str(folder), autocast_adapter_dtype=True).eval(), "through PEFT"
 
