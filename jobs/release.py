@@ -8,14 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.evaluation.report import write_report
-
 from jobs.config import RunConfig
-from jobs.run_folder import ADAPTER, DECISION, RUN, file_sha256, history, tracker_of
+from jobs.run_folder import ADAPTER, DECISION, RUN, file_sha256, history, needs, tracker_of
 from jobs.stages import scored
 from pipeline import orchestration
 from pipeline.contracts import Contract, EvaluationReport, PromotionDecision, ShardManifest, write_atomic
 from pipeline.evaluation import read_scores
+from pipeline.evaluation.report import write_report
 from pipeline.progress import say
 from pipeline.promotion.policy import decide
 from pipeline.promotion.registry import Registry, Version
@@ -30,6 +29,7 @@ def promote(config: RunConfig) -> PromotionDecision:
     Raises:
         InputError: the run was not evaluated.
     """
+    needs(config.folder / "evaluation.json", "evaluate")
     candidate = EvaluationReport.read(config.folder / "evaluation.json")
     base = EvaluationReport.read(config.folder / "evaluation_base.json")
     registry = Registry(config.promotion.model_name, config.tracking.uri)
@@ -88,6 +88,7 @@ def _score_champion(config: RunConfig, registry: Registry, number: int) -> Evalu
 
 def report(config: RunConfig) -> Path:
     """Write ``report.html`` from what the run's folder holds, and store it with the MLflow run."""
+    needs(config.folder / "evaluation.json", "evaluate")
     candidate = EvaluationReport.read(config.folder / "evaluation.json")
     path = config.folder / "report.html"
     manifest = ShardManifest.read(config.manifest_path)

@@ -15,6 +15,16 @@ from pipeline.tracking import Tracker, git_commit
 ADAPTER, EXPORT, PLAN, DECISION, RUN = "adapter", "export", "plan.json", "decision.json", "run.json"
 
 
+def needs(path: Path, verb: str) -> None:
+    """Refuse to go on without a file that an earlier verb writes.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if not path.is_file():
+        raise InputError(f"this verb needs {path}, which is not there; run first: mtl-lora {verb} with this --config")
+
+
 def file_sha256(path: Path) -> str:
     """Return a file's sha256."""
     with path.open("rb") as file:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import RunConfig
-from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, file_sha256, last_step, merge_ledgers, tracker_of
+from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, file_sha256, last_step, merge_ledgers, needs, tracker_of
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
-from pipeline.errors import InputError
 from pipeline.evaluation import predict, summarize, write_scores
 from pipeline.ingestion import prepare as prepare_shards
 from pipeline.progress import Track, say
@@ -110,8 +109,7 @@ def evaluate(config: RunConfig) -> tuple[EvaluationReport, EvaluationReport]:
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec, trained_scorer, untrained_scorer
 
     adapter = config.folder / ADAPTER
-    if not (adapter / PREDICTOR_FILE).is_file():
-        raise InputError(f"evaluate needs a trained adapter, found none in {adapter}; run: mtl-lora train --config …")
+    needs(adapter / PREDICTOR_FILE, "train")
     manifest = ShardManifest.read(config.manifest_path)
     spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
     with orchestration.cluster(config.ray):
@@ -169,8 +167,9 @@ def _trained_at(config: RunConfig, suffix: str) -> float:
 
 def export(config: RunConfig) -> list[Path]:
     """Write each task as a plain PEFT LoRA folder, compared by logits with the multi-task model first."""
-    from pipeline.modeling.predictor import Predictor
+    from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor
 
+    needs(config.folder / ADAPTER / PREDICTOR_FILE, "train")
     predictor = Predictor.load(config.folder / ADAPTER, "cpu")
     adapted: Any = predictor.scorer.model.adapted
     split = config.evaluation.split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -18,15 +19,24 @@ from pipeline.progress import console
 
 _PREFIX = re.compile(r"^(\x1b\[\d+m)*\((?P<who>[^()]* pid=\d+[^()]*)\)(\x1b\[\d+m)* ")
 _PROGRESS = re.compile(r"^(?P<what>.+?) (?P<done>\d+)/(?P<total>\d+)[^(]*\(\d+ %\), .*? left(?:, (?P<note>.*))?$")
-_NOISE = re.compile(r"(INFO|WARNING) (job_manager|worker|sdk|packaging)\.py|^Running entrypoint for job |RuntimeEnv")
+_NOISE = re.compile(
+    r" (INFO|WARNING) (job_manager|worker|sdk|packaging|authentication_token_setup)\.py|^Running entrypoint for job "
+    r"|core_worker\.cc|real_accelerator\.py|FutureWarning|^  return func\(|^Setting up process group"
+    r"|^Requesting resources|^Attempting to start|^Started training worker group|^- \(ip="
+)
+"""Lines of Ray, torch and DeepSpeed that tell the person who waits nothing; the job's own log keeps them."""
 
 
 def run_as_job(verb: str, config: RunConfig) -> tuple[int, Any]:
     """Run a verb of this configuration as a Ray job; return its exit code and its result, if it handed one over."""
     from jobs import stages
 
-    stages.check(config)
-    path = config.write()
+    if config.ray.address or os.environ.get("RAY_ADDRESS"):
+        stages.check(config)
+        path = config.write()
+    else:  # the cluster will be this machine: what is wrong with the input shows before it is started
+        stages.prepare(config)
+        path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path)]
     with _Viewer() as viewer:
         code = orchestration.run_job(

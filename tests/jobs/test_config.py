@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.config import load_config
+from pipeline.errors import InputError
+
+TASK = 'template: "{text_a}:"\n    label_words: [" no", " yes"]'
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def _records(folder: Path, tasks: str) -> Path:
+    return _write(folder, f"name: t\ndata: {{source: records, root: {folder}}}\ntasks:\n{tasks}")
+
+
+def test_packaged_configurations_are_valid(tmp_path: Path) -> None:
+    for name in ("demo", "ads_real"):
+        config = load_config(Path(name), [f"run_root={tmp_path}"])
+        assert config.folder == tmp_path / name
+        assert config.tracking.uri.endswith(f"{tmp_path}/mlflow.db")
+        assert len(config.tasks) == {"demo": 4, "ads_real": 9}[name]
+
+
+def test_written_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(Path("ads_real"), [f"run_root={tmp_path}", "data.root=some/where"])
+    assert load_config(config.write()) == config
+    assert config.data.root == str(Path("some/where").resolve())
+
+
+def test_overrides_reach_every_depth(tmp_path: Path) -> None:
+    config = load_config(
+        Path("ads_real"),
+        [f"run_root={tmp_path}", "tasks.spam.metric=accuracy", "training.max_steps=7", "mixture=temperature"],
+    )
+    assert {t.name: t.metric for t in config.tasks}["spam"] == "accuracy"
+    assert config.training.max_steps == 7
+    assert config.mixture.kind == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_step=5", "got 'training.max_step'; did you mean 'max_steps'"),
+        ("trainin.max_steps=5", "got 'trainin'; did you mean 'training'"),
+        ("training.num_workers=0", "training.num_workers: Input should be greater than or equal to 1, got 0"),
+        ("training", "must read key.sub=value, got 'training'"),
+        ("tasks.spam.metric=pearson", "metric of a binary task must be one of"),
+        ("tasks.spam.label_words=[]", "label_words must list at least 2 words"),
+        ("tasks.spam.label_words=[' a',' a']", "label_words must differ"),
+        ("name=a/b", "name: String should match pattern"),
+    ],
+)
+def test_bad_override_is_refused_with_value_and_remedy(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(Path("ads_real"), [override])
+    assert message in str(caught.value)
+
+
+def test_missing_file_is_refused_with_the_packaged_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"found none at .*nowhere.yaml.*ads_real, demo"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"in which no key .* comes twice"):
+        load_config(_records(tmp_path, f"  a:\n    {TASK}\n  a:\n    {TASK}\n"))
+    twice = f"  - name: a\n    {TASK}\n  - name: a\n    {TASK}\n"
+    with pytest.raises(InputError, match=r"task names must differ, got \['a'\] twice"):
+        load_config(_records(tmp_path, twice))
+
+
+def test_task_without_label_words_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="task 'a': label_words must list at least 2 words"):
+        load_config(_records(tmp_path, '  a:\n    template: "{text_a}:"\n'))
+
+
+def test_records_without_tasks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tasks must name at least one task"):
+        load_config(_write(tmp_path, f"name: t\ndata: {{source: records, root: {tmp_path}}}\n"))
+
+
+def test_digest_tells_what_decides_the_adapter(tmp_path: Path) -> None:
+    one = load_config(Path("demo"), [f"run_root={tmp_path}"])
+    assert one.digest() == load_config(Path("demo"), [f"run_root={tmp_path}", "tracking.experiment=x"]).digest()
+    assert one.digest() != load_config(Path("demo"), [f"run_root={tmp_path}", "seed=1"]).digest()

@@ -1,0 +1,114 @@
+"""The main job on a real Ray cluster with two DeepSpeed ranks, a real MLflow registry and the real base model, cut."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from jobs.config import RunConfig, load_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SMALL = (
+    "model.num_layers=2",
+    "data.synthetic.rows_per_day=24",
+    "training.max_steps=8",
+    "training.checkpoint_steps=4",
+    "training.log_steps=2",
+    "training.global_batch_size=16",
+    "training.micro_batch_size=4",
+    "training.ledger=true",
+    "promotion.gates.beat_base=false",
+    "promotion.gates.min_samples=1",
+)
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    root = tmp_path_factory.mktemp("runs")
+    overrides = [f"run_root={root}", "name=whole", *SMALL]
+    done = _run("demo", "--json", *overrides)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert json.loads(done.stdout)["verdict"] == "PROMOTE"
+    return load_config(Path("demo"), overrides)
+
+
+def test_run_folder_holds_what_is_promised(run: RunConfig) -> None:
+    for name in ("config.yaml", "plan.json", "evaluation.json", "decision.json", "report.html", "samples.jsonl"):
+        assert (run.folder / name).is_file(), name
+    for task in run.tasks:
+        assert (run.folder / "export" / task.name / "adapter_model.safetensors").is_file()
+    report = json.loads((run.folder / "evaluation.json").read_text())
+    assert report["schema"] == 1
+    assert set(report["tasks"]) == {task.name for task in run.tasks}
+    assert all(result["best_attainable"] is not None for result in report["tasks"].values())
+
+
+def test_ledger_is_the_global_order(run: RunConfig) -> None:
+    from pipeline.stream import MixedStream
+
+    rows = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+    stream = MixedStream(run.manifest_path, run.seed, 16)
+    for step in range(8):
+        assert [f"{r['task']}/{r['key']}" for r in rows if r["step"] == step] == stream.global_batch(step)
+
+
+def test_checkpoint_holds_adapter_and_optimizer_only(run: RunConfig) -> None:
+    newest = max((run.folder / "checkpoints").glob("checkpoint_*"))
+    adapter = sum(p.stat().st_size for p in (newest / "adapter").iterdir())
+    state = sum(p.stat().st_size for p in (newest / "state").iterdir())
+    assert state < 6 * adapter  # weights, and an optimizer's three fp32 copies; the base alone is 100 times as large
+
+
+def test_champion_answers_mixed_tasks_from_anywhere(run: RunConfig, tmp_path: Path) -> None:
+    code = (
+        "import sys, mlflow, pandas as pd; mlflow.set_tracking_uri(sys.argv[1]);"
+        "model = mlflow.pyfunc.load_model('models:/ads-relevance@champion');"
+        "rows = pd.DataFrame([{'task': 'query_vertical', 'query': 'red sofa sale'},"
+        "{'task': 'query_keyword_relevance', 'query': 'sofa', 'keyword': 'red sofa'}]);"
+        "print(model.predict(rows).to_json())"
+    )
+    command = [sys.executable, "-c", code, run.tracking.uri]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = pd.DataFrame(json.loads(done.stdout.splitlines()[-1]))
+    assert list(answer["task"]) == ["query_vertical", "query_keyword_relevance"]
+    assert answer["score"].between(0, 1).all()
+
+
+def test_exported_task_answers_as_the_multi_task_model(run: RunConfig) -> None:
+    from peft import PeftModel
+
+    from pipeline.modeling.base_model import load_base
+    from pipeline.modeling.predictor import Predictor
+
+    adapted = Predictor.load(run.folder / "adapter", "cpu").scorer.model.adapted
+    ids = torch.randint(0, 1000, (2, 12), generator=torch.Generator().manual_seed(0))
+    for index, task in enumerate(run.tasks):
+        exported = PeftModel.from_pretrained(load_base(run.model), run.folder / "export" / task.name).eval()
+        with torch.no_grad():
+            expected = adapted(ids, task_ids=torch.full((2,), index)).logits
+            torch.testing.assert_close(exported(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_second_run_of_a_finished_folder_changes_nothing(run: RunConfig) -> None:
+    before = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    done = _run("demo", f"run_root={run.run_root}", "name=whole", *SMALL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "is champion already" in done.stderr
+    assert (run.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_folder_of_another_configuration_is_refused(run: RunConfig) -> None:
+    done = _run("train", "--config", "demo", f"run_root={run.run_root}", "name=whole", *SMALL, "seed=5")
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "was trained with another" in done.stderr
