@@ -6,6 +6,7 @@ from outside can run a command or reach another machine.
 
 from __future__ import annotations
 
+import os
 import posixpath
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,20 @@ def check_location(url: str | Path) -> str:
 def filesystem(url: str | Path) -> tuple[Any, str]:
     """Return the fsspec filesystem of a checked location and the path within it.
 
-    S3 takes its endpoint and credentials from the usual ``AWS_*`` environment variables.
+    S3 takes its endpoint and credentials from the usual ``AWS_*`` environment variables, else from the machine's role.
     """
     import fsspec
 
     text = check_location(url)
     if is_remote(text):
-        return fsspec.filesystem("s3"), text.removeprefix("s3://")
+        # Named here too, since fsspec gives out one instance for equal arguments, whatever the environment says now.
+        options = {
+            "endpoint_url": os.environ.get("AWS_ENDPOINT_URL"),
+            "key": os.environ.get("AWS_ACCESS_KEY_ID"),
+            "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
+            "token": os.environ.get("AWS_SESSION_TOKEN"),
+        }
+        return fsspec.filesystem("s3", use_listings_cache=False, **options), text.removeprefix("s3://")
     return fsspec.filesystem("file"), text
 
 

@@ -62,7 +62,7 @@ class ShardCache:
         Args:
             sha256: digest of the content, and its name.
             suffix: ``tar`` or ``npz``.
-            size: bytes, where known.
+            size: bytes; None for a small file of unknown size.
             chunks: gives the content from the start.
 
         Raises:
@@ -98,20 +98,23 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _download(self, part: Path, size: int | None, chunks: Callable[[], Iterator[bytes]]) -> str:
-        digest = hashlib.sha256()
+        digest, content = hashlib.sha256(), chunks()
+        if size is None:  # a small file: take it whole, so that its room can be reserved
+            whole = b"".join(content)
+            size, content = len(whole), iter([whole])
         with self._reserved(part, size) as file:
-            for chunk in chunks():
+            for chunk in content:
                 digest.update(chunk)
                 file.write(chunk)
             file.truncate()
         return digest.hexdigest()
 
     @contextlib.contextmanager
-    def _reserved(self, part: Path, size: int | None) -> Iterator[BinaryIO]:
+    def _reserved(self, part: Path, size: int) -> Iterator[BinaryIO]:
         """Open a file with its disk space taken beforehand, so that other processes count it."""
         with part.open("wb") as file:
             with FileLock(self.folder / ".locks" / "room"):
-                self._make_room(size or 0, part)
+                self._make_room(size, part)
                 if size:
                     try:
                         os.posix_fallocate(file.fileno(), 0, size)

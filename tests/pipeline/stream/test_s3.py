@@ -1,0 +1,151 @@
+"""Shards in S3, on a real server: the same stream as from a folder, and what it survives."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.contracts import ShardManifest
+from pipeline.errors import InputError
+from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, publish, synthetic_ads_tasks, write_partition
+from pipeline.storage import filesystem
+from pipeline.stream import CacheConfig, MixedStream, SampleLedger, merge_ledgers, read_split
+from pipeline.world import World
+from tests.pipeline.s3_server import S3Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+SYNTHETIC = SyntheticAdsConfig(days=3, rows_per_day=60)
+URL = "s3://shards/ads"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    prepare(DataConfig(synthetic=SYNTHETIC, samples_per_shard=20), synthetic_ads_tasks(), folder, seed=0)
+    return folder
+
+
+@pytest.fixture
+def remote(server: S3Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    assert publish(local, URL) == f"{URL}/manifest.json"
+    return URL
+
+
+def keep_ledger(place: str | Path, folder: Path, cache: CacheConfig | None) -> str:
+    for rank in range(2):
+        stream = MixedStream(place, 5, 8, cache=cache)
+        with SampleLedger(folder, rank) as ledger:
+            for step, samples in enumerate(stream.batches(World(rank, 2), 0, stream.steps_per_epoch)):
+                ledger.record(step, samples)
+    return merge_ledgers(folder).read_text()
+
+
+@pytest.mark.parametrize("reads", ["auto", "always"])
+def test_the_ledger_on_s3_is_the_one_on_local_shards(remote: str, local: Path, tmp_path: Path, reads: Any) -> None:
+    cache = CacheConfig(folder=str(tmp_path / "cache"), range_reads=reads)
+    assert keep_ledger(remote, tmp_path / "s3", cache) == keep_ledger(local, tmp_path / "local", None)
+    cached = list((tmp_path / "cache").glob("*.tar"))
+    trains = [s for s in ShardManifest.read(local / "manifest.json").shards if s.split == "train"]
+    assert len(cached) == (len(trains) if reads == "auto" else 0)
+
+
+def test_a_cache_too_small_for_the_shards_reads_ranges_and_stays_small(
+    remote: str, local: Path, tmp_path: Path
+) -> None:
+    cache = CacheConfig(folder=str(tmp_path / "cache"), max_bytes=60_000)
+    stream = MixedStream(remote, 1, 8, cache=cache)
+    assert stream.working_set_bytes > 60_000
+    plain = MixedStream(local, 1, 8)
+    for step in range(10):
+        assert stream.samples(step, World(0, 1)) == plain.samples(step, World(0, 1))
+    assert sum(p.stat().st_size for p in (tmp_path / "cache").iterdir() if p.is_file()) <= 60_000
+
+
+def test_records_in_s3_prepare_to_the_shards_of_local_ones(remote: str, local: Path, tmp_path: Path) -> None:
+    fs, _ = filesystem("s3://shards")
+    days = [day for split in SYNTHETIC.windows().values() for day in split]
+    for day in sorted(set(days)):
+        for path in write_partition(SYNTHETIC, day, tmp_path / "in"):
+            fs.put_file(str(path), f"shards/raw/{path.relative_to(tmp_path / 'in')}")
+    config = DataConfig(source="records", root="s3://shards/raw", windows=SYNTHETIC.windows(), samples_per_shard=20)
+    manifest = prepare(config, synthetic_ads_tasks(), tmp_path / "out", seed=0)
+    made = ShardManifest.read(local / "manifest.json")
+    assert [shard.sha256 for shard in manifest.shards] == [shard.sha256 for shard in made.shards]
+    with pytest.raises(InputError, match="found none of"):
+        missing = DataConfig(source="records", root="s3://shards/nothing")
+        prepare(missing, synthetic_ads_tasks(), tmp_path / "other", seed=0)
+
+
+def test_a_missing_and_a_damaged_object_are_said(remote: str, tmp_path: Path) -> None:
+    fs, _ = filesystem(remote)
+    manifest = ShardManifest.model_validate_json(fs.cat_file(f"{remote}/manifest.json"))
+    shard = next(shard for shard in manifest.shards if shard.split == "train")
+    data = fs.cat_file(f"{remote}/{shard.path}")
+    try:
+        fs.rm_file(f"{remote}/{shard.path}")
+        with pytest.raises(InputError, match="1 are missing"):
+            MixedStream(remote, 0, 8)
+        fs.pipe_file(f"{remote}/{shard.path}", data[:3000] + bytes([data[3000] ^ 1]) + data[3001:])
+        cache = CacheConfig(folder=str(tmp_path / "cache"))
+        with pytest.raises(InputError, match="fetched twice with another"):
+            list(read_split(remote, "train", shard.task, cache=cache))
+    finally:
+        fs.pipe_file(f"{remote}/{shard.path}", data)
+
+
+def test_refused_credentials_are_said_at_once(
+    remote: str, server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in server.environment("tester", "wrong-secret").items():
+        monkeypatch.setenv(name, value)
+    start = time.monotonic()
+    with pytest.raises(InputError, match="readable with the credentials at hand, it was refused"):
+        MixedStream(remote, 0, 8, cache=CacheConfig(folder=str(tmp_path)))
+    assert time.monotonic() - start < 20
+
+
+def read_epoch(place: str, folder: str, rank: int, seen: Any, go_on: Any) -> list[str]:
+    cache = CacheConfig(folder=f"{folder}/cache-{rank}", patience_s=200, range_reads="always")
+    stream = MixedStream(place, 9, 8, cache=cache)
+    keys = []
+    for step in range(stream.steps_per_epoch):
+        keys += [f"{s.task}/{s.key}" for s in stream.samples(step, World(rank, 2))]
+        if step == 5:
+            seen.put(rank)
+            go_on.wait(60)
+    return keys
+
+
+def test_a_server_killed_and_restarted_within_an_epoch_costs_time_only(
+    remote: str, local: Path, server: S3Server, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(2) as pool:
+        seen, go_on = manager.Queue(), manager.Event()
+        results = [pool.apply_async(read_epoch, (remote, str(tmp_path), rank, seen, go_on)) for rank in range(2)]
+        for _ in range(2):
+            seen.get(timeout=90)
+        server.kill()
+        go_on.set()
+        time.sleep(2)
+        server.start()
+        parts = [result.get(timeout=240) for result in results]
+    stream = MixedStream(local, 9, 8)
+    for rank in range(2):
+        expected = [k for s in range(stream.steps_per_epoch) for k in stream.rank_batch(s, World(rank, 2))]
+        assert parts[rank] == expected
