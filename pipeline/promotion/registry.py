@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import Any
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack, InputError
 from pipeline.promotion.ledger import Entry, Ledger, ensure_model, search_versions
-from pipeline.promotion.packaging import package
+from pipeline.promotion.packaging import PREDICTOR, package
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -66,30 +67,38 @@ class Registry:
         """The model's ledger."""
         return Ledger(self._client, self.name)
 
-    def register(self, folder: Path, *, run_id: str, tags: Mapping[str, str], card: str = "") -> Version:
+    def register(
+        self,
+        folder: Path,
+        *,
+        run_id: str,
+        tags: Mapping[str, str],
+        card: str = "",
+        bundle_base: bool | None = None,
+    ) -> Version:
         """Store a predictor's folder with a run and register it as the next version, alias ``challenger``.
 
         Args:
             folder: adapter, its configuration and ``predictor.json``.
             run_id: MLflow run that holds the files.
-            tags: what it was made from: ``window``, ``manifest_sha256``, ``base_fingerprint``, ``parent_version``,
-                ``git_commit`` and metrics, as far as known.
-            card: model card, in Markdown; it becomes the version's description and ``MODEL_CARD.md`` beside it.
+            tags: what it was made from: ``window``, ``manifest_sha256``, ``base_fingerprint``, ``git_commit`` and
+                metrics, as far as known; ``parent_version`` is the present champion where none is given.
+            card: model card in Markdown; it becomes the version's description and ``MODEL_CARD.md`` beside it.
+            bundle_base: see :func:`pipeline.promotion.packaging.package`.
 
         Raises:
             InputError: the folder is no predictor's.
         """
         import mlflow
 
-        with package(folder, card) as model:
+        champion = self.champion()
+        with package(folder, card, bundle_base) as model:
             self._client.log_artifacts(run_id, str(model), ARTIFACT)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
-        ensure_model(
-            self._client, self.name, "Multi-task adapter of a frozen language model; predict takes mixed tasks."
-        )
-        tags = {**tags, "mlflow_version": mlflow.__version__}
+        ensure_model(self._client, self.name, "Multi-task adapter of a frozen language model; mixed tasks in one call.")
+        known = {"parent_version": str(champion.number) if champion else "", "mlflow_version": mlflow.__version__}
         made = self._client.create_model_version(
-            self.name, source, run_id, tags=dict(tags), description=card[:_DESCRIPTION]
+            self.name, source, run_id, tags={**known, **tags}, description=card[:_DESCRIPTION]
         )
         self._client.set_registered_model_alias(self.name, CHALLENGER, made.version)
         return self.version(int(made.version))
@@ -193,11 +202,13 @@ class Registry:
         import mlflow
 
         found = self.version(reference)
+        uri = f"{found.source}/artifacts/{PREDICTOR}"
+        target.mkdir(parents=True, exist_ok=True)
         try:
-            mlflow.artifacts.download_artifacts(artifact_uri=found.source, dst_path=str(target), tracking_uri=self.uri)
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=self.uri)
         except Exception as error:  # every store raises its own
             raise InputError(
-                f"version {found.number} of {self.name!r} must have its files at {found.source}, "
+                f"version {found.number} of {self.name!r} must have its files at {uri}, "
                 f"which do not load: {error}; restore them or name another version"
             ) from error
         return next(target.rglob("predictor.json")).parent
@@ -208,8 +219,6 @@ class Registry:
         Raises:
             InputError: they are not.
         """
-        import tempfile
-
         from safetensors import SafetensorError, safe_open
 
         with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.contracts import PromotionDecision, TaskSpec
+from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.modeling.predictor import PredictorSpec
+from pipeline.promotion.registry import Registry, Version
+
+TASKS = (
+    TaskSpec(name="query_ad", template="Query: {query}\nAd: {ad}\nRelevant?", label_words=(" no", " yes")),
+    TaskSpec(name="pick", kind="choice", template="{query}\nAnswer:"),
+)
+PROMOTE = PromotionDecision(verdict="PROMOTE", reasons=("better",), candidate="c", champion=None, tasks={})
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A fresh sqlite store, made once."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(uri, uri).create_experiment("test", artifact_location=(folder / "artifacts").as_uri())
+    return uri
+
+
+def write_adapter(folder: Path) -> Path:
+    folder.mkdir()
+    save_file({"layer.A": torch.ones(2, 3)}, folder / "adapter_model.safetensors")
+    (folder / "mtl_lora_config.json").write_text("{}")
+    PredictorSpec(tasks=TASKS, base=BaseModelConfig(num_layers=2)).write(folder / "predictor.json")
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A predictor's folder in form: small tensors, never run."""
+    return write_adapter(tmp_path / "adapter")
+
+
+def add_version(registry: Registry, adapter: Path, **tags: str) -> int:
+    client = registry._client
+    run = client.create_run(client.get_experiment_by_name("test").experiment_id)
+    return registry.register(adapter, run_id=run.info.run_id, tags=tags, bundle_base=False).number
+
+
+@pytest.fixture(scope="session")
+def stored(store: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """One version whose files the versions of other models point at too."""
+    registry = Registry("stored", store)
+    adapter = write_adapter(tmp_path_factory.mktemp("stored") / "adapter")
+    return registry.version(add_version(registry, adapter))
+
+
+def copy_version(registry: Registry, stored: Version) -> int:
+    return int(registry._client.create_model_version(registry.name, stored.source, stored.run_id).version)
+
+
+@pytest.fixture
+def registry(store: str, stored: Version) -> Registry:
+    """A model of its own in the shared store, with three versions, none of them champion."""
+    registry = Registry(f"model-{next(_numbers)}", store)
+    registry._client.create_registered_model(registry.name)
+    for _ in range(3):
+        copy_version(registry, stored)
+    registry._client.set_registered_model_alias(registry.name, "challenger", "1")
+    return registry
+
+
+@pytest.fixture
+def aliases() -> Callable[[Registry], dict[str, int]]:
+    def read(registry: Registry) -> dict[str, int]:
+        found = registry._client.get_registered_model(registry.name).aliases
+        return {name: int(version) for name, version in found.items()}
+
+    return read
