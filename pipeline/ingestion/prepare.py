@@ -12,11 +12,12 @@ from typing import Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from pipeline.contracts import RejectCount, ShardInfo, ShardManifest, TaskSpec
+from pipeline.contracts import RejectCount, ShardInfo, ShardManifest, TaskSpec, write_atomic
 from pipeline.errors import InputError
 from pipeline.ingestion.append import earlier_data, merged
 from pipeline.ingestion.attainable import best_of_all
 from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.profile import PROFILE, profile_data
 from pipeline.ingestion.quarantine import check_limits, write_quarantine
 from pipeline.ingestion.records import Unit, split_units
 from pipeline.ingestion.resolve import Decisions, Earlier, resolve
@@ -147,6 +148,7 @@ class _Run:
         quarantine, rejected = write_quarantine(self.folder, prefix, names, decisions, work, units)
         best = best_of_all(self.tasks, decisions, work)
         manifest = self._manifest(shards, quarantine, rejected, best, digest)
+        write_atomic(self.folder / PROFILE, profile_data(self.folder, manifest).model_dump_json(by_alias=True))
         manifest.write(self.folder / MANIFEST)
         shutil.rmtree(self.folder / ".work", ignore_errors=True)
         self._drop_stale(manifest)

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError
 from pipeline.ingestion.prepare import MANIFEST, is_whole
+from pipeline.ingestion.profile import PROFILE
 from pipeline.shard_index import index_path
 from pipeline.storage import filesystem, is_remote, join
 
@@ -36,7 +37,7 @@ def publish(folder: Path, url: str) -> str:
         for name in (shard.path, *((index_path(shard.path),) if shard.index_sha256 else ())):
             if not (same and there.get(name) == (folder / name).stat().st_size):
                 fs.put_file(str(folder / name), f"{root}/{name}")
-    for name in manifest.quarantine:
+    for name in (*manifest.quarantine, *((PROFILE,) if (folder / PROFILE).is_file() else ())):
         fs.put_file(str(folder / name), f"{root}/{name}")
     fs.put_file(str(folder / MANIFEST), f"{root}/{MANIFEST}")
     return join(url.rstrip("/"), MANIFEST)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pipeline.contracts import TaskSpec
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_]+|-{2,}")
+_ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 MAX_KEY = 60
 """Longest key out of an id, so that a suffix and an extension fit into the 100 characters of a tar header."""
 
@@ -36,7 +37,7 @@ class Checked(NamedTuple):
             sample["group"] = self.group
         if time is not None:
             sample["time"] = time
-        return json.dumps(sample, ensure_ascii=False, separators=(",", ":")).encode()
+        return _ENCODE(sample).encode()
 
     def digest(self, image: str) -> bytes:
         """Return the 128-bit digest of all that the model is shown: texts, choices and the image's name."""
@@ -123,6 +124,8 @@ def _label(record: dict[str, Any], spec: TaskSpec, choices: tuple[str, ...]) -> 
             value = float(stripped)
         except ValueError:
             raise Rejected(f"label {name!r} is neither a number nor a label word") from None
+    if spec.kind == "ordinal" and isinstance(value, bool):
+        raise Rejected(f"label {name!r} is a truth value, not a number")
     if not isinstance(value, bool | int | float) or not abs(value) < math.inf:
         raise Rejected(f"label {name!r} is not a finite number")
     try:

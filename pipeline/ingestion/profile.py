@@ -1,0 +1,99 @@
+"""What a preparation's data looks like, in a few numbers a task: what drift is measured against."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field
+
+from pipeline.contracts import Contract, Sample, ShardManifest
+from pipeline.shard_index import ShardIndex, index_path
+
+PROFILE = "profile.json"
+SAMPLES = 2000
+"""Samples read a task, evenly spaced."""
+_WORD = re.compile(r"\w+")
+_LENGTH_EDGES = [round(2 ** (k / 2)) for k in range(4, 28)]
+
+
+class TaskProfile(Contract):
+    """One task in one preparation."""
+
+    samples: int
+    label_counts: dict[str, int]
+    rejected_share: float
+    """Invalid records as a share of all."""
+    length_counts: tuple[int, ...]
+    """Histogram of the texts' characters; each bin is half an octave wide."""
+    mean_length: float
+    words: tuple[int, ...]
+    """CRC-32 of the words seen in the samples read, sorted; not the words themselves."""
+    word_counts: tuple[int, ...]
+    novelty: float
+    """Share of the second half's words that the first half lacks: what is new without any drift."""
+
+
+class DataProfile(Contract):
+    """``profile.json`` beside the manifest."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    split: str
+    samples_read: int
+    """At most so many a task."""
+    tasks: dict[str, TaskProfile]
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+def profile_data(folder: Path, manifest: ShardManifest, split: str = "train") -> DataProfile:
+    """Read some samples of each task that has any in the split and return what they look like."""
+    tasks = {}
+    for task in manifest.tasks:
+        total = manifest.samples_of(task.name, split)
+        if not total:
+            continue
+        labels = Counter[str]()
+        for shard in manifest.shards_of(task.name, split):
+            labels.update(shard.label_counts)
+        rejected = sum(r.records for r in manifest.rejected if (r.task, r.split) == (task.name, split))
+        lengths, halves = [], (Counter[int](), Counter[int]())
+        for number, sample in enumerate(_some(folder, manifest, task.name, split, total)):
+            text = " ".join((*sample.fields.values(), *sample.choices))
+            lengths.append(len(text))
+            # Alternating halves, so that an order within the data does not count as novelty.
+            halves[number % 2].update(zlib.crc32(word.lower().encode()) for word in _WORD.findall(text))
+        words = halves[0] + halves[1]
+        new = sum(count for word, count in halves[1].items() if word not in halves[0])
+        tasks[task.name] = TaskProfile(
+            samples=total,
+            label_counts=dict(labels),
+            rejected_share=rejected / (rejected + total),
+            length_counts=tuple(np.bincount(np.digitize(lengths, _LENGTH_EDGES), minlength=len(_LENGTH_EDGES) + 1)),
+            mean_length=float(np.mean(lengths)),
+            words=tuple(sorted(words)),
+            word_counts=tuple(words[word] for word in sorted(words)),
+            novelty=new / max(halves[1].total(), 1),
+        )
+    return DataProfile(split=split, samples_read=SAMPLES, tasks=tasks)
+
+
+def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: int) -> Iterator[Sample]:
+    wanted = np.unique(np.linspace(0, total - 1, min(total, SAMPLES)).round().astype(int))
+    start = 0
+    for shard in manifest.shards_of(task, split):
+        rows = wanted[(wanted >= start) & (wanted < start + shard.samples)] - start
+        start += shard.samples
+        if not len(rows) or shard.index_sha256 is None:
+            continue
+        index = ShardIndex.from_bytes((folder / index_path(shard.path)).read_bytes(), shard.path)
+        with (folder / shard.path).open("rb") as file:
+            for row in rows:
+                file.seek(int(index.offsets[row]))
+                yield Sample.model_validate(json.loads(file.read(int(index.sizes[row]))))

@@ -1,0 +1,68 @@
+"""The tasks' record schemas and the artefacts' contracts, as JSON Schema for those who bring the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts import EvaluationReport, PromotionDecision, Sample, ShardManifest, TaskSpec, write_atomic
+from pipeline.ingestion.config import DataConfig
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def record_schema(task: TaskSpec) -> dict[str, Any]:
+    """Return the JSON Schema of one task's records; further fields are allowed."""
+    properties: dict[str, Any] = {
+        name: {"type": ["string", "number"], "description": "Text that the prompt names."} for name in task.text_fields
+    }
+    required = [*task.text_fields, task.label_field]
+    if task.kind == "choice":
+        choice = {"type": "string", "pattern": r"\S"}
+        listed = {"type": "array", "minItems": 2, "items": choice}
+        as_text = {"type": "string", "contentMediaType": "application/json"}
+        properties[task.choices_field] = {"anyOf": [listed, as_text], "description": "The answers to choose from."}
+        required.append(task.choices_field)
+    if task.image_field:
+        properties[task.image_field] = {
+            "type": "string",
+            "description": "PNG or JPEG in images.zip, or a path beside the record file.",
+        }
+        required.append(task.image_field)
+    properties[task.label_field] = _label_schema(task)
+    return {
+        "$schema": DIALECT,
+        "title": f"record of task {task.name}",
+        "description": f"Prompt: {task.template!r}",
+        "type": "object",
+        "properties": properties,
+        "required": list(dict.fromkeys(required)),
+    }
+
+
+def _label_schema(task: TaskSpec) -> dict[str, Any]:
+    if task.kind == "ordinal":
+        bounds = {"minimum": min(task.label_values), "maximum": max(task.label_values)}
+        return {"anyOf": [{"type": "number", **bounds}, {"type": "string"}], "description": "A number, also as text."}
+    number: dict[str, Any] = {"type": "integer", "minimum": 0}
+    if task.num_classes:
+        number["maximum"] = task.num_classes - 1
+    words = f" or one of {[word.strip() for word in task.label_words]}" if task.label_words else " or the answer itself"
+    return {
+        "anyOf": [number, {"type": "boolean"}, {"type": "string", "pattern": r"\S"}],
+        "description": f"Index of the class, also as text,{words}.",
+    }
+
+
+def write_schemas(tasks: Sequence[TaskSpec], folder: Path) -> list[Path]:
+    """Write the schema of each task's records, of the configuration and of the artefacts; return the files."""
+    schemas = {f"record-{task.name}": record_schema(task) for task in tasks}
+    for model in (DataConfig, Sample, ShardManifest, EvaluationReport, PromotionDecision):
+        schemas[model.__name__] = {"$schema": DIALECT, **model.model_json_schema(by_alias=True)}
+    paths = []
+    for name, schema in schemas.items():
+        paths.append(Path(folder) / f"{name}.schema.json")
+        write_atomic(paths[-1], json.dumps(schema, indent=2) + "\n")
+    return paths

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import InputError
+from pipeline.ingestion import (
+    DataConfig,
+    DriftThresholds,
+    SyntheticAdsConfig,
+    compare_drift,
+    prepare,
+    synthetic_ads_tasks,
+)
+from pipeline.ingestion.drift import Threshold, stability_index
+
+START = SyntheticAdsConfig().start
+
+
+def prepared(folder: Path, drift: float, week: int) -> Path:
+    synthetic = SyntheticAdsConfig(rows_per_day=150, drift=drift)
+    first = START + dt.timedelta(weeks=week)
+    config = DataConfig(synthetic=synthetic, windows={"train": (first, first + dt.timedelta(days=3))})
+    prepare(config, synthetic_ads_tasks(), folder, seed=0)
+    return folder
+
+
+def test_drift_is_found_where_there_is_some_and_not_where_there_is_none(tmp_path: Path) -> None:
+    calm = compare_drift(prepared(tmp_path / "a", 0.0, 0), prepared(tmp_path / "b", 0.0, 5))
+    assert calm.verdict == "ok", calm.reasons
+    moved = compare_drift(prepared(tmp_path / "c", 2.0, 0), prepared(tmp_path / "d", 2.0, 5))
+    assert moved.verdict in ("warn", "hold")
+    assert any("new_words must be <" in reason for reason in moved.reasons)
+    assert all(measures["new_words"].value > 0.05 for measures in moved.tasks.values())
+    strict = DriftThresholds(new_words=Threshold(warn=0.0, hold=0.01))
+    held = compare_drift(tmp_path / "c", tmp_path / "d" / "manifest.json", strict)
+    assert held.verdict == "hold" and held.reasons[0].startswith("hold: ")
+    with pytest.raises(InputError, match="DataProfile must be a file"):
+        compare_drift(tmp_path, tmp_path / "a")
+
+
+@given(counts=st.lists(st.integers(0, 50), min_size=2, max_size=10).filter(any), factor=st.integers(1, 20))
+def test_equal_shares_have_no_stability_index(counts: list[int], factor: int) -> None:
+    # Half a count a bin weighs more in the smaller sample: that is within what chance is granted.
+    assert stability_index(counts, [factor * count for count in counts]) == pytest.approx(0, abs=0.5)
+    assert stability_index(counts, counts) == 0
+
+
+def test_stability_index_of_a_known_shift() -> None:
+    n = 10**9
+    expected = (0.6 - 0.5) * np.log(0.6 / 0.5) + (0.4 - 0.5) * np.log(0.4 / 0.5)
+    assert stability_index([n // 2, n // 2], [6 * n // 10, 4 * n // 10]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_small_windows_of_one_distribution_rarely_warn() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        stability_index(rng.multinomial(200, [0.3, 0.7]).tolist(), rng.multinomial(100, [0.3, 0.7]).tolist())
+        for _ in range(300)
+    ]
+    assert np.mean(np.array(found) >= 0.1) < 0.01
