@@ -68,7 +68,7 @@ class ShardIndex:
     """Place of the image, or 0 where there is none."""
     image_sizes: np.ndarray
     lengths: np.ndarray
-    """Characters of the texts: what length grouping sorts by."""
+    """Of the prompt, in tokens or characters, as counted when prepared: what length grouping sorts by."""
     digests: np.ndarray
     """128-bit digest of the texts as 16 bytes, or empty: what duplicates are found by."""
 

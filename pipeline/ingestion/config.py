@@ -41,6 +41,9 @@ class DataConfig(BaseModel):
     """Largest share of a task's records that may be rejected as invalid before the run stops."""
     max_rejected: int | None = Field(default=None, ge=0)
     """Largest number of a task's records that may be rejected as invalid; None for no limit."""
+    length_tokenizer: str | None = None
+    """A ``tokenizer.json``: the index then holds each prompt's length in its tokens, else in characters. Length
+    grouping pads far less with the tokens of the model that is trained."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Train records whose texts and label stand in an earlier train record of the task."""
     overlap: Literal["drop_train", "drop_evaluation", "keep"] = "drop_train"

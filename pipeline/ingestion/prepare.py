@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion.append import earlier_data, merged
 from pipeline.ingestion.attainable import best_of_all
 from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.lengths import tokenizer_digest
 from pipeline.ingestion.profile import PROFILE, profile_data
 from pipeline.ingestion.quarantine import check_limits, write_quarantine
 from pipeline.ingestion.records import Unit, split_units
@@ -27,8 +28,9 @@ from pipeline.ingestion.write import plan_writes, write_shards
 from pipeline.shard_index import index_path
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Part of the source digest: raised when equal input would give other shards."""
+_NO_PART_OF_DIGEST = {"root", "files", "max_rejected", "max_rejected_share", "length_tokenizer"}
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
@@ -100,7 +102,8 @@ def check_tasks(tasks: Sequence[TaskSpec]) -> None:
 
 def source_digest(config: DataConfig, tasks: Sequence[TaskSpec], sources: Sequence[SourceFile], seed: int) -> str:
     """Return the digest of everything the shards depend on: settings, task specs, and the inputs' contents."""
-    settings = config.model_dump(mode="json", exclude={"root", "files", "max_rejected", "max_rejected_share"})
+    settings = config.model_dump(mode="json", exclude=_NO_PART_OF_DIGEST)
+    settings["length_tokenizer"] = tokenizer_digest(config.length_tokenizer)
     inputs = [{k: v for k, v in asdict(source).items() if k != "location"} for source in sources]
     specs = [task.model_dump(mode="json") for task in tasks]
     return hashlib.sha256(json.dumps([FORMAT, settings, specs, inputs, seed], sort_keys=True).encode()).hexdigest()

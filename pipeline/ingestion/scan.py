@@ -10,7 +10,6 @@ import datetime as dt
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion.config import ANY_TASK, DataConfig
 from pipeline.ingestion.images import ImageFolder
+from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
 from pipeline.ingestion.synthetic_ads import PROBABILITIES_FIELD
 from pipeline.ingestion.validate import Checked, Rejected, check_record, sanitize_key
@@ -39,7 +39,7 @@ ROW = np.dtype(
     ]
 )
 """One sample: task number, digest of its key, digest of its texts, label, where its payload (and then its image's name)
-lies in the spill, characters, and line within the unit."""
+lies in the spill, length, and line within the unit."""
 _FLUSH_ROWS = 4096
 
 
@@ -103,11 +103,15 @@ class _Scan:
         self.job = job
         self.by_name = {task.name: (number, task, task.text_fields) for number, task in enumerate(job.tasks)}
         self.images: ImageFolder | None = None
+        self.reasons: dict[str, Counter[str]] = {}
+        self.first_rejects: dict[str, tuple[int, str]] = {}
+        self.counter = LengthCounter(job.config.length_tokenizer)
 
     def run(self, spill: BinaryIO, rows: BinaryIO, rejects: BinaryIO, known: BinaryIO) -> Scanned:
-        job, unit, config = self.job, self.job.unit, self.job.config
+        unit, config = self.job.unit, self.job.config
         pending: list[tuple[Any, ...]] = []
-        counts, reasons, first = Counter[str](), dict[str, Counter[str]](), dict[str, tuple[int, str]]()
+        prompts: list[str] = []
+        counts = Counter[str]()
         offset = lines = total = 0
         for line in read_unit(unit, config):
             lines = line.number
@@ -115,40 +119,37 @@ class _Scan:
             try:
                 checked, image = self._check(line, spec, text_fields)
             except Rejected as reason:
-                reasons.setdefault(spec.name, Counter())[str(reason)] += 1
-                first.setdefault(spec.name, (line.number, str(reason)))
-                entry = {"task": spec.name, "reason": str(reason), "line": line.number, "record": line.record}
-                rejects.write(json.dumps(entry, default=str).encode() + b"\n")
+                self._reject(line, spec, str(reason), rejects)
                 continue
             key = self._key(line)
             payload, name = checked.payload(spec, key, self._day(line)), image.encode()
             spill.write(payload + name)
-            digest = checked.digest(image)
-            key_digest = hash_key(key)
-            pending.append(
-                (
-                    number,
-                    key_digest,
-                    digest,
-                    checked.label,
-                    offset,
-                    len(payload),
-                    len(name),
-                    checked.length,
-                    line.number,
-                )
-            )
-            if PROBABILITIES_FIELD in line.record and unit.source.split != "train":
+            place = (offset, len(payload), len(name))
+            pending.append((number, hash_key(key), checked.digest(image), checked.label, *place, 0, line.number))
+            prompts.append(checked.prompt(spec))
+            if unit.source.split != "train" and PROBABILITIES_FIELD in line.record:
                 known.write(json.dumps([total, line.record[PROBABILITIES_FIELD]]).encode() + b"\n")
             offset += len(payload) + len(name)
             counts[spec.name] += 1
             total += 1
             if len(pending) >= _FLUSH_ROWS:
-                np.array(pending, dtype=ROW).tofile(rows)
-                pending.clear()
-        np.array(pending, dtype=ROW).tofile(rows)
-        plain = {task: dict(found) for task, found in reasons.items()}
-        return Scanned(job.number, unit.source.split, lines, total, dict(counts), plain, first)
+                self._flush(pending, prompts, rows)
+        self._flush(pending, prompts, rows)
+        reasons = {task: dict(found) for task, found in self.reasons.items()}
+        return Scanned(self.job.number, unit.source.split, lines, total, dict(counts), reasons, self.first_rejects)
+
+    def _reject(self, line: Line, spec: TaskSpec, reason: str, rejects: BinaryIO) -> None:
+        self.reasons.setdefault(spec.name, Counter())[reason] += 1
+        self.first_rejects.setdefault(spec.name, (line.number, reason))
+        entry = {"task": spec.name, "reason": reason, "line": line.number, "record": line.record}
+        rejects.write(json.dumps(entry, default=str).encode() + b"\n")
+
+    def _flush(self, pending: list[tuple[Any, ...]], prompts: list[str], rows: BinaryIO) -> None:
+        table = np.array(pending, dtype=ROW)
+        table["length"] = self.counter.count(prompts)
+        table.tofile(rows)
+        pending.clear()
+        prompts.clear()
 
     def _task_of(self, line: Line) -> tuple[int, TaskSpec, tuple[str, ...]]:
         source, field = self.job.unit.source, self.job.config.task_field
@@ -210,11 +211,3 @@ def hash_key(key: str) -> int:
 def read_rows(work: Path, number: int, start: int = 0, count: int = -1) -> np.ndarray:
     """Return rows of a unit, all from ``start`` or ``count`` of them."""
     return np.fromfile(part(work, number, "rows"), dtype=ROW, count=count, offset=start * ROW.itemsize)
-
-
-def total_rejects(scanned: Sequence[Scanned], task: str) -> Counter[str]:
-    """Return how often each reason rejected a record of a task."""
-    total = Counter[str]()
-    for unit in scanned:
-        total.update(unit.rejects.get(task, {}))
-    return total

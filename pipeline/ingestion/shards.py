@@ -24,7 +24,7 @@ class Packed(NamedTuple):
     """Content of ``KEY.json``."""
     label: float
     length: int
-    """Characters of its texts."""
+    """Of its prompt, in tokens or characters."""
     digest: bytes
     """128-bit digest of its texts."""
     image: bytes | None = None

@@ -44,10 +44,9 @@ class Checked(NamedTuple):
         shown = "\x1f".join((*self.fields.values(), "\x1e", *self.choices, "\x1e", image))
         return hashlib.blake2b(shown.encode(), digest_size=16).digest()
 
-    @property
-    def length(self) -> int:
-        """Characters of the texts and choices."""
-        return sum(map(len, self.fields.values())) + sum(map(len, self.choices))
+    def prompt(self, spec: TaskSpec) -> str:
+        """Return what the model is shown, with the choices at the end."""
+        return "".join((spec.template.format_map(self.fields), *self.choices))
 
 
 def sanitize_key(text: str) -> str:

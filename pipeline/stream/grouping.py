@@ -48,8 +48,9 @@ def grouped(lengths: Sequence[int], batch: int, entropy: list[int]) -> list[np.n
     return [batches[place] for place in np.random.default_rng(entropy).permutation(len(batches))]
 
 
-def padding_share(lengths: Sequence[int], rows: int) -> float:
-    """Return the share of padding where rows are padded to the longest of each ``rows`` in sequence."""
-    values = np.asarray(lengths, dtype=float)
-    padded = sum(part.max() * len(part) for part in np.array_split(values, range(rows, len(values), rows)))
-    return float(1 - values.sum() / padded) if padded else 0.0
+def padding_share(slices: Sequence[Sequence[int]], rows: int) -> float:
+    """Return the share of padding where each slice is cut into micro-batches, and each padded to its longest row."""
+    tokens = sum(map(sum, slices))
+    parts = (part[start : start + rows] for part in slices for start in range(0, len(part), rows))
+    padded = sum(max(part) * len(part) for part in parts)
+    return 1 - tokens / padded if padded else 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.contracts import Contract
 from pipeline.stream.cache import CacheConfig
 from pipeline.stream.grouping import LengthGrouping, padding_share
-from pipeline.stream.mixture import AnyMixture
+from pipeline.stream.mixture import AnyMixture, LossDriven
 from pipeline.stream.stream import MixedStream
 from pipeline.world import World
 
@@ -29,8 +29,9 @@ class TaskPlan(Contract):
     """Share that rounding to whole samples gives."""
     epochs: float
     """How often each of its samples is given in one epoch of the stream."""
-    mean_characters: float
-    """Mean length of its texts, over the steps measured."""
+    mean_length: float
+    """Mean length of its prompts over the steps measured, in tokens where ``data.length_tokenizer`` was set, else in
+    characters."""
 
 
 class StreamPlan(Contract):
@@ -50,7 +51,8 @@ class StreamPlan(Contract):
     shuffle_samples: int
     """Samples of a task that are shuffled among themselves at a time, for the task with most of them."""
     padding_share: float
-    """Share of the characters that is padding, where a rank pads each micro-batch to its longest text."""
+    """Share of the tokens (or characters) that is padding, where a rank sorts its rows by length and pads each
+    micro-batch to its longest."""
     padding_measured_steps: int
     schedule_sha256: str
     tasks: dict[str, TaskPlan]
@@ -77,30 +79,10 @@ def plan_stream(
     part = World(0, num_ranks).slice_of(global_batch_size)
     rows = part.stop - part.start
     steps = min(stream.steps_per_epoch, _MEASURED_STEPS)
-    if getattr(stream.mixture, "every_steps", None):
-        steps = min(steps, stream.mixture.every_steps)  # type: ignore[union-attr]  # later shares are not known
-    lengths: list[int] = []
-    characters, counts = Counter[str](), Counter[str]()
-    for step in range(steps):
-        found = stream.lengths(step)
-        lengths += found
-        for (shard, _), length in zip(stream.places(step), found, strict=True):
-            characters[shard.task] += length
-            counts[shard.task] += 1
-    tasks = {}
-    for task, quota, requested in zip(stream.tasks, stream.quotas.counts, stream.quotas.requested, strict=True):
-        shards = stream.shards[task]
-        samples = sum(shard.samples for shard in shards)
-        given = quota / stream.quotas.period
-        tasks[task] = TaskPlan(
-            samples=samples,
-            shards=len(shards),
-            bytes=sum(shard.bytes for shard in shards),
-            requested_share=requested,
-            given_share=given,
-            epochs=given * stream.epoch_samples / samples,
-            mean_characters=characters[task] / counts[task] if counts[task] else 0.0,
-        )
+    if isinstance(stream.mixture, LossDriven):
+        steps = min(steps, stream.mixture.every_steps)  # later shares are not known
+    slices, means = _measure(stream, steps, rows)
+    tasks = _task_plans(stream, means)
     return StreamPlan(
         split=split,
         samples=stream.epoch_samples,
@@ -112,8 +94,39 @@ def plan_stream(
         bytes=sum(task.bytes for task in tasks.values()),
         working_set_bytes=stream.working_set_bytes,
         shuffle_samples=stream.shuffle_samples,
-        padding_share=padding_share(lengths, min(micro_batch_size or rows, rows)),
+        padding_share=padding_share(slices, min(micro_batch_size or rows, rows)),
         padding_measured_steps=steps,
         schedule_sha256=stream.schedule_sha256(),
         tasks=tasks,
     )
+
+
+def _measure(stream: MixedStream, steps: int, rows: int) -> tuple[list[list[int]], dict[str, float]]:
+    """Return the lengths of every rank's slice of the first steps, sorted, and each task's mean length."""
+    slices: list[list[int]] = []
+    totals, counts = Counter[str](), Counter[str]()
+    for step in range(steps):
+        lengths = stream.lengths(step)
+        slices += [sorted(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
+        for (shard, _), length in zip(stream.places(step), lengths, strict=True):
+            totals[shard.task] += length
+            counts[shard.task] += 1
+    return slices, {task: totals[task] / counts[task] for task in counts}
+
+
+def _task_plans(stream: MixedStream, mean_lengths: Mapping[str, float]) -> dict[str, TaskPlan]:
+    plans = {}
+    for task, quota, requested in zip(stream.tasks, stream.quotas.counts, stream.quotas.requested, strict=True):
+        shards = stream.shards[task]
+        samples = sum(shard.samples for shard in shards)
+        given = quota / stream.quotas.period
+        plans[task] = TaskPlan(
+            samples=samples,
+            shards=len(shards),
+            bytes=sum(shard.bytes for shard in shards),
+            requested_share=requested,
+            given_share=given,
+            epochs=given * stream.epoch_samples / samples,
+            mean_length=mean_lengths.get(task, 0.0),
+        )
+    return plans

@@ -31,7 +31,7 @@ class ShardReader:
         return f"{shard.task}/{self._index(shard).keys[row]}"
 
     def length(self, shard: ShardInfo, row: int) -> int:
-        """Return the characters of one row's texts."""
+        """Return the length of one row's prompt, in tokens or characters, as counted when prepared."""
         return int(self._index(shard).lengths[row])
 
     def sample(self, shard: ShardInfo, row: int) -> Sample:

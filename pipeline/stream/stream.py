@@ -192,7 +192,7 @@ class MixedStream:
         return self._window(window.start, window.stop)[step - window.start]
 
     def lengths(self, step: int) -> list[int]:
-        """Return the characters of each sample of one step in order."""
+        """Return the length of each sample's prompt in one step, in tokens or characters, as counted when prepared."""
         return [self._reader.length(shard, row) for shard, row in self.places(step)]
 
     def _grouped_window(self, start: int, stop: int) -> list[list[Place]]:

@@ -15,6 +15,7 @@ import webdataset as wds
 from pipeline.contracts import ShardManifest, TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig, prepare
+from pipeline.shard_index import ShardIndex
 from pipeline.stream import read_split
 
 SPAM = TaskSpec(name="spam", template="{text_a}\nSpam:", label_words=(" no", " yes"))
@@ -181,3 +182,23 @@ def test_max_samples_takes_a_seeded_sample_in_source_order(tmp_path: Path) -> No
     assert keys[0] == keys[1] != keys[2]
     numbers = [int(key.split("-")[1]) for key in keys[0]]
     assert len(numbers) == 8 and numbers == sorted(numbers)
+
+
+def test_lengths_are_counted_in_the_tokens_of_a_given_tokenizer(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    write_in("jsonl", tmp_path / "in")
+    found = {}
+    for name, tokenizer in (("characters", None), ("tokens", str(tmp_path / "tokenizer.json"))):
+        config = records_config(tmp_path / "in", length_tokenizer=tokenizer)
+        manifest = prepare(config, [SPAM], tmp_path / name, seed=0)
+        index = ShardIndex.from_bytes((tmp_path / name / "spam-train-000000.index.npz").read_bytes(), name)
+        found[name] = (manifest.source_sha256, index.lengths.tolist()[:2])
+    assert found["characters"][1] == [len("text number 0\nSpam:")] * 2
+    assert found["tokens"][1] == [4, 4]
+    assert found["characters"][0] != found["tokens"][0]
+    with pytest.raises(InputError, match=r"length_tokenizer must be a tokenizer.json, .* cannot be read"):
+        prepare(records_config(tmp_path / "in", length_tokenizer="gone.json"), [SPAM], tmp_path / "out", seed=0)

@@ -62,7 +62,7 @@ def test_each_sample_still_comes_once_an_epoch(data: Path, batch: int, window: i
 def test_grouping_cuts_the_padding_and_not_the_order_of_lengths(data: Path) -> None:
     plain = plan_stream(data, 0, 20, num_ranks=2)
     grouped = plan_stream(data, 0, 20, num_ranks=2, length_grouping=LengthGrouping(window_steps=13))
-    assert grouped.padding_share < 0.12 < 0.5 < plain.padding_share
+    assert grouped.padding_share < 0.1 < 0.3 < plain.padding_share
     assert grouped.schedule_sha256 != plain.schedule_sha256
     stream = MixedStream(data, 0, 20, length_grouping=LengthGrouping(window_steps=13))
     means = [sum(stream.lengths(step)) for step in range(13)]
@@ -79,8 +79,9 @@ def test_grouping_keeps_within_the_updates_of_a_loss_driven_mixture(data: Path) 
 
 
 def test_padding_share_counts_what_a_padded_batch_wastes() -> None:
-    assert padding_share([2, 4, 4, 4], 2) == pytest.approx(2 / 16)
-    assert padding_share([5, 5, 5], 3) == 0.0
+    assert padding_share([[2, 4, 4, 4]], 2) == pytest.approx(2 / 16)
+    assert padding_share([[2, 4, 4], [4, 4, 4]], 2) == pytest.approx(2 / 24)  # no micro-batch crosses a slice
+    assert padding_share([[5, 5, 5]], 3) == 0.0
 
 
 def test_plan_tells_shares_and_epochs(data: Path) -> None:
