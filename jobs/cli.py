@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,46 @@ def promote(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fal
 
 
 @app.command()
+def compare(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Compare the run with the champion (the untrained base where there is none) on the same samples, in pairs."""
+    from jobs import release, tables
+
+    def verb(run: RunConfig) -> dict[str, Any]:
+        found = release.compare(run)
+        tables.show_comparison(found)
+        return found.model_dump(mode="json", by_alias=True)
+
+    _run(config, overrides, as_json, verb)
+
+
+@app.command()
+def rollback(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    to: Annotated[str | None, typer.Option(help="Version to make champion; the one before this by default.")] = None,
+    why: Annotated[str, typer.Option(help="Reason, for the ledger.")] = "asked for",
+    as_json: Json = False,
+) -> None:
+    """Make the champion before this one champion again."""
+    from jobs import release
+
+    _run(config, overrides, as_json, lambda c: release.rollback(c, to, why))
+
+
+@app.command()
+def lineage(
+    config: ConfigFile,
+    of: Annotated[str, typer.Option(help="Version number, alias, or a day such as 2026-05-03.")] = "champion",
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Say which data, code and parent made a version, or the champion of a day."""
+    from jobs import release
+
+    _run(config, overrides, as_json, lambda c: release.lineage_of(c, of))
+
+
+@app.command()
 def report(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write the run's report, one HTML page."""
     from jobs import release
@@ -169,6 +210,8 @@ def bench(context: typer.Context) -> None:
 
 def main() -> None:
     """Run the command and turn errors into exit codes."""
+    # A polite kill must run the clean-up that stops the job and the local cluster.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except InputError as error:

@@ -6,16 +6,19 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs.config import RunConfig
 from jobs.run_folder import ADAPTER, DECISION, RUN, file_sha256, history, needs, tracker_of
 from jobs.stages import scored
 from pipeline import orchestration
-from pipeline.contracts import Contract, EvaluationReport, PromotionDecision, ShardManifest, write_atomic
+from pipeline.contracts import Comparison, Contract, EvaluationReport, PromotionDecision, ShardManifest, write_atomic
 from pipeline.evaluation import read_scores
+from pipeline.evaluation.compare import compare as compare_scores
 from pipeline.evaluation.report import write_report
 from pipeline.progress import say
+from pipeline.promotion.card import model_card
+from pipeline.promotion.lineage import lineage
 from pipeline.promotion.policy import decide
 from pipeline.promotion.registry import Registry, Version
 from pipeline.tracking import git_commit
@@ -39,7 +42,8 @@ def promote(config: RunConfig) -> PromotionDecision:
         say(f"version {version.number} of {registry.name} is champion already")
         return PromotionDecision.read(config.folder / DECISION)
     opponent = None if champion is None else _score_champion(config, registry, champion.number)
-    decision = decide(candidate, base, opponent, config.promotion.gates).model_copy(
+    paired = None if champion is None else _against(config, "champion", str(champion.number), str(version.number))
+    decision = decide(candidate, base, opponent, config.promotion.gates, against_champion=paired).model_copy(
         update={"candidate": str(version.number), "champion": str(champion.number) if champion else None}
     )
     decision.write(config.folder / DECISION)
@@ -47,6 +51,53 @@ def promote(config: RunConfig) -> PromotionDecision:
     if decision.verdict == "PROMOTE":
         registry.promote(version.number, decision)
     return decision
+
+
+def _against(config: RunConfig, suffix: str, reference: str, candidate: str) -> Comparison:
+    """Compare this run's scores with those of another model on the same samples, in pairs."""
+    data = {"manifest_sha256": file_sha256(config.manifest_path), "split": config.evaluation.split}
+    return compare_scores(
+        read_scores(config.folder / "scores.parquet"),
+        read_scores(config.folder / f"scores_{suffix}.parquet"),
+        config.tasks,
+        candidate_name=candidate,
+        reference_name=reference,
+        data=data,
+        seed=config.seed,
+    )
+
+
+def compare(config: RunConfig) -> Comparison:
+    """Compare this run with the champion on the run's test samples; with the untrained base where there is none.
+
+    Raises:
+        InputError: the run was not evaluated.
+    """
+    needs(config.folder / "scores.parquet", "evaluate")
+    registry = Registry(config.promotion.model_name, config.tracking.uri)
+    champion = registry.champion()
+    if champion is None:
+        return _against(config, "base", "untrained base", config.name)
+    _score_champion(config, registry, champion.number)
+    return _against(config, "champion", f"champion, version {champion.number}", config.name)
+
+
+def rollback(config: RunConfig, to: str | None, why: str) -> dict[str, Any]:
+    """Make the champion before this one, or a named version, champion again.
+
+    Raises:
+        InputError: there is no such version, or it does not load.
+    """
+    entry = Registry(config.promotion.model_name, config.tracking.uri).rollback(to, why)
+    return {"model": config.promotion.model_name, "champion": entry.version, "instead_of": entry.previous}
+
+
+def lineage_of(config: RunConfig, reference: str) -> dict[str, Any]:
+    """Return which data, code and parent made a version, or the champion of a day; say it too."""
+    rows = lineage(Registry(config.promotion.model_name, config.tracking.uri), reference).rows()
+    for name, value in rows.items():
+        say(f"{name:>18}  {value}")
+    return rows
 
 
 def _registered(config: RunConfig, registry: Registry, report: EvaluationReport) -> Version:
@@ -67,7 +118,9 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
         "git_commit": git_commit(),
         "macro": f"{report.macro.value}",
     }
-    version = registry.register(config.folder / ADAPTER, run_id=tracker.run_id, tags=tags)
+    base = f"{config.model.base}, {config.model.num_layers or 'all'} layers"
+    card = model_card(config.promotion.model_name, config.tasks, base, report, tags)
+    version = registry.register(config.folder / ADAPTER, run_id=tracker.run_id, tags=tags, card=card)
     write_atomic(mark, json.dumps(json.loads(mark.read_text()) | {"version": version.number}) + "\n")
     return version
 

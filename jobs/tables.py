@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from pipeline.contracts import EvaluationReport, PromotionDecision, TaskResult
+from pipeline.contracts import Comparison, Difference, EvaluationReport, PromotionDecision, TaskResult
 from pipeline.progress import console
 
 
@@ -44,6 +45,25 @@ def show_evaluation(trained: EvaluationReport, base: EvaluationReport | None) ->
     _print(table)
 
 
+def show_comparison(found: Comparison) -> None:
+    """Show the paired differences between two models, task by task."""
+    table = Table(title=f"{found.candidate} less {found.reference}: paired differences with 95 % intervals")
+    for column in ("task", "metric", "samples", "difference", "verdict"):
+        table.add_column(column, justify="right" if column in ("samples", "difference") else "left")
+    for name, task in found.tasks.items():
+        table.add_row(name, str(task.metric), str(task.n), _difference(task), task.verdict)
+    table.add_section()
+    table.add_row("macro mean", "", "", _difference(found.macro), "")
+    _print(table)
+
+
+def _difference(found: Difference) -> str:
+    if found.difference is None:
+        return f"undefined: {found.reason}"
+    interval = f" [{found.ci95[0]:+.3f}, {found.ci95[1]:+.3f}]" if found.ci95 else ""
+    return f"{found.difference:+.3f}{interval}"
+
+
 def show_decision(decision: PromotionDecision) -> None:
     """Show a promotion decision with its reasons."""
     console.print(f"[bold]{decision.verdict}[/bold] {decision.candidate}", soft_wrap=True)
@@ -60,4 +80,5 @@ def _cell(result: TaskResult) -> str:
 
 def _print(table: Table) -> None:
     # In a job's log there is no terminal to ask for its width; a table cut to 80 columns could not be read.
-    console.print(table, width=None if console.is_terminal else 140, crop=False)
+    wide = console if console.is_terminal else Console(file=console.file, width=140, highlight=False)
+    wide.print(table)

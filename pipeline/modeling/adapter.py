@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from mtl_lora import AdapterModel, MTLLoRAConfig, MTLLoRAError, MTLLoRAModel
+import mtl_lora
+from mtl_lora import AdapterModel, MTLLoRAError
 from pipeline.errors import InputError
 
 
@@ -39,7 +40,7 @@ def build_adapter(config: AdapterConfig, base: nn.Module, task_names: Sequence[s
         InputError: a target module matches nothing, or a value is out of range.
     """
     try:
-        return MTLLoRAModel(base, MTLLoRAConfig(task_names=tuple(task_names), **config.model_dump(exclude={"method"})))
+        return mtl_lora.build_adapter(config.method, base, tuple(task_names), **config.model_dump(exclude={"method"}))
     except MTLLoRAError as error:
         raise InputError(f"adapter: {error}") from error
 
@@ -51,6 +52,6 @@ def load_adapter(base: nn.Module, folder: Path, task_names: Sequence[str] | None
         InputError: the folder holds none, or one of another base or other tasks.
     """
     try:
-        return MTLLoRAModel.from_pretrained(base, folder, task_names=task_names)
+        return mtl_lora.load_adapter(base, folder, task_names)
     except (MTLLoRAError, FileNotFoundError) as error:
         raise InputError(f"adapter folder {folder}: {error}") from error

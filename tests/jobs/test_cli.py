@@ -12,7 +12,8 @@ import pytest
 
 from jobs.cli import main
 
-VERBS = ("plan", "prepare", "train", "evaluate", "export", "promote", "report", "retrain", "bench", "demo")
+VERBS = ["plan", "prepare", "train", "evaluate", "compare", "export", "promote", "rollback", "lineage", "report"]
+VERBS += ["retrain", "bench", "demo"]
 
 
 @dataclass(frozen=True)
