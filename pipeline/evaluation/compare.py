@@ -16,6 +16,7 @@ from scipy.special import ndtr, ndtri
 
 from pipeline.contracts import Comparison, Difference, TaskDifference, TaskSpec
 from pipeline.errors import InputError
+from pipeline.evaluation.auc_bootstrap import paired_auc_bootstrap
 from pipeline.evaluation.delong import auc_difference
 from pipeline.evaluation.frame import TaskScores, by_task, keys_sha256
 from pipeline.evaluation.intervals import REPLICATES, Interval, bca_interval, bootstrap_weights, left_out_weights
@@ -36,6 +37,7 @@ def compare(
     data: Mapping[str, Any],
     seed: int = 0,
     replicates: int = REPLICATES,
+    auc_method: Literal["delong", "bootstrap"] = "delong",
 ) -> Comparison:
     """Compare two models' scores of the same samples.
 
@@ -48,6 +50,7 @@ def compare(
         data: what was scored (``manifest_sha256``, ``split``); each task's digest of samples is added.
         seed: of the bootstrap.
         replicates: of the bootstrap.
+        auc_method: where differences of AUC get their interval from.
 
     Raises:
         InputError: a task's samples or labels differ between the two.
@@ -61,7 +64,7 @@ def compare(
             f"two models to compare must share a task, got {sorted(ours)} of {candidate_name} "
             f"and {sorted(theirs)} of {reference_name}; score both on the same data"
         )
-    raw = {name: _task(ours[name], theirs[name], task_rng(seed, name), replicates) for name in shared}
+    raw = {name: _task(ours[name], theirs[name], task_rng(seed, name), replicates, auc_method) for name in shared}
     adjusted = holm({name: d.p_value for name, d in raw.items() if d.p_value is not None})
     tasks = {
         name: TaskDifference(
@@ -101,7 +104,9 @@ def normal_difference(difference: float, error: float, level: float = 0.95) -> t
     return (difference - half, difference + half), p
 
 
-def _task(ours: TaskScores, theirs: TaskScores, rng: np.random.Generator, replicates: int) -> Difference:
+def _task(
+    ours: TaskScores, theirs: TaskScores, rng: np.random.Generator, replicates: int, auc_method: str
+) -> Difference:
     if not np.array_equal(ours.keys, theirs.keys) or not np.array_equal(ours.labels, theirs.labels):
         both = len(set(ours.keys) & set(theirs.keys))
         raise InputError(
@@ -114,7 +119,12 @@ def _task(ours: TaskScores, theirs: TaskScores, rng: np.random.Generator, replic
     a, b = float(f(ones)[0]), float(g(ones)[0])
     if math.isnan(a) or math.isnan(b):
         return _undefined(a, b, reason(ours if math.isnan(a) else theirs, metric))
-    if metric == "auc":
+    if metric == "auc" and auc_method == "bootstrap" and ours.groups is None:
+        values = paired_auc_bootstrap(ours.labels, ours.score, theirs.score, rng, replicates)
+        error = float(values.std())
+        low, high = np.quantile(values, [0.025, 0.975]).tolist()
+        return _difference(a, b, (low, high), error, normal_difference(a - b, error)[1])
+    if metric == "auc" and auc_method == "delong":
         _, error = auc_difference(ours.labels, ours.score, theirs.score, ours.groups)
         interval, p = normal_difference(a - b, error)
         return _difference(a, b, interval, error, p)

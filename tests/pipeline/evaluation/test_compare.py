@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import InputError
 from pipeline.evaluation import compare
+from pipeline.evaluation.auc_bootstrap import paired_auc_bootstrap
 from pipeline.evaluation.compare import holm
 from pipeline.evaluation.delong import auc_difference, auc_interval, placements, variance
 from pipeline.evaluation.intervals import bootstrap_weights
@@ -147,3 +148,28 @@ def test_resamples_keep_their_size_and_strata_and_draw_whole_groups(num: int, co
     for code in np.unique(groups):
         assert (np.ptp(whole[:, groups == code], axis=1) == 0).all()
     assert whole.shape == (7, num)
+
+
+@given(st.integers(4, 40), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_fast_auc_bootstrap_is_the_auc_of_its_own_resamples(num: int, levels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, num)
+    labels[:2] = 0, 1
+    first, second = rng.integers(0, levels, num) / levels, rng.integers(0, levels, num) / levels
+    found = paired_auc_bootstrap(labels, first, second, np.random.default_rng(seed), 4)
+    again, draws = np.random.default_rng(seed), []
+    high, low = (np.flatnonzero(labels == c)[np.argsort(first[labels == c])] for c in (1, 0))
+    for _ in range(4):
+        rows = [high[again.integers(0, len(high), len(high))], low[again.integers(0, len(low), len(low))]]
+        rows = np.concatenate(rows)
+        draws.append(roc_auc_score(labels[rows], first[rows]) - roc_auc_score(labels[rows], second[rows]))
+    np.testing.assert_allclose(found, draws, atol=1e-12)
+
+
+def test_bootstrap_and_delong_agree_on_the_error_of_a_difference() -> None:
+    a, b = scores(0.5, seed=1), scores(1.0, seed=2)
+    one, other = compared(a, b), compared(a, b, auc_method="bootstrap", replicates=2000)
+    for name in one.tasks:
+        assert other.tasks[name].standard_error == pytest.approx(one.tasks[name].standard_error, rel=0.1)
+        assert other.tasks[name].difference == one.tasks[name].difference
