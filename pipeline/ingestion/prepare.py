@@ -200,5 +200,5 @@ class _Run:
             if shard.path not in kept and "/" not in shard.path:
                 (self.folder / shard.path).unlink(missing_ok=True)
                 (self.folder / index_path(shard.path)).unlink(missing_ok=True)
-        for leftover in self.folder.glob(".*.tar.part"):
+        for leftover in self.folder.glob(".*.part"):
             leftover.unlink(missing_ok=True)

@@ -198,9 +198,10 @@ def _rename(decisions: Decisions, work: Path, task: int, name: str, buckets: int
     taken = {-1: earlier.keys.get((name, "train"))} | {n: earlier.keys.get((name, s)) for n, s in enumerate(splits)}
     for bucket in range(buckets):
         rows = _bucket(work, decisions.scanned, task, name, "key", bucket, buckets)
-        kept = np.array(
-            [decisions.of[int(u)][int(r)] == KEEP for u, r in zip(rows["unit"], rows["row"], strict=True)], dtype=bool
-        )
+        kept = np.zeros(len(rows), dtype=bool)
+        for unit in np.unique(rows["unit"]):
+            mine = rows["unit"] == unit
+            kept[mine] = decisions.of[int(unit)][rows["row"][mine].astype(np.int64)] == KEEP
         rows = rows[kept]
         pairs = np.stack([rows["high"], rows["split"].astype(np.int64).view(np.uint64)], axis=1)
         again = np.ones(len(rows), dtype=bool)

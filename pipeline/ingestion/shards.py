@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipeline.contracts import Sample, ShardInfo, write_atomic
+from pipeline.contracts import Sample, ShardInfo
 from pipeline.ingestion.tar_writer import SampleTarWriter
 from pipeline.shard_index import ShardIndex, index_path
 
@@ -92,7 +92,7 @@ def write_packed(folder: Path, task: str, split: str, number: int, samples: Iter
         lengths=columns[5].astype(np.int32),
         digests=np.frombuffer(bytes(digests), dtype=np.uint8).reshape(-1, 16),
     ).to_bytes()
-    write_atomic(folder / index_path(path.name), index)
+    replace_file(folder / index_path(path.name), index)
     temporary.replace(path)
     window = sorted(day for day in days if day)
     return ShardInfo(
@@ -106,6 +106,13 @@ def write_packed(folder: Path, task: str, split: str, number: int, samples: Iter
         label_counts={f"{label:g}": labels[label] for label in sorted(labels)},
         window=(window[0], window[-1]) if window else None,
     )
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing, without waiting for the disk: the manifest's digests tell what is whole."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(data)
+    temporary.replace(path)
 
 
 def image_extension(data: bytes) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contracts import ShardInfo, TaskSpec, write_atomic
+from pipeline.contracts import ShardInfo, TaskSpec
 from pipeline.ingestion.images import ImageFolder
 from pipeline.ingestion.resolve import CHUNK_ROWS, KEEP, RENAMED, Decisions
 from pipeline.ingestion.scan import ROW, Scanned, part, read_rows
-from pipeline.ingestion.shards import Packed, shard_name, write_packed
+from pipeline.ingestion.shards import Packed, replace_file, shard_name, write_packed
 
-SHARDS_A_JOB = 16
+SHARDS_A_JOB = 4
 _KEY_START = len(b'{"key":"')
 _LABEL, _DIGEST, _OFFSET, _SIZE, _IMAGE_SIZE, _LENGTH, _LINE = map(
     list(ROW.names or ()).index, ("label", "digest", "offset", "size", "image_size", "length", "line")
@@ -108,7 +108,7 @@ def write_shards(job: WriteJob) -> list[ShardInfo]:
         info = _finished(note, job.folder)
         if info is None:
             info = write_packed(job.folder, job.task.name, job.split, number, _take(samples, count))
-            write_atomic(note, info.model_dump_json())
+            replace_file(note, info.model_dump_json().encode())
         else:
             for _ in _take(samples, count):
                 pass

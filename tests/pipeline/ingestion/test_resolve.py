@@ -61,7 +61,7 @@ def test_judge_agrees_with_the_policy_in_plain_words(rows: list[tuple[int, int, 
     config = DataConfig(**policy)
     table = np.zeros(len(rows), dtype=_BUCKET)
     for place, (text, label, train) in enumerate(rows):
-        table[place] = (text // 2, text, label, -1 if train else 0, 0, place, False)
+        table[place] = (text // 2, text, label, -1 if train else 0, 0, place)
     assert judge(table, config, np.zeros((0, 2), dtype=np.uint64)).tolist() == reference(rows, config)
 
 
