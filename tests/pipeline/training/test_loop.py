@@ -1,0 +1,153 @@
+"""One process and two real ranks against a plain torch loop: the same losses, and a resumed run's bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+WORKER = """
+import json, os, shutil, sys
+from pathlib import Path
+
+from pipeline.ingestion import synthetic_ads_tasks
+from pipeline.modeling.adapter import AdapterConfig
+from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Trainer, TrainingJob
+from pipeline.world import World
+
+folder = Path(sys.argv[1])
+ranks, stage, steps, stop = map(int, sys.argv[2:6])
+rank = int(os.environ["RANK"])
+
+
+class Host:
+    def resume(self):
+        found = sorted(folder.glob("checkpoint-*"))
+        return found[-1] if found else None
+
+    def started(self, step, num_steps):
+        pass
+
+    def checkpoint(self, write, metrics):
+        write(folder / f"checkpoint-{metrics['step']:04d}")
+        if metrics["step"] == stop:
+            os._exit(0)
+
+    def log(self, row):
+        with (folder / "history.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\\n")
+
+    def trained_on(self, step, rank, samples):
+        pass
+
+
+training = TrainingConfig(
+    num_workers=ranks, zero_stage=stage, global_batch_size=8, micro_batch_size=4 // ranks, max_steps=steps,
+    checkpoint_steps=3, log_steps=1, learning_rate=1e-2,
+)
+job = TrainingJob(
+    manifest_path=Path(sys.argv[6]), tasks=synthetic_ads_tasks(), base=BaseModelConfig(num_layers=2, dtype="float32"),
+    adapter=AdapterConfig(r=4, lora_dropout=float(sys.argv[7])), training=training, seed=3,
+)
+Trainer(job, World(rank, ranks), Host()).run()
+"""
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    config = DataConfig(synthetic=SyntheticAdsConfig(rows_per_day=12, days=4))
+    prepare(config, synthetic_ads_tasks(), folder, seed=0)
+    return folder / "manifest.json"
+
+
+def _train(
+    folder: Path, manifest: Path, ranks: int, stage: int, steps: int = 6, stop: int = 0, dropout: float = 0.0
+) -> None:
+    folder.mkdir(exist_ok=True)
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
+    shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    arguments = [str(folder), str(ranks), str(stage), str(STEPS), str(stop), str(manifest), str(dropout)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(p.returncode == 0 for p in processes), "\n".join(output[-3000:] for output in outputs)
+
+
+def _losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def _plain_losses(manifest: Path, steps: int) -> list[float]:
+    """The same run without DeepSpeed, ranks or micro-batches: the slow reference."""
+    import torch
+    from transformers import get_scheduler
+
+    from pipeline.modeling.adapter import AdapterConfig, build_adapter
+    from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
+    from pipeline.modeling.encoding import Encoder
+    from pipeline.modeling.scoring import LabelScorer, label_loss
+    from pipeline.stream import MixedStream
+    from pipeline.world import World
+
+    base, tasks = BaseModelConfig(num_layers=2, dtype="float32"), synthetic_ads_tasks()
+    torch.manual_seed(3)
+    adapted = build_adapter(AdapterConfig(r=4, lora_dropout=0.0), load_base(base), [task.name for task in tasks])
+    scorer, encoder = LabelScorer(adapted), Encoder(load_tokenizer(base), tasks, base.max_length)
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    stream, losses = MixedStream(manifest, 3, 8), []
+    for step in range(steps):
+        batch = encoder.collate(encoder.encode(stream.samples(step, World(0, 1))))
+        loss = label_loss(scorer(batch), batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 2), (2, 3)])
+def test_losses_equal_one_plain_process(tmp_path: Path, manifest: Path, ranks: int, stage: int) -> None:
+    _train(tmp_path / "run", manifest, ranks, stage)
+    assert _losses(tmp_path / "run") == pytest.approx(_plain_losses(manifest, STEPS), abs=2e-4)
+
+
+def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, manifest: Path) -> None:
+    _train(tmp_path / "whole", manifest, 2, 2, dropout=0.1)
+    _train(tmp_path / "cut", manifest, 2, 2, stop=3, dropout=0.1)
+    _train(tmp_path / "cut", manifest, 2, 2, dropout=0.1)
+    assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
+    adapters = [tmp_path / name / "checkpoint-0006/adapter/adapter_model.safetensors" for name in ("whole", "cut")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
