@@ -15,6 +15,7 @@ from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, syntheti
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+STEPS = 6
 WORKER = """
 import json, os, shutil, sys
 from pathlib import Path
