@@ -1,21 +1,20 @@
 """A model with a multi-task adapter: injection, routing, saving, merging, export."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from mtl_lora import export, tasks
+from mtl_lora import export, saving, tasks
 from mtl_lora.config import MTLLoRAConfig
-from mtl_lora.errors import AdapterFileError, MTLLoRAError, RoutingError, TaskError
-from mtl_lora.files import check_base, check_tensors, fingerprint, read_adapter, write_adapter
+from mtl_lora.errors import MTLLoRAError, RoutingError, TaskError
+from mtl_lora.files import check_tensors, fingerprint
 from mtl_lora.layer import AdaptedLinear, MTLLoRALinear
 from mtl_lora.routing import Router, TaskIds, normalise_task_ids
-from mtl_lora.targets import find_named, find_targets, replace_module
+from mtl_lora.targets import find_named, find_targets, replace_module, train_extras
 
 __all__ = ["AdapterModel", "MTLLoRAModel"]
 
@@ -48,29 +47,21 @@ class AdapterModel(nn.Module):
             self.layer_types[path] = type(layer)
             dtype = adapter_dtype or torch.promote_types(layer.weight.dtype, torch.float32)  # type: ignore[arg-type]
             replace_module(base, path, self._make_layer(layer, dtype))
-        self._train_extras(saved_paths)
-        own = self._adapter_parameter_ids()
-        self.extra_parameter_names = {
-            name for name, p in base.named_parameters() if p.requires_grad and id(p) not in own
-        }
-        self._fingerprint = fingerprint(self._frozen_tensors())
+        self._finish(saved_paths)
 
     def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
         raise NotImplementedError
 
-    def _train_extras(self, saved_paths: Sequence[str]) -> None:
-        """Let modules to save, biases and normalisation layers train, as the configuration says."""
-        config = self.adapter_config
-        for path in saved_paths:
-            self.base_model.get_submodule(path).requires_grad_(True)
-        takers: Iterable[nn.Module] = self._bias_modules() if config.bias == "lora_only" else ()
-        for module in self.base_model.modules() if config.bias == "all" else takers:
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter):
-                bias.requires_grad_(True)
-        for module in self.base_model.modules():
-            if config.train_layer_norms and "norm" in type(module).__name__.lower():
-                module.requires_grad_(True)
+    def _finish(self, saved_paths: Sequence[str]) -> None:
+        """Let what trains besides the adapter train, and take the fingerprint of what stays frozen."""
+        train_extras(self.base_model, self.adapter_config, saved_paths, self._bias_modules())
+        own, named = self._adapter_parameter_ids(), self.base_model.named_parameters()
+        self.extra_parameter_names = {name for name, p in named if p.requires_grad and id(p) not in own}
+        self._base_fingerprint = fingerprint(self._frozen_tensors())
+
+    def base_fingerprint(self) -> dict[str, Any] | None:
+        """Return what identifies the base, taken when the adapter was made, or now where it could not be read then."""
+        return self._base_fingerprint or fingerprint(self._frozen_tensors())
 
     def _bias_modules(self) -> list[nn.Module]:
         """Return the modules whose bias trains with ``bias="lora_only"``."""
@@ -221,15 +212,7 @@ class AdapterModel(nn.Module):
             MTLLoRAError: the model is merged.
             AdapterFileError: ``state_dict`` does not cover the adapter exactly.
         """
-        if self.merged_task is not None:
-            raise MTLLoRAError("a merged model cannot be saved as an adapter; unmerge() first")
-        tensors = self.adapter_state_dict()
-        if state_dict is not None:
-            if set(state_dict) != set(tensors):
-                check_tensors(tensors, state_dict)
-            tensors = state_dict
-        base = self._fingerprint or fingerprint(self._frozen_tensors())
-        write_adapter(folder, tensors, {"method": self.method, "config": self.adapter_config.to_dict(), "base": base})
+        saving.save(self, folder, state_dict)
 
     @classmethod
     def from_pretrained(
@@ -251,25 +234,7 @@ class AdapterModel(nn.Module):
             BaseMismatchError: the base's fingerprint differs.
             AdapterFileError: tensors are missing, surplus or of another shape, or the method or tasks differ.
         """
-        tensors, description = read_adapter(folder)
-        if description["method"] != cls.method:
-            raise AdapterFileError(
-                f"the adapter's method must be {cls.method!r}, got {description['method']!r}; use load_adapter()"
-            )
-        config = cls._read_config(description["config"])
-        if task_names is not None and tuple(task_names) != tuple(config.task_names):
-            raise AdapterFileError(
-                f"the adapter's tasks must be {list(task_names)}, got {list(config.task_names)}; "
-                "ids follow the order of names"
-            )
-        model = cls(base, config, adapter_dtype)
-        check_base(description["base"], model._fingerprint)
-        model.load_adapter_state_dict(tensors)
-        return model
-
-    @classmethod
-    def _read_config(cls, fields: dict[str, Any]) -> MTLLoRAConfig:
-        return MTLLoRAConfig.from_dict(fields)
+        return saving.load(cls, base, folder, task_names, adapter_dtype)
 
     # --- merging and export ---------------------------------------------------------------------------------------
 
@@ -311,42 +276,15 @@ class AdapterModel(nn.Module):
             pairs[path] = {"lora_A.weight": down.float(), "lora_B.weight": up.float()}
         return pairs
 
-    # --- tasks ----------------------------------------------------------------------------------------------------
+    # --- tasks and export: functions of modules of their own, as methods ----------------------------------------------
 
-    def add_task(self, name: str, source: str | int = "mean") -> int:
-        """Add a task and return its id; see :func:`mtl_lora.tasks.add_task`."""
-        return tasks.add_task(self, name, source)
-
-    def remove_task(self, task: str | int) -> None:
-        """Drop a task; see :func:`mtl_lora.tasks.remove_task`."""
-        tasks.remove_task(self, task)
-
-    def rename_task(self, task: str | int, name: str) -> None:
-        """Give a task another name; see :func:`mtl_lora.tasks.rename_task`."""
-        tasks.rename_task(self, task, name)
-
-    def freeze_shared(self, *names: str | int) -> None:
-        """Train only these tasks' own parts; see :func:`mtl_lora.tasks.freeze_shared`."""
-        tasks.freeze_shared(self, names)
-
-    def unfreeze(self) -> None:
-        """Train all of the adapter again; see :func:`mtl_lora.tasks.unfreeze`."""
-        tasks.unfreeze(self)
-
-    # --- export ---------------------------------------------------------------------------------------------------
-
-    def export_task(
-        self,
-        task: int | str,
-        folder: str | os.PathLike[str],
-        example_inputs: Any = None,
-    ) -> Path:
-        """Write one task as an ordinary PEFT LoRA folder, verified first; see :func:`mtl_lora.export.export_task`."""
-        return export.export_task(self, task, folder, example_inputs)
-
-    def export_all(self, folder: str | os.PathLike[str], example_inputs: Any = None) -> dict[str, Path]:
-        """Write every task, and what vLLM and LoRAX need to serve them; see :func:`mtl_lora.export.export_all`."""
-        return export.export_all(self, folder, example_inputs)
+    add_task = tasks.add_task
+    remove_task = tasks.remove_task
+    rename_task = tasks.rename_task
+    freeze_shared = tasks.freeze_shared
+    unfreeze = tasks.unfreeze
+    export_task = export.export_task
+    export_all = export.export_all
 
 
 class MTLLoRAModel(AdapterModel):

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import TargetError
 from mtl_lora.layer import is_conv1d
 
-__all__ = ["find_named", "find_targets", "is_adaptable", "replace_module"]
+__all__ = ["find_named", "find_targets", "is_adaptable", "replace_module", "train_extras"]
 
 
 def is_adaptable(module: nn.Module) -> bool:
@@ -94,3 +95,27 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
     setattr(parent, name, module)
+
+
+def train_extras(
+    base: nn.Module, config: MTLLoRAConfig, saved_paths: Sequence[str], adapted: Sequence[nn.Module]
+) -> None:
+    """Let modules to save, biases and normalisation layers train, as the configuration says.
+
+    Args:
+        base: with its adapter in place and everything else frozen.
+        config: says which.
+        saved_paths: the modules to save.
+        adapted: the modules that hold the adapted layers' biases.
+    """
+    for path in saved_paths:
+        base.get_submodule(path).requires_grad_(True)
+    takers = {"all": base.modules(), "lora_only": adapted, "none": ()}[config.bias]
+    for module in takers:
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            bias.requires_grad_(True)
+    if config.train_layer_norms:
+        for module in base.modules():
+            if "norm" in type(module).__name__.lower():
+                module.requires_grad_(True)

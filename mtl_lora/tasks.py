@@ -15,7 +15,7 @@ still move them: by weight decay, and by the momentum of earlier steps. The deci
   they carry neither momentum nor decay.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,7 +94,7 @@ def rename_task(model: "AdapterModel", task: str | int, name: str) -> None:
     model.adapter_config = model.adapter_config.replace(task_names=names)
 
 
-def freeze_shared(model: "AdapterModel", tasks: Iterable[str | int]) -> None:
+def freeze_shared(model: "AdapterModel", *tasks: str | int) -> None:
     """Train only these tasks' own rows (Λ and w): everything shared, and every other task, stays as it is.
 
     Make the optimizer afterwards, so that no old momentum moves the frozen rows.

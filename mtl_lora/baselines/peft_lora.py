@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import MTLLoRAError
-from mtl_lora.files import fingerprint
 from mtl_lora.model import AdapterModel
 from mtl_lora.routing import Router
 from mtl_lora.targets import find_named, find_targets, replace_module
@@ -49,10 +48,7 @@ class PeftLoRAModel(AdapterModel):
         for path in self.paths:
             self._cast(base.get_submodule(path), adapter_dtype)
         self._unmerged: dict[str, Tensor] = {}
-        self._train_extras(saved_paths)
-        own = self._adapter_parameter_ids()
-        self.extra_parameter_names = {n for n, p in base.named_parameters() if p.requires_grad and id(p) not in own}
-        self._fingerprint = fingerprint(self._frozen_tensors())
+        self._finish(saved_paths)
 
     @staticmethod
     def _cast(layer: Any, dtype: torch.dtype | None) -> None:

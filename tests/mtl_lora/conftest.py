@@ -9,6 +9,15 @@ from torch import nn
 from mtl_lora import MTLLoRAConfig, MTLLoRAModel
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Tiny tensors gain nothing from threads, and on a busy machine threads wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Block(nn.Module):
     """Two linear layers with a residual, so that a wrong route shows in the output."""
 
