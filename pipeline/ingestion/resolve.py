@@ -85,7 +85,6 @@ _BUCKET = np.dtype(
         ("split", "<i2"),
         ("unit", "<u4"),
         ("row", "<u8"),
-        ("kept", "?"),
     ]
 )
 
