@@ -1,0 +1,63 @@
+"""Every exported task answers as the multi-task model, by PEFT alone; one that does not is held back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.contracts import Sample, TaskSpec
+from pipeline.errors import HeldBack, InputError
+from pipeline.evaluation.parity import export_parity
+from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.base_model import BaseModelConfig, load_base
+from pipeline.modeling.predictor import PredictorSpec
+
+TASKS = (
+    TaskSpec(name="first", template="{text}\nRelevant?", label_words=(" no", " yes")),
+    TaskSpec(name="second", kind="multiclass", template="{text}\nTopic:", label_words=(" travel", " sport", " money")),
+)
+SAMPLES = [
+    Sample(key=f"{task.name}{i}", task=task.name, fields={"text": f"a text about {'shoes ' * i}"}, label=0)
+    for task in TASKS
+    for i in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    folder = tmp_path_factory.mktemp("parity")
+    base = BaseModelConfig(num_layers=1)
+    torch.manual_seed(0)
+    adapted: Any = build_adapter(AdapterConfig(), load_base(base), [t.name for t in TASKS])
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder / "adapter")
+    PredictorSpec(tasks=TASKS, base=base).write(folder / "adapter" / "predictor.json")
+    exports = {task.name: folder / task.name for task in TASKS}
+    for name, target in exports.items():
+        adapted.export_task(name, target)
+    return folder / "adapter", exports
+
+
+@pytest.mark.slow
+def test_exports_agree_and_swapped_or_missing_ones_are_refused(exported: tuple[Path, dict[str, Path]]) -> None:
+    adapter, exports = exported
+    found = export_parity(adapter, exports, SAMPLES)
+    assert set(found) == {"first", "second"}
+    assert max(found.values()) < 2e-3
+    weights = exports["first"] / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: 1.2 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    with pytest.raises(HeldBack, match="'first' differs by"):
+        export_parity(adapter, exports, SAMPLES)
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(InputError, match="'second' must have an exported PEFT folder"):
+        export_parity(adapter, {"first": exports["first"]}, SAMPLES)
+    with pytest.raises(InputError, match="'second' must have a holdout sample"):
+        export_parity(adapter, exports, SAMPLES[:3])
