@@ -8,6 +8,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared_machine", deadline=None)  # a law is no claim of speed, and test machines are noisy
+settings.load_profile("shared_machine")
 
 
 @pytest.fixture(scope="session")
