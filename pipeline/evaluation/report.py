@@ -10,12 +10,27 @@ import jinja2
 import numpy as np
 import pandas as pd
 import yaml
-from markupsafe import Markup
 
-from pipeline.contracts import EvaluationReport, PromotionDecision, ShardManifest, TaskResult, TaskSpec, write_atomic
+from pipeline.contracts import (
+    Comparison,
+    EvaluationReport,
+    PromotionDecision,
+    ShardManifest,
+    TaskResult,
+    TaskSpec,
+    write_atomic,
+)
 from pipeline.evaluation import plots
-from pipeline.evaluation.charts import heat_map
+from pipeline.evaluation.features import TaskFeatures
 from pipeline.evaluation.frame import TaskScores, by_task
+from pipeline.evaluation.report_sections import (
+    data_rows,
+    distance_map,
+    drift_rows,
+    feature_planes,
+    mixing_map,
+    pace,
+)
 
 NAMES = {
     "auc": "AUC",
@@ -53,6 +68,9 @@ def write_report(
     mixing: Mapping[str, Sequence[float]] | None = None,
     lambda_distance: Mapping[str, Mapping[str, float]] | None = None,
     lineage: Mapping[str, Any] | None = None,
+    comparison: Comparison | None = None,
+    drift: Any = None,
+    features: Mapping[str, TaskFeatures] | None = None,
 ) -> None:
     """Write the page; a part without its input is left out.
 
@@ -72,7 +90,11 @@ def write_report(
         mixing: task → weight of each up-projection.
         lambda_distance: task → task → distance of their Λ.
         lineage: what the model was made from, by name.
+        comparison: paired differences to another model, shown in the table of tasks.
+        drift: :class:`pipeline.ingestion.drift.DriftReport` against an earlier window.
+        features: model (``LoRA``, ``MTL-LoRA``) → task features of the same samples, drawn side by side.
     """
+    planes, feature_tasks = feature_planes(features)
     given = {"candidate": candidate, "champion": champion, "base": base}
     reports = {name: report for name, report in given.items() if report is not None}
     frames = {"candidate": scores, "champion": champion_scores, "base": base_scores}
@@ -89,11 +111,16 @@ def write_report(
             sections=[_section(spec, reports, samples) for spec in manifest.tasks if spec.name in candidate.tasks],
             curves=[plots.learning_curve(history), plots.learning_curve(history, 340, 250)] if history else [],
             curve_tasks=plots.logged_tasks(history or ()),
-            pace=[chart for chart in _pace(history) if chart[1]] if history else [],
-            mixing=_mixing(mixing),
-            distances=_distances(lambda_distance),
-            data=_data(manifest),
+            pace=[chart for chart in pace(history) if chart[1]] if history else [],
+            mixing=mixing_map(mixing),
+            distances=distance_map(lambda_distance),
+            data=data_rows(manifest),
             lineage=lineage or {},
+            comparison=comparison,
+            drift=drift,
+            drift_rows=drift_rows(drift),
+            planes=planes,
+            feature_tasks=feature_tasks,
             config=yaml.safe_dump(dict(config), sort_keys=False) if config else "",
         )
     )
@@ -109,7 +136,11 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["num"] = _num
+    environment.filters["p"] = lambda value: "< 0.001" if value is not None and value < 0.001 else _num(value)
     environment.filters["interval"] = _interval
+    environment.filters["signed"] = lambda value, digits=3: (
+        "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    )
     environment.filters["metric"] = lambda name: NAMES.get(name, name)
     environment.filters["words"] = lambda name: str(name).replace("_", " ")
     environment.filters["thousands"] = lambda count: f"{count:,}".replace(",", "\u202f")
@@ -121,7 +152,7 @@ def _num(value: float | None, digits: int = 3) -> str:
 
 
 def _interval(pair: tuple[float, float] | None) -> str:
-    return "" if pair is None else f"{_num(pair[0])} – {_num(pair[1])}"
+    return "" if pair is None else f"{_num(pair[0])}\u2009–\u2009{_num(pair[1])}"
 
 
 def _rows(reports: Mapping[str, EvaluationReport]) -> list[dict[str, Any]]:
@@ -190,48 +221,3 @@ def _metrics(results: Mapping[str, TaskResult]) -> list[dict[str, Any]]:
 def _all_metrics(result: TaskResult) -> dict[str, float | None]:
     named = {"auc": result.auc, "accuracy": result.accuracy, "logloss": result.logloss, "ece": result.ece}
     return {**named, **result.more}
-
-
-def _pace(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup | None]]:
-    return [
-        ("Learning rate", plots.series(history, "lr", "learning rate")),
-        ("Speed", plots.series(history, "tokens_per_s", "tokens / s")),
-    ]
-
-
-def _mixing(mixing: Mapping[str, Sequence[float]] | None) -> Markup | None:
-    if not mixing:
-        return None
-    values = np.array([list(row) for row in mixing.values()], np.float64)
-    columns = [f"B{i + 1}" for i in range(values.shape[1])]
-    return heat_map(values, list(mixing), columns, "Mixing weights of each task", column_title="up-projection")
-
-
-def _distances(distances: Mapping[str, Mapping[str, float]] | None) -> Markup | None:
-    if not distances:
-        return None
-    names = list(distances)
-    values = np.array([[distances[a].get(b, np.nan) for b in names] for a in names], np.float64)
-    return heat_map(values, names, names, "Distances between the tasks' transformations")
-
-
-def _data(manifest: ShardManifest) -> list[dict[str, Any]]:
-    """Return one row a task: samples a split, the positives' or commonest class's share, records put aside."""
-    splits = sorted({shard.split for shard in manifest.shards})
-    rows = []
-    for spec in manifest.tasks:
-        labels: dict[str, int] = {}
-        for shard in manifest.shards:
-            if shard.task == spec.name:
-                for label, count in shard.label_counts.items():
-                    labels[label] = labels.get(label, 0) + count
-        rows.append(
-            {
-                "name": spec.name,
-                "kind": spec.kind,
-                "splits": {split: manifest.samples_of(spec.name, split) for split in splits},
-                "labels": dict(sorted(labels.items(), key=lambda item: -item[1])[:4]),
-                "rejected": sum(r.records for r in manifest.rejected if r.task == spec.name),
-            }
-        )
-    return rows

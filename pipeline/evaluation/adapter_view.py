@@ -1,0 +1,75 @@
+"""What a saved MTL-LoRA adapter shows of its tasks: mixing weights and distances of their transformations.
+
+Read off the safetensors alone; the base model is not loaded.
+Axes: T tasks, N up-projections, R rank.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.frame import Floats
+
+MIXING, TRANSFORM = "lora_mixing", "lora_transform"
+
+
+@dataclass(frozen=True)
+class AdapterView:
+    """How an adapter's tasks share it.
+
+    Args:
+        mixing: task → weight of each up-projection, mean over the adapted layers.
+        mixing_by_layer: layer path → (T, N) weights.
+        lambda_distance: task → task → Frobenius distance of their Λ over the mean of their norms, mean over layers.
+    """
+
+    mixing: dict[str, list[float]]
+    mixing_by_layer: dict[str, Floats]
+    lambda_distance: dict[str, dict[str, float]]
+
+
+def adapter_view(folder: Path) -> AdapterView | None:
+    """Return the view of a saved adapter; None where its method has no mixing weights or transformations."""
+    from safetensors.numpy import load_file
+
+    described = json.loads((folder / "mtl_lora_config.json").read_text())
+    if described.get("method", "mtl_lora") != "mtl_lora":
+        return None
+    config: dict[str, Any] = described["config"]
+    tasks = list(config["task_names"])
+    tensors = {
+        path: tensor.astype(np.float64) for path, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    mixing = {
+        path.removesuffix(f".{MIXING}"): _softmax(tensor / config["temperature"])
+        for path, tensor in tensors.items()
+        if path.endswith(MIXING)
+    }
+    transforms = [tensor for path, tensor in tensors.items() if path.endswith(TRANSFORM)]
+    if not mixing or not transforms:
+        return None
+    mean = np.mean(list(mixing.values()), axis=0)
+    distances = np.mean([_distances(tensor) for tensor in transforms], axis=0)
+    return AdapterView(
+        {task: mean[t].tolist() for t, task in enumerate(tasks)},
+        mixing,
+        {a: {b: float(distances[i, j]) for j, b in enumerate(tasks)} for i, a in enumerate(tasks)},
+    )
+
+
+def _softmax(logits_TN: Floats) -> Floats:
+    powers = np.exp(logits_TN - logits_TN.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _distances(transform: Floats) -> Floats:
+    """Return the (T, T) distances of one layer's transformations, (T, R, R) or their diagonals (T, R)."""
+    flat = transform.reshape(len(transform), -1)
+    norms = np.linalg.norm(flat, axis=1)
+    apart = np.linalg.norm(flat[:, None] - flat[None], axis=2)
+    return apart / np.maximum((norms[:, None] + norms[None]) / 2, 1e-12)
