@@ -202,3 +202,23 @@ def test_lengths_are_counted_in_the_tokens_of_a_given_tokenizer(tmp_path: Path) 
     assert found["characters"][0] != found["tokens"][0]
     with pytest.raises(InputError, match=r"length_tokenizer must be a tokenizer.json, .* cannot be read"):
         prepare(records_config(tmp_path / "in", length_tokenizer="gone.json"), [SPAM], tmp_path / "out", seed=0)
+
+
+def test_images_that_unpack_to_too_much_or_climb_out_are_rejected(tmp_path: Path) -> None:
+    shape = TaskSpec(name="shape", template="{question}:", label_words=(" no", " yes"), image_field="image")
+    names = ("bomb.png", "../one.png", "/etc/passwd", "pipe:cat", "text.png", "one.png")
+    rows = [{"image": name, "question": f"what is {name}?", "label": 0} for name in names]
+    write_jsonl(tmp_path / "in/shape/train.jsonl", rows)
+    with zipfile.ZipFile(tmp_path / "in/shape/images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("one.png", PNG)
+        archive.writestr("text.png", b"no image")
+        with archive.open("bomb.png", "w") as file:
+            for _ in range(17):
+                file.write(b"\0" * (1 << 20))
+    manifest = prepare(records_config(tmp_path / "in", max_rejected_share=1), [shape], tmp_path / "out", seed=0)
+    assert [s.fields["question"] for s in read_split(tmp_path / "out", "train")] == ["what is one.png?"]
+    assert {r.reason: r.records for r in manifest.rejected} == {
+        "image is larger than 16777216 bytes": 1,
+        "image name is not a relative path": 3,
+        "image is neither PNG nor JPEG": 1,
+    }
