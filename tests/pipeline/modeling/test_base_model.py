@@ -31,7 +31,7 @@ def test_cut_model_equals_first_layers_of_the_whole(small_base: BaseModelConfig)
 
 def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
-    with pytest.raises(InputError, match="must be 'smollm2-135m-instruct' or a local Hugging Face folder.*notes.txt"):
+    with pytest.raises(InputError, match=r"must be 'smollm2-135m-instruct' or a local Hugging Face folder.*notes.txt"):
         resolve_base(BaseModelConfig(base=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="must hold a tokenizer and safetensors weights"):
