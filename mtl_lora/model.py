@@ -120,8 +120,8 @@ class AdapterModel(nn.Module):
             tensor.copy_(tensors[name])
 
     def count_parameters(self) -> tuple[int, int]:
-        """Return the numbers of trainable and of all parameters."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        """Return the numbers of trainable and of all parameters, ZeRO-3's partitioned ones by their full size."""
+        sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in self.parameters()]
         return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
     def print_trainable_parameters(self) -> None:

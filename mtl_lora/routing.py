@@ -5,6 +5,10 @@ layer asks it. Activation checkpointing runs layers again *during the backward*,
 returned and perhaps another one has run. Each autograd node carries the sequence number of its creation, so the
 router notes the range of numbers of each forward; a layer that runs inside a backward looks up the node being
 evaluated and finds the ids of the forward that the node belongs to, however many forwards came since.
+
+Limits. Sequence numbers count a thread's nodes, so one model's forwards must run in one thread. A layer inside a
+compiled region reads the newest forward's ids: where compiled layers stand inside checkpoints that are not compiled
+with them, run each backward before the next forward.
 """
 
 import threading
