@@ -59,6 +59,14 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
+def _drop_tied_frozen(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave out the second names of frozen tied weights, which DeepSpeed's exclusion of frozen weights overlooks."""
+    first_names = {name for name, _ in module.named_parameters()}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad and name not in first_names:
+            state_dict.pop(prefix + name, None)
+
+
 class Engine:
     """A module under DeepSpeed ZeRO with AdamW and a learning-rate schedule.
 
@@ -76,6 +84,7 @@ class Engine:
             warmup = round(config.warmup_share * num_steps)
             return get_scheduler(config.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
+        module.register_state_dict_post_hook(_drop_tied_frozen)
         optimizer = AdamW(parameter_groups(module, config.weight_decay), lr=config.learning_rate)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, bfloat16)
