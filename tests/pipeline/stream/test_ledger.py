@@ -45,7 +45,9 @@ def test_no_ledger_is_said(tmp_path: Path) -> None:
         merge_ledgers(tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_loader_processes_give_the_batches_in_the_order_of_the_steps(data: Path, workers: int) -> None:
     dataset = StreamDataset(MixedStream(data, 0, 8), World(1, 2), start_step=3, num_steps=7)
     loader = DataLoader(
