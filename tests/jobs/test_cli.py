@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,8 +28,12 @@ class Done:
 def mtl_lora(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["mtl-lora", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            with pytest.raises(SystemExit) as caught:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, before)
         out, err = capfd.readouterr()
         return Done(int(caught.value.code or 0), out, err)
 
