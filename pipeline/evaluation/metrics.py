@@ -36,7 +36,7 @@ def statistics(sample: TaskScores) -> dict[str, Statistic]:
         return known
     known["ece"] = calibration_error(sample)
     if kind == "choice":
-        return known
+        return known | {"exact_match": known["accuracy"]}
     counts = ClassCounts(sample)
     known |= {
         "macro_f1": macro_f1(counts),

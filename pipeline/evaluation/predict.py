@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.contracts import Sample
+from pipeline.errors import InputError
 from pipeline.evaluation.frame import COLUMNS, check_scores
 
 CHUNK = 512
@@ -49,6 +51,29 @@ def predict(
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame["group"] = frame["group"].astype(object)
     return check_scores(frame)
+
+
+def latency_ms(scorer: Scorer, samples: Sequence[Sample], warm_up: int = 3) -> float:
+    """Return the median time to answer one row alone, in milliseconds.
+
+    Args:
+        scorer: the model, on the device it serves from.
+        samples: rows to answer, one at a time; some 30 of all tasks give a steady median.
+        warm_up: rows answered beforehand and not counted.
+
+    Raises:
+        InputError: there is no sample.
+    """
+    if not samples:
+        raise InputError("latency needs at least one sample, got none; name a split that holds some")
+    for sample in [*samples[:1]] * warm_up:
+        scorer.probabilities([sample])
+    times = []
+    for sample in samples:
+        start = time.perf_counter()
+        scorer.probabilities([sample])
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
 
 
 def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:

@@ -37,6 +37,7 @@ NAMES = {
     "pr_auc": "PR-AUC",
     "grouped_auc": "AUC within groups",
     "accuracy": "Accuracy",
+    "exact_match": "Exact match",
     "macro_f1": "Macro-F1",
     "f1": "F1",
     "matthews": "Matthews correlation",

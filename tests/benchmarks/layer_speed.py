@@ -27,7 +27,7 @@ def _step(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> Any:
 def measure(width: int, dropout: float, count: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Return one row: this library's time over PEFT LoRA's, and the other candidates' medians."""
     torch.manual_seed(0)
-    sequence = 64 if width < 4096 else 16
+    sequence = 64 if width < 4096 else 32
     ids = torch.arange(BATCH) % TASKS
     x = torch.randn(BATCH, sequence, width, requires_grad=True)
     grad = torch.randn(BATCH, sequence, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pipeline.contracts import EvaluationReport, Sample
 from pipeline.errors import InputError
 from pipeline.evaluation import predict, read_scores, summarize, write_scores
 from pipeline.evaluation.delong import auc_interval
+from pipeline.evaluation.predict import latency_ms
 from pipeline.evaluation.slices import slices, with_field
 from tests.pipeline.evaluation.simulated import scores, specs
 
@@ -125,6 +127,21 @@ def test_predict_scores_each_sample_once_and_reports_progress() -> None:
     assert [s[1] for s in frame["scores"]] == pytest.approx([min(9, i % 9) / 10 for i in range(10)])
     with pytest.raises(InputError, match="exactly once"):
         predict(scorer, samples + samples[:1])
+
+
+class SlowScorer(LengthScorer):
+    def probabilities(self, samples):
+        time.sleep(0.2 if samples[0].key == "slow" else 0.002)
+        return super().probabilities(samples)
+
+
+def test_latency_is_the_median_of_single_rows() -> None:
+    samples = [Sample(key=k, task="query_ad", fields={"text": "x"}, label=0) for k in ("a", "slow", "b", "c", "d")]
+    scorer = SlowScorer()
+    assert 2.0 <= latency_ms(scorer, samples) < 100
+    assert scorer.asked == [1] * 8
+    with pytest.raises(InputError, match="at least one sample"):
+        latency_ms(scorer, [])
 
 
 def test_slices_part_the_samples_and_say_what_a_slice_cannot_have() -> None:
