@@ -21,7 +21,7 @@ from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
 from pipeline.orchestration import RayConfig
 from pipeline.promotion.policy import GatesConfig
-from pipeline.stream import Mixture, Proportional
+from pipeline.stream import LengthGrouping, Mixture, Proportional
 from pipeline.tracking import TrackingConfig
 from pipeline.training.config import TrainingConfig
 
@@ -53,6 +53,8 @@ class RunConfig(BaseModel):
     adapter: AdapterConfig = AdapterConfig()
     mixture: Mixture = Proportional()
     """How tasks share the batches."""
+    length_grouping: LengthGrouping | None = None
+    """Within how many steps samples change places with others of like length, for less padding; null: not at all."""
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
@@ -97,7 +99,7 @@ class RunConfig(BaseModel):
     def digest(self) -> str:
         """Return the digest of what decides the trained adapter: equal digests, equal adapter."""
         parts = self.model_dump(
-            mode="json", include={"seed", "data", "tasks", "model", "adapter", "mixture", "training"}
+            mode="json", include={"seed", "data", "tasks", "model", "adapter", "mixture", "length_grouping", "training"}
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

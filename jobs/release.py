@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.config import RunConfig
 from jobs.run_folder import ADAPTER, DECISION, RUN, file_sha256, history, needs, tracker_of
-from jobs.stages import scored
+from jobs.stages import scored, scoring_pool
 from pipeline import orchestration
 from pipeline.contracts import Comparison, Contract, EvaluationReport, PromotionDecision, ShardManifest, write_atomic
 from pipeline.evaluation import read_scores
@@ -127,16 +126,15 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
 
 def _score_champion(config: RunConfig, registry: Registry, number: int) -> EvaluationReport:
     """Score the present champion on this run's test samples, for the tasks that it knows."""
-    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec, trained_scorer
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
     folder = config.folder / "champion"
     shutil.rmtree(folder, ignore_errors=True)
     predictor = registry.download(number, folder)
     spec = PredictorSpec.read(predictor / PREDICTOR_FILE)
     known = {task.name for task in spec.tasks}
-    with orchestration.cluster(config.ray):
-        load = partial(trained_scorer, predictor)
-        return scored(config, ShardManifest.read(config.manifest_path), "champion", load, known)
+    with orchestration.cluster(config.ray), scoring_pool(config, predictor) as pool:
+        return scored(config, pool, "trained", "champion", known)
 
 
 def report(config: RunConfig) -> Path:

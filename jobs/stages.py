@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
 from pipeline.evaluation import predict, summarize, write_scores
 from pipeline.ingestion import prepare as prepare_shards
 from pipeline.progress import Track, say
-from pipeline.stream import MixedStream, read_split
+from pipeline.stream import plan_stream, read_split
 
 
 def check(config: RunConfig) -> None:
@@ -35,9 +35,14 @@ def check(config: RunConfig) -> None:
 
 def prepare(config: RunConfig) -> ShardManifest:
     """Write the run's shards, or find them written."""
+    from pipeline.modeling.base_model import resolve_base
+
     check(config)
     config.write()
-    manifest = prepare_shards(config.data, config.tasks, config.manifest_path.parent, config.seed)
+    data = config.data
+    if data.length_tokenizer is None:  # so that lengths are known in the model's own tokens
+        data = data.model_copy(update={"length_tokenizer": str(resolve_base(config.model) / "tokenizer.json")})
+    manifest = prepare_shards(data, config.tasks, config.manifest_path.parent, config.seed)
     counts = {split: sum(manifest.samples_of(t.name, split) for t in manifest.tasks) for split in ("train", "test")}
     rejected = sum(r.records for r in manifest.rejected)
     say(f"{len(manifest.shards)} shards: {counts['train']} train, {counts['test']} test samples, {rejected} rejected")
@@ -47,17 +52,23 @@ def prepare(config: RunConfig) -> ShardManifest:
 def plan(config: RunConfig) -> dict[str, Any]:
     """Say what training will do, and write it as ``plan.json``."""
     manifest = prepare(config)
-    stream = MixedStream(config.manifest_path, config.seed, config.training.global_batch_size, config.mixture)
-    steps = config.training.num_steps(stream.steps_per_epoch)
+    training = config.training
+    epoch = plan_stream(
+        config.manifest_path,
+        config.seed,
+        training.global_batch_size,
+        config.mixture,
+        length_grouping=config.length_grouping,
+        num_ranks=training.num_workers,
+        micro_batch_size=training.micro_batch_size,
+    )
+    steps = training.num_steps(epoch.steps)
     numbers = {
         "schema": 1,
         "steps": steps,
-        "steps_per_epoch": stream.steps_per_epoch,
-        "samples": steps * config.training.global_batch_size,
-        "train_samples": {task.name: manifest.samples_of(task.name, "train") for task in manifest.tasks},
+        "samples": steps * training.global_batch_size,
         "test_samples": {task.name: manifest.samples_of(task.name, "test") for task in manifest.tasks},
-        "shards": len(manifest.shards),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "epoch": epoch.model_dump(mode="json"),
     }
     write_atomic(config.folder / PLAN, json.dumps(numbers, indent=2) + "\n")
     return numbers
@@ -87,6 +98,7 @@ def train(config: RunConfig) -> Path:
         training=config.training,
         seed=config.seed,
         mixture=config.mixture,
+        length_grouping=config.length_grouping,
     )
     try:
         with orchestration.cluster(config.ray):
@@ -106,63 +118,80 @@ def train(config: RunConfig) -> Path:
 
 def evaluate(config: RunConfig) -> tuple[EvaluationReport, EvaluationReport]:
     """Score the trained adapter and the untrained base on the test shards; write both reports and the scores."""
-    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec, trained_scorer, untrained_scorer
+    from pipeline.modeling.predictor import PREDICTOR_FILE
 
     adapter = config.folder / ADAPTER
     needs(adapter / PREDICTOR_FILE, "train")
-    manifest = ShardManifest.read(config.manifest_path)
-    spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
-    with orchestration.cluster(config.ray):
-        base = scored(config, manifest, "base", partial(untrained_scorer, spec))
-        trained = scored(config, manifest, "", partial(trained_scorer, adapter))
+    trained, base = _standing(config, ""), _standing(config, "base")
+    if trained is None or base is None:
+        with orchestration.cluster(config.ray), scoring_pool(config, adapter) as pool:
+            base = base or scored(config, pool, "base", "base")
+            trained = trained or scored(config, pool, "trained", "")
     metrics = {f"test/{name}/{r.metric}": r.value for name, r in trained.tasks.items()}
     tracker_of(config).log_metrics(metrics | {"test/macro": trained.macro.value}, last_step(config))
     return trained, base
 
 
+def scoring_pool(config: RunConfig, predictor: Path) -> AbstractContextManager[orchestration.ScoringPool]:
+    """Return the workers that score with a predictor's folder, trained or untrained."""
+    from pipeline.modeling.predictor import load_scorers
+
+    load = partial(load_scorers, predictor, config.evaluation.batch_tokens)
+    return orchestration.scoring_pool(load, config.evaluation.num_workers)
+
+
 def scored(
-    config: RunConfig, manifest: ShardManifest, suffix: str, load: Callable[[int], Any], known: set[str] | None = None
+    config: RunConfig, pool: orchestration.ScoringPool, model: str, suffix: str, known: set[str] | None = None
 ) -> EvaluationReport:
-    """Score one model on the test split, unless its scores of the same samples stand already.
+    """Score one model on the test split; write its scores and its report.
 
     Args:
         config: of the run.
-        manifest: of its shards.
+        pool: the workers.
+        model: the scorer to ask, ``trained`` or ``base``.
         suffix: of the files written; empty for the run's own adapter.
-        load: returns the scorer, given its token budget.
         known: names of the tasks that the model knows; None for all.
     """
-    end = f"_{suffix}" if suffix else ""
-    scores_path, report_path = config.folder / f"scores{end}.parquet", config.folder / f"evaluation{end}.json"
-    split = config.evaluation.split
-    data = {"manifest_sha256": file_sha256(config.manifest_path), "split": split}
-    name = suffix or config.name
-    if report_path.is_file() and scores_path.is_file() and report_path.stat().st_mtime > _trained_at(config, suffix):
-        standing = EvaluationReport.read(report_path)
-        if data.items() <= standing.data.items():
-            return standing
+    manifest = ShardManifest.read(config.manifest_path)
     specs = [task for task in config.tasks if known is None or task.name in known]
+    split = config.evaluation.split
     samples = [sample for task in specs for sample in read_split(config.manifest_path, split, task=task.name)]
-    with (
-        orchestration.scoring_pool(
-            partial(load, config.evaluation.batch_tokens), config.evaluation.num_workers
-        ) as pool,
-        Track(f"evaluate {name}", len(samples), "samples") as track,
-    ):
-        pool.progress = track.advance
+    name = suffix or config.name
+    with Track(f"evaluate {name}", len(samples), "samples") as track:
+        pool.model, pool.progress = model, track.advance
         scores = predict(pool, samples, chunk=len(samples))
+    scores_path, report_path = _evaluation_paths(config, suffix)
     write_scores(scores_path, scores)
     summary = summarize(
-        scores, specs, model=name, data=data, best_attainable=manifest.best_attainable, seed=config.seed
+        scores,
+        specs,
+        model=name,
+        data=_scored_data(config),
+        best_attainable=manifest.best_attainable,
+        seed=config.seed,
     )
     summary.write(report_path)
     return summary
 
 
-def _trained_at(config: RunConfig, suffix: str) -> float:
-    if suffix == "champion":
-        return float("inf")  # another champion may stand there than last time
-    return 0.0 if suffix == "base" else (config.folder / ADAPTER).stat().st_mtime
+def _evaluation_paths(config: RunConfig, suffix: str) -> tuple[Path, Path]:
+    end = f"_{suffix}" if suffix else ""
+    return config.folder / f"scores{end}.parquet", config.folder / f"evaluation{end}.json"
+
+
+def _scored_data(config: RunConfig) -> dict[str, str]:
+    return {"manifest_sha256": file_sha256(config.manifest_path), "split": config.evaluation.split}
+
+
+def _standing(config: RunConfig, suffix: str) -> EvaluationReport | None:
+    """Return the report that stands already, if it is of the same samples and no older than the adapter."""
+    scores_path, report_path = _evaluation_paths(config, suffix)
+    if not (report_path.is_file() and scores_path.is_file()):
+        return None
+    if suffix == "" and report_path.stat().st_mtime < (config.folder / ADAPTER).stat().st_mtime:
+        return None
+    found = EvaluationReport.read(report_path)
+    return found if _scored_data(config).items() <= found.data.items() else None
 
 
 def export(config: RunConfig) -> list[Path]:

@@ -13,12 +13,14 @@ from pipeline.progress import console
 
 def show_plan(numbers: dict[str, Any]) -> None:
     """Show the plan of a training run."""
-    table = Table(title=f"{numbers['steps']} steps, {numbers['samples']} samples, {numbers['shards']} shards")
-    table.add_column("task")
-    table.add_column("train samples", justify="right")
-    table.add_column("test samples", justify="right")
-    for task, count in numbers["train_samples"].items():
-        table.add_row(task, f"{count:,}", f"{numbers['test_samples'][task]:,}")
+    epoch = numbers["epoch"]
+    title = f"{numbers['steps']} steps, {numbers['samples']:,} samples; an epoch has {epoch['steps']:,} steps"
+    table = Table(title=f"{title}, {epoch['padding_share']:.1%} padding, {epoch['bytes'] / 2**20:.1f} MiB in shards")
+    for column in ("task", "train samples", "test samples", "share"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for task, plan in epoch["tasks"].items():
+        test = numbers["test_samples"][task]
+        table.add_row(task, f"{plan['samples']:,}", f"{test:,}", f"{plan['given_share']:.1%}")
     _print(table)
 
 

@@ -234,14 +234,16 @@ class ScoringPool:
     """Workers that score samples side by side; asked like one scorer.
 
     Args:
-        load: returns, on a worker, an object whose ``probabilities(samples)`` scores them.
+        load: returns, on a worker, scorers by name; each one's ``probabilities(samples)`` scores them.
         num_workers: processes of one CPU each, and one GPU each where the cluster has as many.
     """
 
-    def __init__(self, load: Callable[[], Any], num_workers: int) -> None:
+    def __init__(self, load: Callable[[], dict[str, Any]], num_workers: int) -> None:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= num_workers else 0
         worker = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_ScoringWorker)
         self.actors: list[Any] = [worker.remote(load) for _ in range(num_workers)]
+        self.model = "trained"
+        """Name of the scorer that is asked."""
         self.progress: Callable[[int], None] | None = None
 
     def probabilities(self, samples: Sequence[Sample]) -> list[Any]:
@@ -249,7 +251,7 @@ class ScoringPool:
         # In like company there is little padding; longest first, so that no worker is left with the longest at the end.
         order = sorted(range(len(samples)), key=lambda i: -sum(map(len, samples[i].fields.values())))
         chunks = [order[first : first + _CHUNK] for first in range(0, len(order), _CHUNK)]
-        tasks = [(chunk, [samples[i] for i in chunk]) for chunk in chunks]
+        tasks = [(self.model, chunk, [samples[i] for i in chunk]) for chunk in chunks]
         results: list[Any] = [None] * len(samples)
         pool = ActorPool(self.actors)
         for chunk, probabilities in pool.map_unordered(lambda actor, task: actor.score.remote(*task), tasks):
@@ -261,7 +263,7 @@ class ScoringPool:
 
 
 @contextlib.contextmanager
-def scoring_pool(load: Callable[[], Any], num_workers: int) -> Iterator[ScoringPool]:
+def scoring_pool(load: Callable[[], dict[str, Any]], num_workers: int) -> Iterator[ScoringPool]:
     """Yield a :class:`ScoringPool` whose workers end with the block."""
     pool = ScoringPool(load, num_workers)
     try:
@@ -276,8 +278,8 @@ _CHUNK = 64
 
 
 class _ScoringWorker:
-    def __init__(self, load: Callable[[], Any]) -> None:
-        self.scorer = load()
+    def __init__(self, load: Callable[[], dict[str, Any]]) -> None:
+        self.scorers = load()
 
-    def score(self, chunk: list[int], samples: Sequence[Sample]) -> tuple[list[int], list[Any]]:
-        return chunk, self.scorer.probabilities(samples)
+    def score(self, model: str, chunk: list[int], samples: Sequence[Sample]) -> tuple[list[int], list[Any]]:
+        return chunk, self.scorers[model].probabilities(samples)

@@ -18,7 +18,7 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.modeling.adapter import load_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
 from pipeline.modeling.encoding import Encoder
-from pipeline.modeling.scoring import LabelScorer, Scorer
+from pipeline.modeling.scoring import LabelScorer, Scorer, UntrainedScorer
 
 PREDICTOR_FILE = "predictor.json"
 
@@ -109,14 +109,10 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def trained_scorer(folder: Path, batch_tokens: int) -> Scorer:
-    """Return the scorer of a predictor's folder."""
-    return Predictor.load(folder, batch_tokens=batch_tokens).scorer
-
-
-def untrained_scorer(spec: PredictorSpec, batch_tokens: int) -> Scorer:
-    """Return the scorer of the base model alone, asked the same way."""
-    return _scorer(LabelScorer(load_base(spec.base, default_device())), spec, batch_tokens)
+def load_scorers(folder: Path, batch_tokens: int) -> dict[str, Scorer]:
+    """Return two scorers on one model in memory: ``trained``, as the folder has it, and ``base``, untrained."""
+    trained = Predictor.load(folder, batch_tokens=batch_tokens).scorer
+    return {"trained": trained, "base": Scorer(UntrainedScorer(trained.model.adapted), trained.encoder, batch_tokens)}
 
 
 def _scorer(model: LabelScorer, spec: PredictorSpec, batch_tokens: int) -> Scorer:

@@ -54,6 +54,13 @@ class LabelScorer(nn.Module):
         return self.adapted.router.route(row_task_B) if isinstance(self.adapted, AdapterModel) else nullcontext()
 
 
+class UntrainedScorer(LabelScorer):
+    """The base model alone, asked the same way: the adapter inside is switched off."""
+
+    def _routed(self, row_task_B: Tensor) -> AbstractContextManager[None]:
+        return self.adapted.disable_adapter() if isinstance(self.adapted, AdapterModel) else nullcontext()
+
+
 def label_loss(log_probabilities: Tensor, batch: Batch) -> Tensor:
     """Return each example's cross-entropy against its target distribution, (E,)."""
     return -(batch.target * log_probabilities.masked_fill(~batch.class_mask, 0.0)).sum(-1)

@@ -17,7 +17,7 @@ from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_dtype
 from pipeline.modeling.encoding import Batch, Encoder
 from pipeline.modeling.scoring import LabelScorer, label_loss
-from pipeline.stream import MixedStream
+from pipeline.stream import LengthGrouping, MixedStream
 from pipeline.training.config import TrainingConfig
 from pipeline.training.engine import Engine, device, join_process_group, reduce_sum
 from pipeline.world import World
@@ -38,6 +38,7 @@ class TrainingJob:
     training: TrainingConfig
     seed: int
     mixture: Any = "proportional"
+    length_grouping: LengthGrouping | None = None
 
 
 class Host(Protocol):
@@ -70,7 +71,19 @@ class Trainer:
         base = load_base(job.base, self.device)
         self.adapter = build_adapter(job.adapter, base, [t.name for t in job.tasks]).to(self.device)
         self.encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
-        self.stream = MixedStream(job.manifest_path, job.seed, job.training.global_batch_size, job.mixture)
+        self.stream = MixedStream(
+            job.manifest_path,
+            job.seed,
+            job.training.global_batch_size,
+            job.mixture,
+            length_grouping=job.length_grouping,
+        )
+            job.manifest_path,
+            job.seed,
+            job.training.global_batch_size,
+            job.mixture,
+            length_grouping=job.length_grouping,
+        )
         self.num_steps = job.training.num_steps(self.stream.steps_per_epoch)
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
         self.engine = Engine(LabelScorer(self.adapter), job.training, self.num_steps, bfloat16)

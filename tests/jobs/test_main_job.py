@@ -57,7 +57,7 @@ def test_ledger_is_the_global_order(run: RunConfig) -> None:
     from pipeline.stream import MixedStream
 
     rows = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
-    stream = MixedStream(run.manifest_path, run.seed, 16)
+    stream = MixedStream(run.manifest_path, run.seed, 16, length_grouping=run.length_grouping)
     for step in range(8):
         assert [f"{r['task']}/{r['key']}" for r in rows if r["step"] == step] == stream.global_batch(step)
 
