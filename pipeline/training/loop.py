@@ -78,12 +78,6 @@ class Trainer:
             job.mixture,
             length_grouping=job.length_grouping,
         )
-            job.manifest_path,
-            job.seed,
-            job.training.global_batch_size,
-            job.mixture,
-            length_grouping=job.length_grouping,
-        )
         self.num_steps = job.training.num_steps(self.stream.steps_per_epoch)
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
         self.engine = Engine(LabelScorer(self.adapter), job.training, self.num_steps, bfloat16)
