@@ -70,11 +70,16 @@ def _as_job(
 
 
 @app.command()
-def prepare(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+def prepare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    append: Annotated[bool, typer.Option("--append", help="Add the input to the shards that are there.")] = False,
+    as_json: Json = False,
+) -> None:
     """Validate the records and write them as WebDataset shards with a manifest."""
     from jobs import stages
 
-    _run(config, overrides, as_json, lambda c: stages.prepare(c).model_dump(mode="json", by_alias=True))
+    _run(config, overrides, as_json, lambda c: stages.prepare(c, append).model_dump(mode="json", by_alias=True))
 
 
 @app.command()

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.ingestion import DataConfig, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, DriftConfig, synthetic_ads_tasks
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
 from pipeline.orchestration import RayConfig
 from pipeline.promotion.policy import GatesConfig
-from pipeline.stream import LengthGrouping, Mixture, Proportional
+from pipeline.storage import is_remote
+from pipeline.stream import CacheConfig, LengthGrouping, Mixture, Proportional
 from pipeline.tracking import TrackingConfig
 from pipeline.training.config import TrainingConfig
 
@@ -47,6 +48,14 @@ class RunConfig(BaseModel):
     run_root: Path = Path("runs")
     seed: int = Field(default=0, ge=0)
     data: DataConfig = DataConfig()
+    manifest: str | None = None
+    """Shards that stand prepared: their ``manifest.json`` or its folder, a path or ``s3://`` URL. ``prepare`` then
+    only checks them, and ``data`` is not read."""
+    publish: str | None = None
+    """``s3://`` folder to which ``prepare`` uploads the shards, and from which they are then read. Its credentials
+    are those in the environment."""
+    cache: CacheConfig = CacheConfig()
+    drift: DriftConfig = DriftConfig()
     tasks: tuple[TaskSpec, ...] = ()
     """In YAML a mapping of name to task, or a list; empty with synthetic data: its four tasks."""
     model: BaseModelConfig = BaseModelConfig()
@@ -82,6 +91,11 @@ class RunConfig(BaseModel):
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             raise ValueError(f"task names must differ, got {doubles} twice; rename one of each")
+        if self.publish and (self.manifest or not is_remote(self.publish)):
+            raise ValueError(
+                "publish must be an s3:// folder for shards that this run prepares, got "
+                f"publish {self.publish!r} with manifest {self.manifest!r}; leave one of them out, or name a bucket"
+            )
         if not self.tasks and self.data.source != "synthetic_ads":
             raise ValueError("tasks must name at least one task, got none; give each a template and label_words")
         return self
@@ -92,14 +106,22 @@ class RunConfig(BaseModel):
         return self.run_root / self.name
 
     @property
-    def manifest_path(self) -> Path:
-        """The manifest of the run's shards."""
-        return self.folder / "shards" / "manifest.json"
+    def shards(self) -> Path:
+        """Where the run writes its own shards."""
+        return self.folder / "shards"
+
+    @property
+    def manifest_path(self) -> Path | str:
+        """The manifest that is read: the one given, the published one, or that of the run's own shards."""
+        if self.publish:
+            return f"{self.publish.rstrip('/')}/manifest.json"
+        return self.manifest or self.shards / "manifest.json"
 
     def digest(self) -> str:
         """Return the digest of what decides the trained adapter: equal digests, equal adapter."""
         parts = self.model_dump(
-            mode="json", include={"seed", "data", "tasks", "model", "adapter", "mixture", "length_grouping", "training"}
+            mode="json",
+            include={"seed", "data", "manifest", "tasks", "model", "adapter", "mixture", "length_grouping", "training"},
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -192,6 +214,16 @@ def _resolved(config: RunConfig) -> RunConfig:
         changes["tasks"] = tuple(synthetic_ads_tasks())
     if config.data.root and "://" not in config.data.root:
         changes["data"] = config.data.model_copy(update={"root": str(Path(config.data.root).resolve())})
+    if config.manifest:
+        changes["manifest"] = _absolute(config.manifest)
+    if config.drift.against:
+        changes["drift"] = config.drift.model_copy(update={"against": _absolute(config.drift.against)})
+    if config.cache.folder:
+        changes["cache"] = config.cache.model_copy(update={"folder": _absolute(config.cache.folder)})
     if config.model.base != EMBEDDED:
         changes["model"] = config.model.model_copy(update={"base": str(Path(config.model.base).resolve())})
     return config.model_copy(update=changes)
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).expanduser().resolve())

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.config import RunConfig
-from jobs.run_folder import ADAPTER, DECISION, RUN, file_sha256, history, needs, tracker_of
+from jobs.run_folder import ADAPTER, DECISION, DRIFT, RUN, history, needs, tracker_of
 from jobs.stages import scored, scoring_pool
 from pipeline import orchestration
-from pipeline.contracts import Comparison, Contract, EvaluationReport, PromotionDecision, ShardManifest, write_atomic
+from pipeline.contracts import Comparison, Contract, EvaluationReport, PromotionDecision, write_atomic
 from pipeline.evaluation import read_scores
 from pipeline.evaluation.compare import compare as compare_scores
 from pipeline.evaluation.report import write_report
+from pipeline.ingestion import DriftReport
 from pipeline.progress import say
 from pipeline.promotion.card import model_card
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.policy import decide
 from pipeline.promotion.registry import Registry, Version
+from pipeline.stream import load_manifest, manifest_sha256
 from pipeline.tracking import git_commit
 
 C = TypeVar("C", bound=Contract)
@@ -54,7 +56,7 @@ def promote(config: RunConfig) -> PromotionDecision:
 
 def _against(config: RunConfig, suffix: str, reference: str, candidate: str) -> Comparison:
     """Compare this run's scores with those of another model on the same samples, in pairs."""
-    data = {"manifest_sha256": file_sha256(config.manifest_path), "split": config.evaluation.split}
+    data = {"manifest_sha256": manifest_sha256(config.manifest_path), "split": config.evaluation.split}
     return compare_scores(
         read_scores(config.folder / "scores.parquet"),
         read_scores(config.folder / f"scores_{suffix}.parquet"),
@@ -108,11 +110,11 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
         return registry.version(known["version"])
     from pipeline.modeling.base_model import fingerprint
 
-    manifest = ShardManifest.read(config.manifest_path)
+    manifest = load_manifest(config.manifest_path)[0]
     tags = {
         "run": config.name,
         "window": "..".join(manifest.window) if manifest.window else "",
-        "manifest_sha256": file_sha256(config.manifest_path),
+        "manifest_sha256": manifest_sha256(config.manifest_path),
         "base_fingerprint": fingerprint(config.model),
         "git_commit": git_commit(),
         "macro": f"{report.macro.value}",
@@ -142,7 +144,7 @@ def report(config: RunConfig) -> Path:
     needs(config.folder / "evaluation.json", "evaluate")
     candidate = EvaluationReport.read(config.folder / "evaluation.json")
     path = config.folder / "report.html"
-    manifest = ShardManifest.read(config.manifest_path)
+    manifest = load_manifest(config.manifest_path)[0]
     write_report(
         path,
         run_name=config.name,
@@ -155,8 +157,9 @@ def report(config: RunConfig) -> Path:
         scores=read_scores(config.folder / "scores.parquet"),
         base_scores=read_scores(config.folder / "scores_base.parquet"),
         history=history(config),
+        drift=_known(DriftReport, config.folder / DRIFT),
         lineage={
-            "manifest_sha256": file_sha256(config.manifest_path),
+            "manifest_sha256": manifest_sha256(config.manifest_path),
             "git_commit": git_commit(),
             "config_sha256": config.digest(),
         },

@@ -1,8 +1,7 @@
-"""What a run's folder remembers: whose it is, its MLflow run, its history and ledger."""
+"""What a run's folder remembers: whose it is, its MLflow run, its history."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from typing import Any
 from jobs.config import RunConfig
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
+from pipeline.stream import manifest_sha256
 from pipeline.tracking import Tracker, git_commit
 
 ADAPTER, EXPORT, PLAN, DECISION, RUN = "adapter", "export", "plan.json", "decision.json", "run.json"
+DRIFT = "drift.json"
 
 
 def needs(path: Path, verb: str) -> None:
@@ -23,12 +24,6 @@ def needs(path: Path, verb: str) -> None:
     """
     if not path.is_file():
         raise InputError(f"this verb needs {path}, which is not there; run first: mtl-lora {verb} with this --config")
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's sha256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def claim(config: RunConfig) -> None:
@@ -52,25 +47,13 @@ def tracker_of(config: RunConfig) -> Tracker:
         known = json.loads(mark.read_text())
     if known.get("mlflow_uri") == config.tracking.uri:
         return Tracker(config.tracking.uri, known["mlflow_run_id"])
-    tags = {"git_commit": git_commit(), "manifest_sha256": file_sha256(config.manifest_path)}
+    tags = {"git_commit": git_commit(), "manifest_sha256": manifest_sha256(config.manifest_path)}
     parameters = config.model_dump(mode="json", exclude={"tasks"})
     parameters["tasks"] = ", ".join(task.name for task in config.tasks)
     tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
     known |= {"mlflow_uri": config.tracking.uri, "mlflow_run_id": tracker.run_id}
     write_atomic(mark, json.dumps(known) + "\n")
     return tracker
-
-
-def merge_ledgers(folder: Path) -> None:
-    """Join the ranks' ledgers into ``samples.jsonl``, by step and rank."""
-    parts = sorted(folder.glob("samples-*.jsonl"))
-    rows = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
-    if not rows:
-        return
-    rows.sort(key=lambda row: (row["step"], row["rank"]))
-    write_atomic(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for part in parts:
-        part.unlink()
 
 
 def history(config: RunConfig) -> list[dict[str, Any]]:

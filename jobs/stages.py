@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import RunConfig
-from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, file_sha256, last_step, merge_ledgers, needs, tracker_of
+from jobs.preparation import check_drift, prepared
+from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, last_step, needs, tracker_of
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
 from pipeline.evaluation import predict, summarize, write_scores
-from pipeline.ingestion import prepare as prepare_shards
+from pipeline.ingestion import publish
 from pipeline.progress import Track, say
-from pipeline.stream import plan_stream, read_split
+from pipeline.stream import load_manifest, manifest_sha256, merge_ledgers, plan_stream, read_split
 
 
 def check(config: RunConfig) -> None:
@@ -33,16 +34,22 @@ def check(config: RunConfig) -> None:
     _ = config.training.accumulation_steps
 
 
-def prepare(config: RunConfig) -> ShardManifest:
-    """Write the run's shards, or find them written."""
-    from pipeline.modeling.base_model import resolve_base
+def prepare(config: RunConfig, append: bool = False) -> ShardManifest:
+    """Write the run's shards, or find them written; check their drift; publish them where that is asked for.
 
+    Args:
+        config: of the run.
+        append: add what ``data`` names to the shards that are there, as a further partition.
+
+    Raises:
+        HeldBack: the data has drifted too far from the earlier one.
+    """
     check(config)
     config.write()
-    data = config.data
-    if data.length_tokenizer is None:  # so that lengths are known in the model's own tokens
-        data = data.model_copy(update={"length_tokenizer": str(resolve_base(config.model) / "tokenizer.json")})
-    manifest = prepare_shards(data, config.tasks, config.manifest_path.parent, config.seed)
+    manifest = prepared(config, append)
+    check_drift(config)
+    if config.publish:
+        say(f"published as {publish(config.shards, config.publish)}")
     counts = {split: sum(manifest.samples_of(t.name, split) for t in manifest.tasks) for split in ("train", "test")}
     rejected = sum(r.records for r in manifest.rejected)
     say(f"{len(manifest.shards)} shards: {counts['train']} train, {counts['test']} test samples, {rejected} rejected")
@@ -60,6 +67,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         config.mixture,
         length_grouping=config.length_grouping,
         num_ranks=training.num_workers,
+        cache=config.cache,
         micro_batch_size=training.micro_batch_size,
     )
     steps = training.num_steps(epoch.steps)
@@ -99,6 +107,7 @@ def train(config: RunConfig) -> Path:
         seed=config.seed,
         mixture=config.mixture,
         length_grouping=config.length_grouping,
+        cache=config.cache,
     )
     try:
         with orchestration.cluster(config.ray):
@@ -106,7 +115,8 @@ def train(config: RunConfig) -> Path:
     except BaseException:
         tracker.end("FAILED")
         raise
-    merge_ledgers(config.folder)
+    if config.training.ledger:
+        merge_ledgers(config.folder)
     staged = config.folder / f".{ADAPTER}"
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(checkpoint / ADAPTER, staged)
@@ -152,10 +162,11 @@ def scored(
         suffix: of the files written; empty for the run's own adapter.
         known: names of the tasks that the model knows; None for all.
     """
-    manifest = ShardManifest.read(config.manifest_path)
+    manifest, _, _ = load_manifest(config.manifest_path)
     specs = [task for task in config.tasks if known is None or task.name in known]
     split = config.evaluation.split
-    samples = [sample for task in specs for sample in read_split(config.manifest_path, split, task=task.name)]
+    read = partial(read_split, config.manifest_path, split, cache=config.cache)
+    samples = [sample for task in specs for sample in read(task=task.name)]
     name = suffix or config.name
     with Track(f"evaluate {name}", len(samples), "samples") as track:
         pool.model, pool.progress = model, track.advance
@@ -180,7 +191,7 @@ def _evaluation_paths(config: RunConfig, suffix: str) -> tuple[Path, Path]:
 
 
 def _scored_data(config: RunConfig) -> dict[str, str]:
-    return {"manifest_sha256": file_sha256(config.manifest_path), "split": config.evaluation.split}
+    return {"manifest_sha256": manifest_sha256(config.manifest_path), "split": config.evaluation.split}
 
 
 def _standing(config: RunConfig, suffix: str) -> EvaluationReport | None:
@@ -205,7 +216,7 @@ def export(config: RunConfig) -> list[Path]:
     folders = []
     with Track("export", len(config.tasks), "tasks") as track:
         for task in config.tasks:
-            sample = next(iter(read_split(config.manifest_path, split, task=task.name)))
+            sample = next(iter(read_split(config.manifest_path, split, task=task.name, cache=config.cache)))
             batch = predictor.scorer.encoder.collate(predictor.scorer.encoder.encode([sample]))
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
             folders.append(adapted.export_task(task.name, config.folder / EXPORT / task.name, inputs))

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.contracts import Comparison, Difference, EvaluationReport, PromotionDecision, TaskResult
+from pipeline.ingestion import DriftReport
 from pipeline.progress import console
 
 
@@ -15,12 +16,36 @@ def show_plan(numbers: dict[str, Any]) -> None:
     """Show the plan of a training run."""
     epoch = numbers["epoch"]
     title = f"{numbers['steps']} steps, {numbers['samples']:,} samples; an epoch has {epoch['steps']:,} steps"
-    table = Table(title=f"{title}, {epoch['padding_share']:.1%} padding, {epoch['bytes'] / 2**20:.1f} MiB in shards")
-    for column in ("task", "train samples", "test samples", "share"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = Table(title=title, caption=f"schedule {epoch['schedule_sha256'][:16]}", show_footer=True)
+    totals = (
+        *("all", f"{epoch['samples']:,}", f"{sum(numbers['test_samples'].values()):,}", f"{epoch['shards']:,}"),
+        *(_mebibytes(epoch["bytes"]), "", "", "", "", f"{epoch['padding_share']:.1%}"),
+    )
+    columns = ("task", "train samples", "test samples", "shards", "MiB", "share asked", "given", "epochs", "length")
+    for column, total in zip((*columns, "padding"), totals, strict=True):
+        table.add_column(column, justify="left" if column == "task" else "right", footer=total)
     for task, plan in epoch["tasks"].items():
-        test = numbers["test_samples"][task]
-        table.add_row(task, f"{plan['samples']:,}", f"{test:,}", f"{plan['given_share']:.1%}")
+        table.add_row(
+            *(task, f"{plan['samples']:,}", f"{numbers['test_samples'][task]:,}", f"{plan['shards']:,}"),
+            *(_mebibytes(plan["bytes"]), f"{plan['requested_share']:.2%}", f"{plan['given_share']:.2%}"),
+            *(f"{plan['epochs']:.2f}", f"{plan['mean_length']:.1f}", f"{plan['padding_share']:.1%}"),
+        )
+    _print(table)
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f}"
+
+
+def show_drift(found: DriftReport) -> None:
+    """Show the measures of each task that have drifted, those past a threshold marked with what they ask for."""
+    table = Table(title="Drift from the earlier data")
+    measures = list(next(iter(found.tasks.values()), ()))
+    for column in ("task", *measures):
+        table.add_column(column.replace("_", " "), justify="left" if column == "task" else "right")
+    for task, measured in found.tasks.items():
+        marks = {"ok": "", "warn": " warn", "hold": " hold"}
+        table.add_row(task, *(f"{m.value:.3f}{marks[m.verdict]}" for m in measured.values()))
     _print(table)
 
 

@@ -12,9 +12,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Must stand before Ray is imported: the controller asks workers this often whether they live and what they report.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -31,10 +32,14 @@ from ray.util import ActorPool
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
 from pipeline.progress import Track, say
+from pipeline.stream import SampleLedger
 from pipeline.tracking import Tracker
 from pipeline.world import World
 
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_END_S = 30.0
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 class RayConfig(BaseModel):
@@ -43,7 +48,8 @@ class RayConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str = ""
-    """Cluster to join (``http://head:8265``, ``auto`` or ``head:6379``); empty: RAY_ADDRESS, else a local cluster."""
+    """Cluster to join (``http://head:8265``, ``auto`` or ``head:6379``); empty: RAY_ADDRESS, else a local cluster, for
+    which ``prepare`` alone must be told ``local``."""
     object_store_mb: int = Field(default=200, ge=80)
     """Object store of a local cluster, in MiB; samples and scores are small."""
 
@@ -61,12 +67,13 @@ def cluster(config: RayConfig) -> Iterator[str]:
         InputError: the named cluster does not answer.
     """
     logging.getLogger("ray").setLevel(logging.WARNING)
-    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    named = os.environ.get("RAY_ADDRESS", "")
+    address = (named or "auto") if inside_job() else config.address or named
     if ray.is_initialized():
         yield _dashboard()
         return
     try:
-        if address and not address.startswith("http"):
+        if address and address != "local" and not address.startswith("http"):
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         else:
             say("Starting a local Ray cluster …")
@@ -128,6 +135,46 @@ async def _follow(client: Any, job_id: str, show: Callable[[str], None]) -> None
         show(rest)
 
 
+def mapper(config: RayConfig) -> Callable[[Callable[[In], Out], Iterable[In]], Iterable[Out]]:
+    """Return what applies a function to many items: Ray tasks where a cluster is there or named, else ``map``.
+
+    Results come in the order of the items; an error in a task is raised as it was raised there, and ends the others.
+    Functions must bear being run again: a task of a lost worker is.
+    """
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    if not ray.is_initialized() and not inside_job() and (not address or address.startswith("http")):
+        return map
+
+    def over_the_cluster(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        with cluster(config):
+            yield from _in_order(ray.remote(num_cpus=1)(function), items, 2 * int(ray.cluster_resources()["CPU"]))
+
+    return over_the_cluster
+
+
+def _in_order(task: Any, items: Iterable[Any], most: int) -> Iterator[Any]:
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            if len(waiting) >= most:
+                yield _result(waiting.popleft())
+            waiting.append(task.remote(item))
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        for reference in waiting:  # an error: whoever tries again must not meet these at work
+            ray.cancel(reference, force=True)
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=_END_S)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None
+
+
 def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
     """Train on Ray workers and return the folder of the last checkpoint.
 
@@ -183,7 +230,8 @@ class _RayHost(contextlib.ExitStack):
         super().__init__()
         self.world, self.tracker = world, tracker
         self.history_path = run_folder / "history.jsonl"
-        self.ledger_path = run_folder / f"samples-{world.rank:05d}.jsonl"
+        self.run_folder, self.start_step = run_folder, 0
+        self.ledger: SampleLedger | None = None
         self.track: Track | None = None
 
     def resume(self) -> Path | None:
@@ -191,9 +239,9 @@ class _RayHost(contextlib.ExitStack):
         return None if checkpoint is None else Path(self.enter_context(checkpoint.as_directory()))
 
     def started(self, step: int, num_steps: int) -> None:
-        _drop_rows_after(self.history_path if self.world.rank == 0 else None, step, inclusive=True)
-        _drop_rows_after(self.ledger_path, step, inclusive=False)
+        self.start_step = step
         if self.world.rank == 0:
+            _drop_rows_after(self.history_path, step)
             self.track = self.enter_context(Track("train", num_steps, "steps"))
             self.track.done = step
 
@@ -203,7 +251,8 @@ class _RayHost(contextlib.ExitStack):
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
     def log(self, row: dict[str, Any]) -> None:
-        _append(self.history_path, [row])
+        with self.history_path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
         if self.track is not None:
             note = f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s"
             self.track.advance(row["step"] - self.track.done, note)
@@ -213,21 +262,16 @@ class _RayHost(contextlib.ExitStack):
             self.tracker.log_metrics(flat, row["step"])
 
     def trained_on(self, step: int, rank: int, samples: Sequence[Sample]) -> None:
-        _append(self.ledger_path, [{"step": step, "rank": rank, "task": s.task, "key": s.key} for s in samples])
+        if self.ledger is None:
+            self.ledger = self.enter_context(SampleLedger(self.run_folder, self.world, self.start_step))
+        self.ledger.record(step, samples)
 
 
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _drop_rows_after(path: Path | None, step: int, inclusive: bool) -> None:
-    """Forget rows that a resumed run will write again; ``inclusive`` keeps the row of ``step`` itself."""
-    if path is None or not path.exists():
-        return
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    kept = [row for row in rows if row["step"] < step or (inclusive and row["step"] == step)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+def _drop_rows_after(path: Path, step: int) -> None:
+    """Forget the rows of later steps, which a resumed run will write again."""
+    if path.exists():
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 class ScoringPool:

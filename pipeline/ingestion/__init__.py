@@ -1,7 +1,7 @@
 """Raw records → validated WebDataset shards and their manifest."""
 
 from pipeline.ingestion.config import DataConfig
-from pipeline.ingestion.drift import DriftReport, DriftThresholds, compare_drift
+from pipeline.ingestion.drift import DriftConfig, DriftReport, DriftThresholds, compare_drift
 from pipeline.ingestion.prepare import Mapper, prepare
 from pipeline.ingestion.publish import publish
 from pipeline.ingestion.schemas import record_schema, write_schemas
@@ -9,6 +9,7 @@ from pipeline.ingestion.synthetic_ads import SyntheticAdsConfig, generate, synth
 
 __all__ = [
     "DataConfig",
+    "DriftConfig",
     "DriftReport",
     "DriftThresholds",
     "Mapper",

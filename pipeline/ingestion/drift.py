@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.contracts import Contract
 from pipeline.ingestion.profile import PROFILE, DataProfile, TaskProfile
+from pipeline.retry import persistently
+from pipeline.storage import filesystem, is_remote
 
 Verdict = Literal["ok", "warn", "hold"]
 _RANK: dict[Verdict, int] = {"ok": 0, "warn": 1, "hold": 2}
@@ -49,6 +52,16 @@ class DriftThresholds(BaseModel):
     """Rise of the share of rejected records."""
 
 
+class DriftConfig(BaseModel):
+    """Whether and how strictly new data is held against earlier data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    against: str | None = None
+    """Earlier shards: their ``manifest.json`` or its folder, a path or ``s3://`` URL; None for no comparison."""
+    thresholds: DriftThresholds = DriftThresholds()
+
+
 class DriftMeasure(Contract):
     """One measure of one task."""
 
@@ -67,13 +80,13 @@ class DriftReport(Contract):
     dropped_tasks: tuple[str, ...] = ()
 
 
-def compare_drift(earlier: Path, current: Path, thresholds: DriftThresholds | None = None) -> DriftReport:
-    """Compare two prepared folders by their profiles.
+def compare_drift(earlier: str | Path, current: str | Path, thresholds: DriftThresholds | None = None) -> DriftReport:
+    """Compare two preparations, each named by its folder or manifest, a path or ``s3://`` URL, by their profiles.
 
     Raises:
-        InputError: a folder has no profile.
+        InputError: one has no profile, or it cannot be read.
     """
-    before, now = (DataProfile.read(_profile_path(Path(place))) for place in (earlier, current))
+    before, now = (_profile_of(str(place).rstrip("/")) for place in (earlier, current))
     return drift_of(before, now, thresholds or DriftThresholds())
 
 
@@ -128,5 +141,9 @@ def stability_index(before: Sequence[int], now: Sequence[int]) -> float:
     return max(float(((q - p) * np.log(q / p)).sum()) - chance, 0.0)
 
 
-def _profile_path(place: Path) -> Path:
-    return place / PROFILE if place.is_dir() else place.parent / PROFILE
+def _profile_of(place: str) -> DataProfile:
+    location = posixpath.join(posixpath.dirname(place) if place.endswith(".json") else place, PROFILE)
+    if not is_remote(location):
+        return DataProfile.read(location)
+    fs, path = filesystem(location)
+    return DataProfile.model_validate_json(persistently(lambda: bytes(fs.cat_file(path)), location))

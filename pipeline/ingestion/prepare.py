@@ -23,9 +23,12 @@ from pipeline.ingestion.quarantine import check_limits, write_quarantine
 from pipeline.ingestion.records import Unit, split_units
 from pipeline.ingestion.resolve import Decisions, Earlier, resolve
 from pipeline.ingestion.scan import ScanJob, scan_unit
+from pipeline.ingestion.schemas import SCHEMAS, write_schemas
 from pipeline.ingestion.sources import SourceFile, find_sources, with_digests
 from pipeline.ingestion.write import plan_writes, write_shards
+from pipeline.retry import persistently
 from pipeline.shard_index import index_path
+from pipeline.storage import is_remote
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -69,7 +72,7 @@ def prepare(
     """
     folder, tasks = Path(folder), tuple(tasks)
     check_tasks(tasks)
-    sources = with_digests(find_sources(config, tasks), folder)
+    sources = _sources(config, tasks, folder)
     digest = source_digest(config, tasks, sources, seed)
     old = ShardManifest.read(folder / MANIFEST) if append or (folder / MANIFEST).is_file() else None
     if old is not None and is_whole(folder, old) and digest in (old.source_sha256, *old.appended):
@@ -85,6 +88,15 @@ def prepare(
             return _Run(config, tasks, folder, seed, mapper, old, append).run(sources, digest)
     except Timeout:
         raise InputError(f"one process at a time may prepare {folder}, another one does; wait for it") from None
+
+
+def _sources(config: DataConfig, tasks: Sequence[TaskSpec], folder: Path) -> list[SourceFile]:
+    def find() -> list[SourceFile]:
+        return with_digests(find_sources(config, tasks), folder)
+
+    places = [config.root, *(pattern for splits in config.files.values() for pattern in splits.values())]
+    remote = [place for place in places if place and is_remote(place)]
+    return persistently(find, remote[0]) if remote else find()
 
 
 def check_tasks(tasks: Sequence[TaskSpec]) -> None:
@@ -151,6 +163,7 @@ class _Run:
         quarantine, rejected = write_quarantine(self.folder, prefix, names, decisions, work, units)
         best = best_of_all(self.tasks, decisions, work)
         manifest = self._manifest(shards, quarantine, rejected, best, digest)
+        write_schemas(self.tasks, self.folder / SCHEMAS)
         write_atomic(self.folder / PROFILE, profile_data(self.folder, manifest).model_dump_json(by_alias=True))
         manifest.write(self.folder / MANIFEST)
         shutil.rmtree(self.folder / ".work", ignore_errors=True)

@@ -9,6 +9,8 @@ from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError
 from pipeline.ingestion.prepare import MANIFEST, is_whole
 from pipeline.ingestion.profile import PROFILE
+from pipeline.ingestion.schemas import SCHEMAS
+from pipeline.retry import persistently
 from pipeline.shard_index import index_path
 from pipeline.storage import filesystem, is_remote, join
 
@@ -19,7 +21,7 @@ def publish(folder: Path, url: str) -> str:
     Shards that an earlier manifest there names with the same digest are not sent again.
 
     Raises:
-        InputError: the shards are not whole, or the target is not an ``s3://`` URL.
+        InputError: the shards are not whole, the target is not an ``s3://`` URL, or it refuses them.
     """
     folder = Path(folder)
     if not is_remote(url):
@@ -27,26 +29,33 @@ def publish(folder: Path, url: str) -> str:
     manifest = ShardManifest.read(folder / MANIFEST)
     if not is_whole(folder, manifest):
         raise InputError(f"all shards of {folder / MANIFEST} must stand beside it before they are published; prepare")
-    fs, root = filesystem(url)
-    there = {
-        str(e["name"]).rsplit("/", 1)[-1]: int(e["size"]) for e in (fs.ls(root, detail=True) if fs.exists(root) else [])
-    }
-    old = _published(fs, root)
+    fs, root = filesystem(url.rstrip("/"))
+    sizes, published = persistently(lambda: _there(fs, root), url)
+    old = {shard.path: shard.sha256 for shard in published.shards} if published else {}
     for shard in manifest.shards:
         same = old.get(shard.path) == shard.sha256
         for name in (shard.path, *((index_path(shard.path),) if shard.index_sha256 else ())):
-            if not (same and there.get(name) == (folder / name).stat().st_size):
-                fs.put_file(str(folder / name), f"{root}/{name}")
-    for name in (*manifest.quarantine, *((PROFILE,) if (folder / PROFILE).is_file() else ())):
-        fs.put_file(str(folder / name), f"{root}/{name}")
-    fs.put_file(str(folder / MANIFEST), f"{root}/{MANIFEST}")
+            if not (same and sizes.get(name) == (folder / name).stat().st_size):
+                _put(fs, folder / name, f"{root}/{name}")
+    if published != manifest:
+        beside = [folder / PROFILE, *sorted((folder / SCHEMAS).glob("*.json")), folder / MANIFEST]
+        for path in (*(folder / name for name in manifest.quarantine), *beside):
+            _put(fs, path, f"{root}/{path.relative_to(folder)}")
     return join(url.rstrip("/"), MANIFEST)
 
 
-def _published(fs: Any, root: str) -> dict[str, str]:
-    """Return shard → digest of the manifest that is published already."""
+def _put(fs: Any, path: Path, target: str) -> None:
+    persistently(lambda: fs.put_file(str(path), target), f"s3://{target}")
+
+
+def _there(fs: Any, root: str) -> tuple[dict[str, int], ShardManifest | None]:
+    """Return name → bytes of what is published already, and its manifest."""
     try:
-        data = fs.cat_file(f"{root}/{MANIFEST}")
-        return {shard.path: shard.sha256 for shard in ShardManifest.model_validate_json(data).shards}
+        listed = fs.ls(root, detail=True)
+    except FileNotFoundError:
+        return {}, None
+    try:
+        manifest = ShardManifest.model_validate_json(fs.cat_file(f"{root}/{MANIFEST}"))
     except (FileNotFoundError, ValueError):
-        return {}
+        manifest = None
+    return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in listed}, manifest

@@ -24,6 +24,8 @@ from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
 from pipeline.ingestion.synthetic_ads import PROBABILITIES_FIELD
 from pipeline.ingestion.validate import Checked, Rejected, check_record, sanitize_key
+from pipeline.retry import persistently
+from pipeline.storage import is_remote
 
 ROW = np.dtype(
     [
@@ -86,16 +88,21 @@ def scan_unit(job: ScanJob) -> Scanned:
     done = part(job.work, job.number, "json")
     if done.is_file():
         return Scanned(**json.loads(done.read_bytes()))
-    scan = _Scan(job)
+    location = job.unit.source.location
+    # A read from S3 that breaks off begins again: its files are written anew.
+    found = persistently(lambda: _scanned(job), location) if is_remote(location) else _scanned(job)
+    write_atomic(done, json.dumps(found.__dict__))
+    return found
+
+
+def _scanned(job: ScanJob) -> Scanned:
     with (
         part(job.work, job.number, "spill").open("wb") as spill,
         part(job.work, job.number, "rows").open("wb") as rows,
         part(job.work, job.number, "rejects").open("wb") as rejects,
         part(job.work, job.number, "known").open("wb") as known,
     ):
-        found = scan.run(spill, rows, rejects, known)
-    write_atomic(done, json.dumps(found.__dict__))
-    return found
+        return _Scan(job).run(spill, rows, rejects, known)
 
 
 class _Scan:

@@ -10,6 +10,8 @@ from typing import Any
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample, ShardManifest, TaskSpec, write_atomic
 from pipeline.ingestion.config import DataConfig
 
+SCHEMAS = "schemas"
+"""Folder beside the manifest."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -57,10 +59,15 @@ def _label_schema(task: TaskSpec) -> dict[str, Any]:
 
 
 def write_schemas(tasks: Sequence[TaskSpec], folder: Path) -> list[Path]:
-    """Write the schema of each task's records, of the configuration and of the artefacts; return the files."""
+    """Write the schema of each task's records, of the configuration and of the artefacts; return the files.
+
+    Schemas of tasks that are no more go.
+    """
     schemas = {f"record-{task.name}": record_schema(task) for task in tasks}
     for model in (DataConfig, Sample, ShardManifest, EvaluationReport, PromotionDecision):
         schemas[model.__name__] = {"$schema": DIALECT, **model.model_json_schema(by_alias=True)}
+    for old in set(Path(folder).glob("record-*.schema.json")) - {Path(folder) / f"{n}.schema.json" for n in schemas}:
+        old.unlink()
     paths = []
     for name, schema in schemas.items():
         paths.append(Path(folder) / f"{name}.schema.json")

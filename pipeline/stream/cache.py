@@ -19,7 +19,7 @@ from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import InputError
-from pipeline.stream.retry import is_full
+from pipeline.retry import is_full
 
 _NAME = re.compile(r"[0-9a-f]{64}\.(tar|npz)")
 
@@ -128,7 +128,11 @@ class ShardCache:
     def _make_room(self, size: int, part: Path) -> None:
         if size > self.max_bytes:
             raise CacheFullError(f"{size} bytes do not fit into a cache of {self.max_bytes}")
-        files = [(found, found.stat()) for found in self.folder.iterdir() if found.is_file() and found != part]
+        files = []
+        for found in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process has just finished fetching it
+                if found != part and not found.is_dir():
+                    files.append((found, found.stat()))
         total = sum(status.st_size for _, status in files)
         for found, status in sorted(files, key=lambda item: item[1].st_mtime):
             if total + size <= self.max_bytes:

@@ -51,6 +51,11 @@ def grouped(lengths: Sequence[int], batch: int, entropy: list[int]) -> list[np.n
 def padding_share(slices: Sequence[Sequence[int]], rows: int) -> float:
     """Return the share of padding where each slice is cut into micro-batches, and each padded to its longest row."""
     tokens = sum(map(sum, slices))
-    parts = (part[start : start + rows] for part in slices for start in range(0, len(part), rows))
-    padded = sum(max(part) * len(part) for part in parts)
+    padded = sum(sum(padded_lengths(part, rows)) for part in slices)
     return 1 - tokens / padded if padded else 0.0
+
+
+def padded_lengths(lengths: Sequence[int], rows: int) -> list[int]:
+    """Return to which length each row of a slice is padded: to the longest of its micro-batch."""
+    batches = [lengths[first : first + rows] for first in range(0, len(lengths), rows)]
+    return [max(batch) for batch in batches for _ in batch]

@@ -11,23 +11,27 @@ from typing import Self
 
 from pipeline.contracts import Sample, write_atomic
 from pipeline.errors import InputError
+from pipeline.world import World
 
 LEDGER = "samples.jsonl"
+_PARTS = ".samples-rank-*.jsonl"
 
 
 class SampleLedger:
     """One rank's part of the ledger, a line a sample; used as a context manager.
 
-    A resumed run opens it with the step it goes on from: what was written from there on is dropped first.
+    A resumed run opens it with the step it goes on from: what was written from there on, by however many ranks, is
+    dropped first. Each step reaches the file before the next one begins, so a killed rank loses no step it finished.
     """
 
-    def __init__(self, folder: Path, rank: int, start_step: int = 0) -> None:
-        self._path = Path(folder) / f".samples-rank-{rank:05d}.jsonl"
-        self._rank = rank
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] < start_step] if start_step else []
-        write_atomic(self._path, "".join(kept))
-        self._file = self._path.open("a")
+    def __init__(self, folder: Path, world: World, start_step: int = 0) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rank = world.rank
+        for path in folder.glob(_PARTS):
+            if _rank_of(path) % world.num_ranks == world.rank:  # the parts of ranks that are no more are shared out
+                write_atomic(path, "".join(line for line in _lines(path) if json.loads(line)["step"] < start_step))
+        self._file = (folder / _PARTS.replace("*", f"{world.rank:05d}")).open("a")
 
     def __enter__(self) -> Self:
         return self
@@ -46,13 +50,13 @@ class SampleLedger:
 
 
 def merge_ledgers(folder: Path) -> Path:
-    """Merge the ranks' parts into ``samples.jsonl``, by step and rank, and return it.
+    """Merge the ranks' parts into ``samples.jsonl``, by step and rank, and return it; the parts stay.
 
     Raises:
         InputError: there is no part.
     """
     folder = Path(folder)
-    parts = sorted(folder.glob(".samples-rank-*.jsonl"))
+    parts = sorted(folder.glob(_PARTS))
     if not parts:
         raise InputError(f"a ledger must be kept by every rank, found none in {folder}; train with the ledger on")
     entries = heapq.merge(*map(_lines, parts), key=lambda line: (json.loads(line)["step"], json.loads(line)["rank"]))
@@ -63,7 +67,10 @@ def merge_ledgers(folder: Path) -> Path:
     return folder / LEDGER
 
 
+def _rank_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
 def _lines(path: Path) -> Iterator[str]:
-    if path.is_file():
-        with path.open() as file:
-            yield from (line for line in file if line.endswith("\n"))
+    with path.open() as file:
+        yield from (line for line in file if line.endswith("\n"))

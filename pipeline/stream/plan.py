@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.contracts import Contract
 from pipeline.stream.cache import CacheConfig
-from pipeline.stream.grouping import LengthGrouping, padding_share
+from pipeline.stream.grouping import LengthGrouping, padded_lengths
 from pipeline.stream.mixture import AnyMixture, LossDriven
 from pipeline.stream.stream import MixedStream
 from pipeline.world import World
@@ -32,6 +32,8 @@ class TaskPlan(Contract):
     mean_length: float
     """Mean length of its prompts over the steps measured, in tokens where ``data.length_tokenizer`` was set, else in
     characters."""
+    padding_share: float
+    """Share of what its prompts are padded to that is padding, over the steps measured."""
 
 
 class StreamPlan(Contract):
@@ -81,8 +83,8 @@ def plan_stream(
     steps = min(stream.steps_per_epoch, _MEASURED_STEPS)
     if isinstance(stream.mixture, LossDriven):
         steps = min(steps, stream.mixture.every_steps)  # later shares are not known
-    slices, means = _measure(stream, steps, rows)
-    tasks = _task_plans(stream, means)
+    lengths, padded = _measure(stream, steps, rows, min(micro_batch_size or rows, rows))
+    tasks = _task_plans(stream, lengths, padded)
     return StreamPlan(
         split=split,
         samples=stream.epoch_samples,
@@ -94,27 +96,36 @@ def plan_stream(
         bytes=sum(task.bytes for task in tasks.values()),
         working_set_bytes=stream.working_set_bytes,
         shuffle_samples=stream.shuffle_samples,
-        padding_share=padding_share(slices, min(micro_batch_size or rows, rows)),
+        padding_share=_padding(sum(map(sum, lengths.values())), sum(padded.values())),
         padding_measured_steps=steps,
         schedule_sha256=stream.schedule_sha256(),
         tasks=tasks,
     )
 
 
-def _measure(stream: MixedStream, steps: int, rows: int) -> tuple[list[list[int]], dict[str, float]]:
-    """Return the lengths of every rank's slice of the first steps, sorted, and each task's mean length."""
-    slices: list[list[int]] = []
-    totals, counts = Counter[str](), Counter[str]()
+def _measure(
+    stream: MixedStream, steps: int, rows: int, micro_batch_size: int
+) -> tuple[dict[str, list[int]], Counter[str]]:
+    """Return the lengths of each task's samples in the first steps, and how long they are in all when padded."""
+    lengths: dict[str, list[int]] = {task: [] for task in stream.tasks}
+    padded = Counter[str]()
     for step in range(steps):
-        lengths = stream.lengths(step)
-        slices += [sorted(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
-        for (shard, _), length in zip(stream.places(step), lengths, strict=True):
-            totals[shard.task] += length
-            counts[shard.task] += 1
-    return slices, {task: totals[task] / counts[task] for task in counts}
+        tasks = [shard.task for shard, _ in stream.places(step)]
+        found = list(zip(stream.lengths(step), tasks, strict=True))
+        for start in range(0, len(found), rows):
+            part = sorted(found[start : start + rows])
+            longest = padded_lengths([length for length, _ in part], micro_batch_size)
+            for (length, task), most in zip(part, longest, strict=True):
+                lengths[task].append(length)
+                padded[task] += most
+    return lengths, padded
 
 
-def _task_plans(stream: MixedStream, mean_lengths: Mapping[str, float]) -> dict[str, TaskPlan]:
+def _padding(length: int, padded: int) -> float:
+    return 1 - length / padded if padded else 0.0
+
+
+def _task_plans(stream: MixedStream, lengths: Mapping[str, list[int]], padded: Counter[str]) -> dict[str, TaskPlan]:
     plans = {}
     for task, quota, requested in zip(stream.tasks, stream.quotas.counts, stream.quotas.requested, strict=True):
         shards = stream.shards[task]
@@ -127,6 +138,7 @@ def _task_plans(stream: MixedStream, mean_lengths: Mapping[str, float]) -> dict[
             requested_share=requested,
             given_share=given,
             epochs=given * stream.epoch_samples / samples,
-            mean_length=mean_lengths.get(task, 0.0),
+            mean_length=sum(lengths[task]) / max(len(lengths[task]), 1),
+            padding_share=_padding(sum(lengths[task]), padded[task]),
         )
     return plans

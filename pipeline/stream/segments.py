@@ -57,7 +57,9 @@ class Segments:
             raise InputError(f"the next losses must be told for step {due}, got {step}; updates come in order")
         for task in losses:
             if task not in self._first.tasks:
-                raise InputError(f"losses must name the stream's tasks, got {task!r}{did_you_mean(task, losses)}")
+                raise InputError(
+                    f"losses must name the stream's tasks, got {task!r}{did_you_mean(task, self._first.tasks)}"
+                )
         values = [losses.get(task, math.nan) for task in self._first.tasks]
         if not all(value > 0 and math.isfinite(value) for value in values):
             raise InputError(f"losses must be finite and > 0 for every task, got {dict(losses)}; stop or mend the run")

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO, Protocol
 
 from pipeline.contracts import ShardInfo
 from pipeline.errors import InputError
+from pipeline.retry import persistently
 from pipeline.shard_index import index_path
 from pipeline.storage import filesystem, is_remote, join
 from pipeline.stream.cache import CacheConfig, CacheFullError, ShardCache
-from pipeline.stream.retry import persistently
 
 CHUNK_BYTES = 8 << 20
 

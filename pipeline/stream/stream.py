@@ -175,7 +175,7 @@ class MixedStream:
 
     def schedule_sha256(self) -> str:
         """Return a digest of the settings and of the first steps' samples: equal digests, equal streams."""
-        steps = min(self.steps_per_epoch, _HASHED_STEPS)
+        steps = min(self.steps_per_epoch, _HASHED_STEPS, self._segments.known_until(0))
         plain = [[(shard.path, row) for shard, row in self._plain_places(step)] for step in range(steps)]
         return hashlib.sha256(json.dumps([self._identity(), plain]).encode()).hexdigest()
 

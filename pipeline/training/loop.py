@@ -17,9 +17,10 @@ from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_dtype
 from pipeline.modeling.encoding import Batch, Encoder
 from pipeline.modeling.scoring import LabelScorer, label_loss
-from pipeline.stream import LengthGrouping, MixedStream
+from pipeline.stream import CacheConfig, LengthGrouping, MixedStream
 from pipeline.training.config import TrainingConfig
 from pipeline.training.engine import Engine, device, join_process_group, reduce_sum
+from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.world import World
 
 
@@ -31,7 +32,7 @@ class NotFiniteError(RuntimeError):
 class TrainingJob:
     """All that a rank needs to know; plain values, so that it travels to any machine."""
 
-    manifest_path: Path
+    manifest_path: Path | str
     tasks: tuple[TaskSpec, ...]
     base: BaseModelConfig
     adapter: AdapterConfig
@@ -39,6 +40,7 @@ class TrainingJob:
     seed: int
     mixture: Any = "proportional"
     length_grouping: LengthGrouping | None = None
+    cache: CacheConfig | None = None
 
 
 class Host(Protocol):
@@ -77,11 +79,13 @@ class Trainer:
             job.training.global_batch_size,
             job.mixture,
             length_grouping=job.length_grouping,
+            cache=job.cache,
         )
         self.num_steps = job.training.num_steps(self.stream.steps_per_epoch)
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
         self.engine = Engine(LabelScorer(self.adapter), job.training, self.num_steps, bfloat16)
         self.window = _Window(len(job.tasks), self.device)
+        self.mixture_losses = MixtureLosses(self.stream, [t.name for t in job.tasks], self.device)
 
     def run(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step."""
@@ -97,6 +101,7 @@ class Trainer:
             self.window.data_wait_s += time.monotonic() - waiting
             self._train_step(step, samples)
             done = step + 1
+            self.mixture_losses.end_step(done)
             if done % config.log_steps == 0 or done == self.num_steps:
                 self._log(done)
             if done % config.checkpoint_steps == 0 or done == self.num_steps:
@@ -118,6 +123,7 @@ class Trainer:
             self.engine.backward(losses_E.mean())
             self.engine.step()
             self.window.add(batch, losses_E.detach())
+            self.mixture_losses.add(batch, losses_E.detach())
         if self.job.training.ledger:
             self.host.trained_on(step, self.world.rank, samples)
 
@@ -146,7 +152,9 @@ class Trainer:
         )
 
     def _save(self, step: int, folder: Path) -> None:
-        self.engine.save(folder, {"step": step, "identity": self._identity()})
+        self.engine.save(
+            folder, {"step": step, "identity": self._identity(), "mixture": self.mixture_losses.state_dict()}
+        )
         with self.engine.whole_parameters():
             if self.world.rank == 0:
                 self.adapter.save_pretrained(folder / "adapter")
@@ -156,6 +164,7 @@ class Trainer:
         if folder is None:
             return 0
         state = self.engine.load(folder)
+        self.mixture_losses.load_state_dict(state["mixture"])
         return int(state["step"])
 
     def _identity(self) -> dict[str, Any]:

@@ -89,3 +89,24 @@ def test_plan_tells_shares_and_epochs(data: Path) -> None:
     assert (plan.samples, plan.steps, plan.shards, plan.rows_per_rank) == (260, 13, 2, 20)
     assert plan.tasks["long"].given_share == plan.tasks["long"].requested_share == 0.75
     assert plan.tasks["long"].epochs == pytest.approx(1.5)
+
+
+def test_plan_tells_the_padding_of_each_task_and_of_all(data: Path) -> None:
+    plan = plan_stream(data, 0, 20, num_ranks=2, micro_batch_size=5)
+    stream = MixedStream(data, 0, 20)
+    real, padded = dict.fromkeys(plan.tasks, 0), dict.fromkeys(plan.tasks, 0)
+    for step in range(stream.steps_per_epoch):
+        for rank in range(2):
+            rows = sorted((len(s.fields["text"]), s.task) for s in stream.samples(step, World(rank, 2)))
+            for place, (length, task) in enumerate(rows):
+                real[task] += length
+                padded[task] += rows[place // 5 * 5 + 4][0]
+    for task, found in plan.tasks.items():
+        assert found.padding_share == pytest.approx(1 - real[task] / padded[task])
+    assert plan.padding_share == pytest.approx(1 - sum(real.values()) / sum(padded.values()))
+
+
+def test_plan_of_a_loss_driven_mixture_looks_no_further_than_its_first_update(data: Path) -> None:
+    plan = plan_stream(data, 0, 20, LossDriven(every_steps=3, block_samples=20))
+    assert plan.padding_measured_steps == 3
+    assert plan.tasks["long"].given_share == plan.tasks["short"].given_share == 0.5

@@ -22,22 +22,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, folder: Path, ranks: int, start: int, stop: int) -> None:
     for rank in range(ranks):
         stream = MixedStream(data, 0, 8)
-        with SampleLedger(folder, rank, start) as ledger:
+        with SampleLedger(folder, World(rank, ranks), start) as ledger:
             batches = stream.batches(World(rank, ranks), start, stop - start)
             for step, samples in enumerate(batches, start):
                 ledger.record(step, samples)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_ledger_of_a_resumed_run_is_the_order_of_the_stream(data: Path, tmp_path: Path, ranks: int) -> None:
-    run(data, tmp_path, ranks, 0, 9)
-    run(data, tmp_path, ranks, 6, 14)  # killed after a checkpoint at step 6
+@pytest.mark.parametrize(("before", "ranks"), [(1, 1), (2, 2), (4, 4), (4, 2), (8, 1), (1, 4)])
+def test_ledger_of_a_resumed_run_is_the_order_of_the_stream(
+    data: Path, tmp_path: Path, before: int, ranks: int
+) -> None:
+    run(data, tmp_path, before, 0, 9)
+    for part in tmp_path.glob(".samples-rank-*"):
+        with part.open("a") as file:
+            file.write('{"step": 9, "ra')  # killed while it wrote
+    run(data, tmp_path, ranks, 6, 14)  # the last checkpoint was at step 6
     entries = [json.loads(line) for line in merge_ledgers(tmp_path).read_text().splitlines()]
     stream = MixedStream(data, 0, 8)
     expected = [key for step in range(14) for key in stream.global_batch(step)]
     assert [f"{e['task']}/{e['key']}" for e in entries] == expected
     assert [e["step"] for e in entries] == [step for step in range(14) for _ in range(8)]
-    assert [e["rank"] for e in entries[:8]] == [row * ranks // 8 for row in range(8)]
+    assert [e["rank"] for e in entries[:8]] == [row * before // 8 for row in range(8)]
+    assert [e["rank"] for e in entries[-8:]] == [row * ranks // 8 for row in range(8)]
 
 
 def test_no_ledger_is_said(tmp_path: Path) -> None:

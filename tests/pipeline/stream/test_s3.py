@@ -12,7 +12,15 @@ import pytest
 
 from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, publish, synthetic_ads_tasks, write_partition
+from pipeline.ingestion import (
+    DataConfig,
+    SyntheticAdsConfig,
+    compare_drift,
+    prepare,
+    publish,
+    synthetic_ads_tasks,
+    write_partition,
+)
 from pipeline.storage import filesystem
 from pipeline.stream import CacheConfig, MixedStream, SampleLedger, merge_ledgers, read_split
 from pipeline.world import World
@@ -49,7 +57,7 @@ def remote(server: S3Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> st
 def keep_ledger(place: str | Path, folder: Path, cache: CacheConfig | None) -> str:
     for rank in range(2):
         stream = MixedStream(place, 5, 8, cache=cache)
-        with SampleLedger(folder, rank) as ledger:
+        with SampleLedger(folder, World(rank, 2)) as ledger:
             for step, samples in enumerate(stream.batches(World(rank, 2), 0, stream.steps_per_epoch)):
                 ledger.record(step, samples)
     return merge_ledgers(folder).read_text()
@@ -91,6 +99,20 @@ def test_records_in_s3_prepare_to_the_shards_of_local_ones(remote: str, local: P
         prepare(missing, synthetic_ads_tasks(), tmp_path / "other", seed=0)
 
 
+def test_publishing_again_sends_only_what_is_new(remote: str, local: Path) -> None:
+    fs, _ = filesystem(remote)
+    manifest = ShardManifest.read(local / "manifest.json")
+    names = [manifest.shards[0].path, "manifest.json", "schemas/record-query_vertical.schema.json"]
+    before = [fs.info(f"{remote}/{name}")["LastModified"] for name in names]
+    time.sleep(1.1)
+    publish(local, remote)
+    assert [fs.info(f"{remote}/{name}")["LastModified"] for name in names] == before
+    fs.rm_file(f"{remote}/{names[0]}")
+    publish(local, remote)
+    assert fs.cat_file(f"{remote}/{names[0]}") == (local / names[0]).read_bytes()
+    assert compare_drift(remote, local).verdict == "ok"
+
+
 def test_a_missing_and_a_damaged_object_are_said(remote: str, tmp_path: Path) -> None:
     fs, _ = filesystem(remote)
     manifest = ShardManifest.model_validate_json(fs.cat_file(f"{remote}/manifest.json"))
@@ -99,6 +121,9 @@ def test_a_missing_and_a_damaged_object_are_said(remote: str, tmp_path: Path) ->
     try:
         fs.rm_file(f"{remote}/{shard.path}")
         with pytest.raises(InputError, match="1 are missing"):
+            MixedStream(remote, 0, 8)
+        fs.pipe_file(f"{remote}/{shard.path}", data[:3000])
+        with pytest.raises(InputError, match=r"0 are missing .* 1 have another size"):
             MixedStream(remote, 0, 8)
         fs.pipe_file(f"{remote}/{shard.path}", data[:3000] + bytes([data[3000] ^ 1]) + data[3001:])
         cache = CacheConfig(folder=str(tmp_path / "cache"))
@@ -109,14 +134,22 @@ def test_a_missing_and_a_damaged_object_are_said(remote: str, tmp_path: Path) ->
 
 
 def test_refused_credentials_are_said_at_once(
-    remote: str, server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    remote: str, local: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in server.environment("tester", "wrong-secret").items():
         monkeypatch.setenv(name, value)
     start = time.monotonic()
     with pytest.raises(InputError, match="readable with the credentials at hand, it was refused"):
         MixedStream(remote, 0, 8, cache=CacheConfig(folder=str(tmp_path)))
-    assert time.monotonic() - start < 20
+    with pytest.raises(InputError, match="with the credentials at hand, it was refused") as caught:
+        publish(local, URL)
+    records = DataConfig(source="records", root="s3://shards/raw")
+    with pytest.raises(InputError, match="with the credentials at hand, it was refused"):
+        prepare(records, synthetic_ads_tasks(), tmp_path / "out", seed=0)
+    with pytest.raises(InputError, match="with the credentials at hand, it was refused"):
+        compare_drift(URL, local)
+    assert "wrong-secret" not in str(caught.value)
+    assert time.monotonic() - start < 30
 
 
 def read_epoch(place: str, folder: str, rank: int, seen: Any, go_on: Any) -> list[str]:

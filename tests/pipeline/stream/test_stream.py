@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.contracts import Sample, ShardManifest, TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion.shards import write_shard
-from pipeline.stream import MixedStream, Weights, read_split
+from pipeline.stream import LengthGrouping, MixedStream, Weights, read_split
 from pipeline.stream.mixture import Quotas
 from pipeline.stream.order import TaskOrder
 from pipeline.stream.schedule import Schedule
@@ -87,6 +87,58 @@ def test_ranks_and_workers_only_cut_the_same_order(
             for worker in range(workers)
         ]
         assert [key for part in parts for key in part] == MixedStream(data, 7, batch * ranks).global_batch(step)
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3),
+    rows=st.integers(1, 3),
+    ranks=st.integers(1, 16),
+    workers=st.integers(0, 4),
+    window=st.one_of(st.none(), st.integers(2, 5)),
+    resume=st.integers(0, 40),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=40)
+def test_any_shards_ranks_workers_batch_and_resume_point_give_one_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[list[int]],
+    rows: int,
+    ranks: int,
+    workers: int,
+    window: int | None,
+    resume: int,
+    seed: int,
+) -> None:
+    """Nothing lost, nothing twice, equal steps for all, the same order as one process that never stopped."""
+    folder = tmp_path_factory.mktemp("any")
+    write_data(folder, {f"t{n}": counts for n, counts in enumerate(sizes)})
+    total = sum(map(sum, sizes))
+    batch = ranks * rows
+    grouping = LengthGrouping(window_steps=window) if window else None
+    if batch > total:
+        with pytest.raises(InputError, match="global_batch_size must be from 1"):
+            MixedStream(folder, seed, batch, length_grouping=grouping)
+        return
+    whole = MixedStream(folder, seed, batch, length_grouping=grouping)
+    steps = 2 * whole.steps_per_epoch
+    order = [key for step in range(steps) for key in whole.global_batch(step)]
+    for epoch in (0, 1):
+        assert len(set(order[epoch * total : (epoch + 1) * total])) == total
+    resume %= steps
+    readers = [(rank, worker) for rank in range(ranks) for worker in range(max(workers, 1))]
+    given: dict[int, dict[int, list[str]]] = {step: {} for step in range(resume, steps)}
+    resumed = MixedStream(folder, seed, batch, length_grouping=grouping)  # as every process opens it
+    for rank, worker in readers:
+        mine = [s for s in range(resume, steps) if s % max(workers, 1) == worker]
+        world = World(rank, ranks, worker, max(workers, 1))
+        found = resumed.batches(world, resume, steps - resume)
+        for step, samples in zip(mine, found, strict=True):
+            assert rank not in given[step]
+            given[step][rank] = [f"{sample.task}/{sample.key}" for sample in samples]
+    for step, parts in given.items():
+        assert [len(parts[rank]) for rank in range(ranks)] == [rows] * ranks
+        together = [key for rank in range(ranks) for key in parts[rank]]
+        assert together == order[step * batch : (step + 1) * batch]
 
 
 def test_order_depends_on_the_seed_and_changes_every_epoch(data: Path) -> None:
