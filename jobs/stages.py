@@ -218,7 +218,8 @@ def export(config: RunConfig) -> list[Path]:
         for task in config.tasks:
             sample = next(iter(read_split(config.manifest_path, split, task=task.name, cache=config.cache)))
             batch = predictor.scorer.encoder.collate(predictor.scorer.encoder.encode([sample]))
-            inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+            input_ids, attention_mask, *_ = batch.padded()
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             folders.append(adapted.export_task(task.name, config.folder / EXPORT / task.name, inputs))
             track.advance()
     return folders

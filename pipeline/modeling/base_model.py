@@ -40,6 +40,8 @@ class BaseModelConfig(BaseModel):
     """``auto`` takes bfloat16 where the processor multiplies it natively, else float32."""
     max_length: int = Field(default=256, ge=16)
     """Longest prompt in tokens; longer ones lose the end of their longest field."""
+    packed_rows: bool = True
+    """Rows without padding, common beginnings computed once, where the model's attention can be exchanged."""
 
 
 def cache_folder() -> Path:
@@ -172,6 +174,10 @@ def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn
         raise InputError(
             f"model.base must hold a causal language model, {config.base!r} does not load: {error}"
         ) from error
+    if config.packed_rows:
+        from pipeline.modeling.packed_attention import take_packed_rows
+
+        take_packed_rows(model)
     return model.requires_grad_(False).eval().to(device)
 
 

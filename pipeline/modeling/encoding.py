@@ -1,89 +1,18 @@
-"""From samples to the tensors that score them.
+"""From samples to the tokens that score them.
 
 A class's score is the log-likelihood of its label word right after the prompt. The first token of every word is read
-off the prompt's own last position; only words of several tokens need rows of their own (prompt and word, less its last
-token). So a task whose words are single tokens costs one row a sample and one answer position.
-
-Axes: B rows, S sequence, E examples, C classes (padded), P answer positions, K terms (one a label-word token).
+off the prompt's own last position; only words of several tokens need more of the model, their tokens less the last.
+So a task whose words are single tokens costs its prompt and one answer position a sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The tensors of some examples, rows right-padded."""
-
-    input_ids: Tensor
-    """(B, S) token ids."""
-    attention_mask: Tensor
-    """(B, S) 1 on tokens, 0 on padding."""
-    row_task: Tensor
-    """(B,) task index of each row."""
-    answer_row: Tensor
-    """(P,) row of each answer position."""
-    answer_position: Tensor
-    """(P,) place in that row."""
-    term_answer: Tensor
-    """(K,) answer position whose next-token distribution scores the term."""
-    term_token: Tensor
-    """(K,) the label word's token."""
-    term_slot: Tensor
-    """(K,) place in the flattened (E, C) scores to which the term is added."""
-    term_weight: Tensor
-    """(K,) 1, or 1 / tokens of the word where the task is length-normalised."""
-    target: Tensor
-    """(E, C) probability of each class under the label; ordinal labels lie between two."""
-    class_mask: Tensor
-    """(E, C) True on the classes that the example has."""
-    example_task: Tensor
-    """(E,) task index of each example."""
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on another device."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens that are no padding."""
-        return int(self.attention_mask.sum())
-
-
-@dataclass(frozen=True)
-class Example:
-    """One tokenised sample."""
-
-    task: int
-    prompt: tuple[int, ...]
-    words: tuple[tuple[int, ...], ...]
-    """Token ids of each class's label word."""
-    target: tuple[float, ...]
-    length_normalized: bool
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the model reads for it: the prompt, and again with each word of several tokens."""
-        return len(self.prompt) + sum(len(self.prompt) + len(w) - 1 for w in self.words if len(w) > 1)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows it takes in a batch."""
-        return 1 + sum(len(word) > 1 for word in self.words)
-
-    @property
-    def longest_row(self) -> int:
-        """Length of its longest row in tokens."""
-        return len(self.prompt) + max(len(word) for word in self.words) - 1
+from pipeline.modeling.packing import Batch, Example, pack
 
 
 class Encoder:
@@ -143,7 +72,8 @@ class Encoder:
             if len(ids) > room:
                 ids = self._fit(spec, sample, room)
             target = _target(spec, sample, len(words))
-            examples.append(Example(self.task_index[spec.name], tuple(ids), words, target, spec.length_normalized))
+            name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
+            examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized))
         return examples
 
     def _spec(self, sample: Sample) -> TaskSpec:
@@ -180,7 +110,7 @@ class Encoder:
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Lay examples out as one batch, in the given order."""
-        return _collate(examples, int(self.tokenizer.pad_token_id))
+        return pack(examples)
 
 
 def _target(spec: TaskSpec, sample: Sample, num_classes: int) -> tuple[float, ...]:
@@ -198,53 +128,3 @@ def _target(spec: TaskSpec, sample: Sample, num_classes: int) -> tuple[float, ..
     target[order[lower]] += 1.0 - share
     target[order[upper]] += share
     return tuple(target)
-
-
-def _collate(examples: Sequence[Example], pad: int) -> Batch:
-    width = max(len(example.words) for example in examples)
-    rows: list[tuple[int, ...]] = []
-    row_task: list[int] = []
-    answers: list[tuple[int, int]] = []
-    terms: list[tuple[int, int, int, float]] = []
-    for e, example in enumerate(examples):
-        prompt_end = len(answers)
-        answers.append((len(rows), len(example.prompt) - 1))
-        rows.append(example.prompt)
-        row_task.append(example.task)
-        for c, word in enumerate(example.words):
-            weight = 1.0 / len(word) if example.length_normalized else 1.0
-            terms.append((prompt_end, word[0], e * width + c, weight))
-            if len(word) == 1:
-                continue
-            for i in range(1, len(word)):
-                terms.append((len(answers), word[i], e * width + c, weight))
-                answers.append((len(rows), len(example.prompt) - 1 + i))
-            rows.append(example.prompt + word[:-1])
-            row_task.append(example.task)
-    longest = max(map(len, rows))
-    input_ids = torch.full((len(rows), longest), pad)
-    attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for r, row in enumerate(rows):
-        input_ids[r, : len(row)] = torch.tensor(row)
-        attention_mask[r, : len(row)] = 1
-    target = torch.zeros(len(examples), width)
-    class_mask = torch.zeros(len(examples), width, dtype=torch.bool)
-    for e, example in enumerate(examples):
-        target[e, : len(example.words)] = torch.tensor(example.target)
-        class_mask[e, : len(example.words)] = True
-    answer_row, answer_position = torch.tensor(answers).unbind(1)
-    answer, token, slot, weights = zip(*terms, strict=True)
-    return Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        row_task=torch.tensor(row_task),
-        answer_row=answer_row,
-        answer_position=answer_position,
-        term_answer=torch.tensor(answer),
-        term_token=torch.tensor(token),
-        term_slot=torch.tensor(slot),
-        term_weight=torch.tensor(weights),
-        target=target,
-        class_mask=class_mask,
-        example_task=torch.tensor([example.task for example in examples]),
-    )

@@ -1,7 +1,7 @@
 """Label scoring: the language model itself answers each task, no extra head.
 
 The decoder's hidden states reach the output embedding at the answer positions only.
-Axes as in :mod:`pipeline.modeling.encoding`: B rows, S sequence, E examples, C classes, P answer positions, K terms.
+Axes as in :mod:`pipeline.modeling.packing`: M nodes, E examples, C classes, P answer positions, K terms.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from mtl_lora import AdapterModel
 from pipeline.contracts import Sample
-from pipeline.modeling.encoding import Batch, Encoder, Example
+from pipeline.modeling import packed_attention
+from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.packing import Batch, micro_batches
 
 
 class LabelScorer(nn.Module):
@@ -46,18 +48,25 @@ class LabelScorer(nn.Module):
 
     def _answer_states(self, batch: Batch) -> Tensor:
         decoder = self.language_model.base_model
-        with self._routed(batch.row_task):
-            out = decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        return out.last_hidden_state[batch.answer_row, batch.answer_position]
+        if self.language_model.config._attn_implementation == packed_attention.NAME:
+            with self._routed(batch.token_task[None]):
+                states_MH = packed_attention.hidden_states(
+                    decoder, batch.input_ids, batch.position, batch.rows, batch.owner
+                )
+            return states_MH[batch.answer]
+        input_ids, attention_mask, row_task, answer = batch.padded()
+        with self._routed(row_task):
+            out = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return out.last_hidden_state.flatten(0, 1)[answer]
 
-    def _routed(self, row_task_B: Tensor) -> AbstractContextManager[None]:
-        return self.adapted.router.route(row_task_B) if isinstance(self.adapted, AdapterModel) else nullcontext()
+    def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
+        return self.adapted.router.route(task_ids) if isinstance(self.adapted, AdapterModel) else nullcontext()
 
 
 class UntrainedScorer(LabelScorer):
     """The base model alone, asked the same way: the adapter inside is switched off."""
 
-    def _routed(self, row_task_B: Tensor) -> AbstractContextManager[None]:
+    def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
         return self.adapted.disable_adapter() if isinstance(self.adapted, AdapterModel) else nullcontext()
 
 
@@ -67,12 +76,12 @@ def label_loss(log_probabilities: Tensor, batch: Batch) -> Tensor:
 
 
 class Scorer:
-    """Class probabilities of samples, in batches of like length.
+    """Class probabilities of samples, in packed batches.
 
     Args:
         model: the label scorer, in evaluation mode afterwards.
         encoder: tokenises for it.
-        batch_tokens: most tokens, padding included, that go through the model at once.
+        batch_tokens: most tokens that go through the model at once.
     """
 
     def __init__(self, model: LabelScorer, encoder: Encoder, batch_tokens: int = 2048) -> None:
@@ -90,9 +99,8 @@ class Scorer:
             progress: called with the number of samples that were just scored.
         """
         examples = self.encoder.encode(samples)
-        order = sorted(range(len(examples)), key=lambda i: -len(examples[i].prompt))
         results: list[np.ndarray] = [np.empty(0)] * len(examples)
-        for chunk in self._batches(examples, order):
+        for chunk in micro_batches(examples, self.batch_tokens):
             batch = self.encoder.collate([examples[i] for i in chunk]).to(self.device)
             probabilities = self.model(batch).double().exp().cpu().numpy()
             for i, row in zip(chunk, probabilities, strict=True):
@@ -100,15 +108,3 @@ class Scorer:
             if progress is not None:
                 progress(len(chunk))
         return results
-
-    def _batches(self, examples: Sequence[Example], order: Sequence[int]) -> list[list[int]]:
-        batches: list[list[int]] = []
-        rows = longest = 0
-        for i in order:
-            longest = max(longest, examples[i].longest_row)
-            rows += examples[i].num_rows
-            if not batches or rows * longest > self.batch_tokens:
-                batches.append([])
-                rows, longest = examples[i].num_rows, examples[i].longest_row
-            batches[-1].append(i)
-        return batches

@@ -61,7 +61,8 @@ def waiting(folder: Path) -> dict[str, Any]:
         samples = next(batches)
         waited += time.perf_counter() - before
         batch = encoder.collate(encoder.encode(samples))
-        states = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        input_ids, attention_mask, *_ = batch.padded()
+        states = model(input_ids=input_ids, attention_mask=attention_mask).logits
         states.float().logsumexp(-1).mean().backward()
         for parameter in parameters:
             parameter.grad = None

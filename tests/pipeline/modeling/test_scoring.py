@@ -115,10 +115,11 @@ def test_ordinal_target_has_the_label_as_its_expected_value(encoder: Encoder) ->
         assert expected == pytest.approx(min(label, 5.0))
 
 
-def test_single_token_words_cost_one_row(encoder: Encoder) -> None:
-    batch = encoder.collate(encoder.encode([SAMPLES[0], SAMPLES[4]]))
-    assert batch.input_ids.shape[0] == 2
-    assert batch.answer_row.tolist() == [0, 1]
+def test_single_token_words_cost_their_prompt_alone(encoder: Encoder) -> None:
+    examples = encoder.encode([SAMPLES[0], SAMPLES[4]])
+    batch = encoder.collate(examples)
+    assert sum(len(rows) for rows in batch.rows) == len(batch.answer) == 2
+    assert batch.num_tokens == sum(len(example.prompt) for example in examples)
 
 
 def test_long_prompt_loses_its_field_and_keeps_its_question(encoder: Encoder, tokenizer: Any) -> None:

@@ -1,0 +1,226 @@
+"""Examples laid out as one sequence without padding, in which what prompts of a task begin with in common stands once.
+
+Prompts and label words of a task form a trie: a template's words, an offer that is compared with several others, the
+prompt before each of its label words. Each node is computed once and takes part in every row that runs through it, so
+its gradient is the sum over those rows. Only attention sees rows, gathered from the nodes.
+
+Axes: M nodes, B rows, S sequence, E examples, C classes (padded), P answer nodes, K terms (one a label-word token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SHORTEST_SHARE = 0.75
+"""Rows that attend together are at least this share of the longest one: more padding costs more than another call."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised sample."""
+
+    name: str
+    """``TASK/KEY``."""
+    task: int
+    prompt: tuple[int, ...]
+    words: tuple[tuple[int, ...], ...]
+    """Token ids of each class's label word."""
+    target: tuple[float, ...]
+    length_normalized: bool
+    weight: float = 1.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the model must read for it: the prompt, and of each label word all but the last."""
+        return len(self.prompt) + sum(len(word) - 1 for word in self.words)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of some examples."""
+
+    input_ids: Tensor
+    """(M,) token ids."""
+    position: Tensor
+    """(M,) place in the rows that run through the node."""
+    token_task: Tensor
+    """(M,) task index; a task's nodes stand together."""
+    rows: tuple[Tensor, ...]
+    """Groups of rows of like length, each (B, S): the nodes of each row, the last one repeated as padding."""
+    owner: Tensor
+    """(M,) for each node one place of it in the groups, flattened one after another."""
+    answer: Tensor
+    """(P,) node after which a label word's token is scored."""
+    term_answer: Tensor
+    """(K,) place in ``answer`` whose next-token distribution scores the term."""
+    term_token: Tensor
+    """(K,) the label word's token."""
+    term_slot: Tensor
+    """(K,) place in the flattened (E, C) scores to which the term is added."""
+    term_weight: Tensor
+    """(K,) 1, or 1 / tokens of the word where the task is length-normalised."""
+    target: Tensor
+    """(E, C) probability of each class under the label; ordinal labels lie between two."""
+    class_mask: Tensor
+    """(E, C) True on the classes that the example has."""
+    example_task: Tensor
+    """(E,) task index of each example."""
+    example_weight: Tensor
+    """(E,) weight of each example's loss."""
+    names: tuple[str, ...]
+    """``TASK/KEY`` of each example."""
+    num_tokens: int
+    """Tokens of the examples, shared ones counted for each."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on another device."""
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+                return tuple(map(move, value))
+            return value
+
+        return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+    def padded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the same rows right-padded, for models that take no packed rows.
+
+        Returns:
+            Token ids (B, S); attention mask (B, S), 1 on tokens; task of each row (B,); for each answer node one place
+            of it in the flattened rows (P,).
+        """
+        longest = max(group.shape[1] for group in self.rows)
+        nodes = torch.cat([torch.cat([g, g[:, -1:].expand(-1, longest - g.shape[1])], 1) for g in self.rows])
+        mask = torch.ones_like(nodes, dtype=torch.bool)
+        mask[:, 1:] = nodes[:, 1:] != nodes[:, :-1]
+        place = torch.zeros_like(self.input_ids)
+        place[nodes[mask]] = mask.flatten().nonzero().squeeze(1)
+        return self.input_ids[nodes], mask.long(), self.token_task[nodes[:, 0]], place[self.answer]
+
+
+class _Trie:
+    """Nodes by parent and token; the roots are the tasks."""
+
+    def __init__(self) -> None:
+        self.index: dict[tuple[int, int], int] = {}
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.tasks: list[int] = []
+
+    def path(self, task: int, row: Sequence[int], start: Sequence[int] = ()) -> list[int]:
+        """Return the nodes of a row that goes on from other nodes, new ones being made."""
+        nodes = list(start)
+        node = nodes[-1] if nodes else -1 - task
+        for token in row:
+            found = self.index.get((node, token))
+            if found is None:
+                found = self.index[node, token] = len(self.tokens)
+                self.tokens.append(token)
+                self.positions.append(len(nodes))
+                self.tasks.append(task)
+            node = found
+            nodes.append(node)
+        return nodes
+
+    def add(self, example: Example) -> tuple[list[int], list[list[int]]]:
+        """Return the nodes of an example's prompt, and of the prompt with each word less its last token."""
+        prompt = self.path(example.task, example.prompt)
+        return prompt, [self.path(example.task, word[:-1], prompt) for word in example.words]
+
+
+def micro_batches(
+    examples: Sequence[Example], max_tokens: int, max_examples: int | None = None, at_least: int = 1
+) -> list[list[int]]:
+    """Return which examples go through the model together: neighbours in the trie, up to a number of nodes.
+
+    Args:
+        examples: of any tasks.
+        max_tokens: most nodes a micro-batch; an example that is longer stands alone.
+        max_examples: most examples a micro-batch; None for no limit.
+        at_least: micro-batches asked for where there are as many examples: the largest ones are halved.
+    """
+    parts: list[list[int]] = []
+    trie = _Trie()
+    for i in sorted(range(len(examples)), key=lambda i: (examples[i].task, examples[i].prompt)):
+        trie.add(examples[i])
+        is_full = len(trie.tokens) > max_tokens or (parts and max_examples and len(parts[-1]) >= max_examples)
+        if not parts or is_full:
+            parts.append([])
+            trie = _Trie()
+            trie.add(examples[i])
+        parts[-1].append(i)
+    while len(parts) < min(at_least, len(examples)):
+        largest = max(
+            range(len(parts)), key=lambda p: (len(parts[p]) > 1, sum(examples[i].num_tokens for i in parts[p]))
+        )
+        part = parts[largest]
+        parts[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
+    return parts
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Lay examples out as one batch, in the given order."""
+    trie, width = _Trie(), max(len(example.words) for example in examples)
+    rows: dict[int, list[int]] = {}
+    answers: dict[int, int] = {}
+    terms: list[tuple[int, int, int, float]] = []
+    for e, example in enumerate(examples):
+        prompt, ends = trie.add(example)
+        rows.setdefault(prompt[-1], prompt)
+        for c, (word, nodes) in enumerate(zip(example.words, ends, strict=True)):
+            rows.setdefault(nodes[-1], nodes)
+            weight = 1.0 / len(word) if example.length_normalized else 1.0
+            for node, token in zip(nodes[len(prompt) - 1 :], word, strict=True):
+                terms.append((answers.setdefault(node, len(answers)), token, e * width + c, weight))
+    inner = {node for nodes in rows.values() for node in nodes[:-1]}  # a row that ends there is part of another one
+    groups = _groups([nodes for end, nodes in rows.items() if end not in inner])
+    target = torch.zeros(len(examples), width)
+    class_mask = torch.zeros(len(examples), width, dtype=torch.bool)
+    for e, example in enumerate(examples):
+        target[e, : len(example.words)] = torch.tensor(example.target)
+        class_mask[e, : len(example.words)] = True
+    answer, token, slot, weights = zip(*terms, strict=True)
+    return Batch(
+        input_ids=torch.tensor(trie.tokens),
+        position=torch.tensor(trie.positions),
+        token_task=torch.tensor(trie.tasks),
+        rows=tuple(map(torch.from_numpy, groups)),
+        owner=torch.from_numpy(_owners(groups, len(trie.tokens))),
+        answer=torch.tensor(list(answers)),
+        term_answer=torch.tensor(answer),
+        term_token=torch.tensor(token),
+        term_slot=torch.tensor(slot),
+        term_weight=torch.tensor(weights),
+        target=target,
+        class_mask=class_mask,
+        example_task=torch.tensor([example.task for example in examples]),
+        example_weight=torch.tensor([example.weight for example in examples]),
+        names=tuple(example.name for example in examples),
+        num_tokens=sum(example.num_tokens for example in examples),
+    )
+
+
+def _groups(rows: list[list[int]]) -> list[np.ndarray]:
+    rows = sorted(rows, key=len, reverse=True)
+    groups: list[list[list[int]]] = []
+    for nodes in rows:
+        if not groups or len(nodes) < _SHORTEST_SHARE * len(groups[-1][0]):
+            groups.append([])
+        groups[-1].append(nodes)
+    return [np.array([n + n[-1:] * (len(group[0]) - len(n)) for n in group]) for group in groups]
+
+
+def _owners(groups: list[np.ndarray], num_nodes: int) -> np.ndarray:
+    owners, start = np.zeros(num_nodes, dtype=np.int64), 0
+    for group in groups:
+        # Backwards, so that a node's first place stays: those where it pads come later.
+        owners[group.ravel()[::-1]] = np.arange(start, start + group.size)[::-1]
+        start += group.size
+    return owners
