@@ -31,7 +31,8 @@ def check(config: RunConfig) -> None:
 
     resolve_base(config.model)
     Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
-    _ = config.training.accumulation_steps
+    _ = config.training.rank_batch_size
+    config.training.check_tasks([task.name for task in config.tasks])
 
 
 def prepare(config: RunConfig, append: bool = False) -> ShardManifest:

@@ -95,6 +95,8 @@ class TaskSpec(Contract):
     """Field that names an image, which is carried beside the sample."""
     group_field: str | None = None
     """Field that clusters samples (a query, a user): intervals are then drawn by cluster."""
+    weight_field: str | None = None
+    """Field that holds the weight of a record's loss in training, > 0; without it every record weighs 1."""
     metric: Metric | None = None
     """The metric that stands for the task; ``auc`` for binary, ``pearson`` for ordinal, else ``accuracy``."""
     length_normalized: bool = False
@@ -189,6 +191,8 @@ class Sample(Contract):
     """Class index; for ordinal tasks the number itself."""
     choices: tuple[str, ...] = ()
     group: str | None = None
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of its loss in training."""
     time: str | None = None
     """ISO date of the record's partition, where it has one."""
     image: bytes | None = Field(default=None, exclude=True, repr=False)

@@ -33,6 +33,9 @@ def record_schema(task: TaskSpec) -> dict[str, Any]:
             "description": "PNG or JPEG in images.zip, or a path beside the record file.",
         }
         required.append(task.image_field)
+    if task.weight_field:
+        properties[task.weight_field] = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
+        required.append(task.weight_field)
     properties[task.label_field] = _label_schema(task)
     return {
         "$schema": DIALECT,

@@ -27,6 +27,7 @@ class Checked(NamedTuple):
     label: float
     choices: tuple[str, ...]
     group: str | None
+    weight: float = 1.0
 
     def payload(self, spec: TaskSpec, key: str, time: str | None) -> bytes:
         """Return the content of ``KEY.json``: the sample's fields that are not at their defaults."""
@@ -35,6 +36,8 @@ class Checked(NamedTuple):
             sample["choices"] = self.choices
         if self.group is not None:
             sample["group"] = self.group
+        if self.weight != 1:
+            sample["weight"] = self.weight
         if time is not None:
             sample["time"] = time
         return _ENCODE(sample).encode()
@@ -66,7 +69,20 @@ def check_record(record: dict[str, Any], spec: TaskSpec, text_fields: tuple[str,
     choices = _choices(record, spec)
     label = _label(record, spec, choices)
     group = record.get(spec.group_field) if spec.group_field else None
-    return Checked(fields, label, choices, None if group is None else str(group))
+    return Checked(fields, label, choices, None if group is None else str(group), _weight(record, spec))
+
+
+def _weight(record: dict[str, Any], spec: TaskSpec) -> float:
+    if spec.weight_field is None:
+        return 1.0
+    value = record.get(spec.weight_field)
+    try:
+        weight = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 < weight < math.inf or isinstance(value, bool):
+        raise Rejected(f"weight {spec.weight_field!r} is not a number > 0")
+    return weight
 
 
 def _text(record: dict[str, Any], name: str) -> str:

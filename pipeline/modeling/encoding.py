@@ -73,7 +73,7 @@ class Encoder:
                 ids = self._fit(spec, sample, room)
             target = _target(spec, sample, len(words))
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
-            examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized))
+            examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized, sample.weight))
         return examples
 
     def _spec(self, sample: Sample) -> TaskSpec:

@@ -186,7 +186,7 @@ def pack(examples: Sequence[Example]) -> Batch:
     for e, example in enumerate(examples):
         target[e, : len(example.words)] = torch.tensor(example.target)
         class_mask[e, : len(example.words)] = True
-    answer, token, slot, weights = zip(*terms, strict=True)
+    term_answer, term_token, term_slot, term_weight = zip(*terms, strict=True)
     return Batch(
         input_ids=torch.tensor(trie.tokens),
         position=torch.tensor(trie.positions),
@@ -194,10 +194,10 @@ def pack(examples: Sequence[Example]) -> Batch:
         rows=tuple(map(torch.from_numpy, groups)),
         owner=torch.from_numpy(_owners(groups, len(trie.tokens))),
         answer=torch.tensor(list(answers)),
-        term_answer=torch.tensor(answer),
-        term_token=torch.tensor(token),
-        term_slot=torch.tensor(slot),
-        term_weight=torch.tensor(weights),
+        term_answer=torch.tensor(term_answer),
+        term_token=torch.tensor(term_token),
+        term_slot=torch.tensor(term_slot),
+        term_weight=torch.tensor(term_weight),
         target=target,
         class_mask=class_mask,
         example_task=torch.tensor([example.task for example in examples]),

@@ -44,8 +44,15 @@ def join_process_group() -> None:
     deepspeed.init_distributed(dist_backend=backend(), auto_mpi_discovery=False, verbose=False)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, task_learning_rate: float | None = None
+) -> list[dict[str, Any]]:
     """Return the trainable parameters, those of one dimension and the mixing logits without decay.
+
+    Args:
+        module: whose parameters are trained.
+        weight_decay: of the others.
+        task_learning_rate: of what each task has of its own (Λ and w); None for the common rate.
 
     Raises:
         InputError: nothing is trainable.
@@ -53,10 +60,17 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise InputError("a run must train at least one parameter, got none; check adapter.target_modules")
-    plain = [p for name, p in named if p.ndim < 2 or name.endswith("lora_mixing")]
-    decayed = [p for name, p in named if p.ndim >= 2 and not name.endswith("lora_mixing")]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    own = {name for layer in module.modules() for name in getattr(layer, "task_parameter_names", ())}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in named:
+        decays = p.ndim >= 2 and not name.endswith("lora_mixing")
+        has_own_rate = task_learning_rate is not None and name.rpartition(".")[2] in own
+        groups.setdefault((decays, has_own_rate), []).append(p)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        | ({"lr": task_learning_rate} if has_own_rate else {})
+        for (decays, has_own_rate), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
 
 
 def _drop_tied_frozen(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
@@ -82,10 +96,12 @@ class Engine:
 
         def schedule(optimizer: Optimizer) -> Any:
             warmup = round(config.warmup_share * num_steps)
-            return get_scheduler(config.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
+            name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+            return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
         module.register_state_dict_post_hook(_drop_tied_frozen)
-        optimizer = AdamW(parameter_groups(module, config.weight_decay), lr=config.learning_rate)
+        groups = parameter_groups(module, config.weight_decay, config.task_learning_rate)
+        optimizer = AdamW(groups, lr=config.learning_rate)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, bfloat16)
         )
@@ -95,12 +111,15 @@ class Engine:
         """Run the module's forward."""
         return self.engine(*args)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate one micro-batch's gradients (DeepSpeed divides by the accumulation steps)."""
+    def backward(self, loss: torch.Tensor, is_last: bool) -> None:
+        """Accumulate one micro-batch's gradients; the last one's backward makes them the mean over the ranks."""
+        self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss)
+        if not is_last:
+            self.engine.step()  # ends the micro-batch, moves nothing
 
     def step(self) -> None:
-        """End a micro-batch; on the last one of a step, clip, update and move the schedule."""
+        """After the last backward: clip, update and move the schedule."""
         self.engine.step()
 
     @property
@@ -144,3 +163,17 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sum a tensor over the ranks, in place."""
     deepspeed.comm.all_reduce(tensor)
     return tensor
+
+
+def largest(number: int) -> int:
+    """Return the largest of the ranks' numbers."""
+    tensor = torch.tensor(number, device=device())
+    deepspeed.comm.all_reduce(tensor, op=deepspeed.comm.ReduceOp.MAX)
+    return int(tensor)
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every rank's value, on every rank."""
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -15,17 +15,16 @@ from torch import Tensor
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_dtype
-from pipeline.modeling.encoding import Batch, Encoder
-from pipeline.modeling.scoring import LabelScorer, label_loss
+from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.packing import Batch, micro_batches
+from pipeline.modeling.scoring import LabelScorer
 from pipeline.stream import CacheConfig, LengthGrouping, MixedStream
 from pipeline.training.config import TrainingConfig
-from pipeline.training.engine import Engine, device, join_process_group, reduce_sum
+from pipeline.training.engine import Engine, device, join_process_group, largest, reduce_sum
+from pipeline.training.finite import FiniteGuard
 from pipeline.training.mixture_losses import MixtureLosses
+from pipeline.training.objective import Objective
 from pipeline.world import World
-
-
-class NotFiniteError(RuntimeError):
-    """A loss is not finite; the run stops before the optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,11 @@ class Trainer:
         )
         self.num_steps = job.training.num_steps(self.stream.steps_per_epoch)
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
-        self.engine = Engine(LabelScorer(self.adapter), job.training, self.num_steps, bfloat16)
+        objective = Objective(LabelScorer(self.adapter), [t.name for t in job.tasks], job.training)
+        if job.training.activation_checkpointing:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self.engine = Engine(objective, job.training, self.num_steps, bfloat16)
+        self.guard = FiniteGuard(objective, self.device)
         self.window = _Window(len(job.tasks), self.device)
         self.mixture_losses = MixtureLosses(self.stream, [t.name for t in job.tasks], self.device)
 
@@ -108,22 +111,23 @@ class Trainer:
                 self.host.checkpoint(partial(self._save, done), {"step": done})
 
     def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
-        # Within the rank's share, samples of like length go through the model together: less padding, same gradient.
         torch.manual_seed(_seed(self.job.seed, step, self.world.rank))
-        examples = sorted(self.encoder.encode(samples), key=lambda example: -example.num_tokens)
-        rows = self.job.training.micro_batch_size
-        for first in range(0, len(examples), rows):
-            batch = self.encoder.collate(examples[first : first + rows]).to(self.device)
-            losses_E = label_loss(self.engine(batch), batch)
-            if not torch.isfinite(losses_E).all():
-                raise NotFiniteError(
-                    f"every loss must be finite, got {losses_E.tolist()} at step {step}; "
-                    f"samples {[f'{s.task}/{s.key}' for s in samples]}; lower training.learning_rate"
-                )
-            self.engine.backward(losses_E.mean())
-            self.engine.step()
-            self.window.add(batch, losses_E.detach())
-            self.mixture_losses.add(batch, losses_E.detach())
+        config, examples = self.job.training, self.encoder.encode(samples)
+        cut = partial(micro_batches, examples, config.micro_batch_tokens, config.micro_batch_size)
+        parts = cut()
+        if (most := largest(len(parts))) > len(parts):
+            parts = cut(at_least=most)  # every backward is one of all ranks
+        # DeepSpeed takes the mean over the ranks: thus the sum of all is the mean over the global batch.
+        share = self.world.num_ranks / config.global_batch_size
+        for number, part in enumerate(parts, 1):
+            batch = self.encoder.collate([examples[i] for i in part]).to(self.device)
+            objective_E, losses_E = self.engine(batch)
+            self.engine.backward(objective_E.sum() * share, is_last=number == len(parts))
+            self.guard.add(batch, losses_E)
+            self.window.add(batch, losses_E)
+            self.mixture_losses.add(batch, losses_E)
+        self.guard.agree(step)
+        self.engine.step()
         if self.job.training.ledger:
             self.host.trained_on(step, self.world.rank, samples)
 
@@ -190,7 +194,7 @@ class _Window:
         ones = torch.ones_like(losses_E)
         values = torch.stack([losses_E, ones], 1).to(self.sums_T2.dtype)
         self.sums_T2.index_add_(0, batch.example_task, values)
-        self.tokens += batch.attention_mask.sum()
+        self.tokens += batch.num_tokens
 
     def collect(self) -> tuple[Tensor, float, float]:
         """Return sums and tokens over all ranks with the seconds they took, and begin anew."""

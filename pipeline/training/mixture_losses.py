@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import InputError
-from pipeline.modeling.encoding import Batch
+from pipeline.modeling.packing import Batch
 from pipeline.stream import LossDriven, MixedStream
 from pipeline.training.engine import reduce_sum
 

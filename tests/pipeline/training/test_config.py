@@ -5,21 +5,27 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
+from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.training.config import TrainingConfig, deepspeed_config
 from pipeline.training.engine import parameter_groups
 
 
-def test_batch_is_split_over_ranks_and_accumulation() -> None:
-    config = TrainingConfig(num_workers=2, global_batch_size=48, micro_batch_size=8)
-    assert config.accumulation_steps == 3
+def test_batch_is_split_over_ranks() -> None:
+    config = TrainingConfig(num_workers=2, global_batch_size=48)
     made = deepspeed_config(config, bfloat16=False)
-    assert made["train_batch_size"] == 2 * 8 * made["gradient_accumulation_steps"]
+    assert made["train_batch_size"] == 2 * made["train_micro_batch_size_per_gpu"] * made["gradient_accumulation_steps"]
 
 
-@pytest.mark.parametrize(("batch", "choose"), [(7, 16), (40, 32)])
-def test_batch_that_does_not_divide_is_refused_with_one_that_does(batch: int, choose: int) -> None:
+@pytest.mark.parametrize(("batch", "choose"), [(7, 8), (41, 42), (1, 2)])
+def test_batch_that_the_ranks_do_not_divide_is_refused_with_one_that_they_do(batch: int, choose: int) -> None:
     with pytest.raises(InputError, match=f"got {batch}; choose {choose}"):
-        _ = TrainingConfig(num_workers=2, micro_batch_size=8, global_batch_size=batch).accumulation_steps
+        _ = TrainingConfig(num_workers=2, global_batch_size=batch).rank_batch_size
+
+
+@pytest.mark.parametrize(("weights", "message"), [({"clik": 2.0}, "did you mean 'click'"), ({"click": 0.0}, "> 0")])
+def test_weights_of_unknown_tasks_and_of_nothing_are_refused(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainingConfig(task_weights=weights).check_tasks(["click", "rank"])
 
 
 def test_clipping_is_always_said_to_deepspeed() -> None:
@@ -44,6 +50,19 @@ def test_mixing_logits_and_vectors_do_not_decay() -> None:
     assert decayed["params"] == [module.lora_A]
     assert plain["weight_decay"] == 0.0
     assert {id(p) for p in plain["params"]} == {id(module.lora_mixing), id(module.bias)}
+
+
+def test_what_a_task_has_of_its_own_may_have_its_own_rate() -> None:
+    base = nn.Sequential(nn.Linear(4, 4))
+    adapted = build_adapter(AdapterConfig(r=2, target_modules=("0",)), base, ["a", "b"])
+    groups = parameter_groups(adapted, 0.1, task_learning_rate=0.5)
+    named = {id(p): name.rpartition(".")[2] for name, p in adapted.named_parameters()}
+    found = [({named[id(p)] for p in g["params"]}, g["weight_decay"], g.get("lr")) for g in groups]
+    assert found == [
+        ({"lora_transform"}, 0.1, 0.5),
+        ({"lora_A", "lora_B"}, 0.1, None),
+        ({"lora_mixing"}, 0.0, 0.5),
+    ]
 
 
 def test_nothing_to_train_is_refused() -> None:

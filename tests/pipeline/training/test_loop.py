@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +29,9 @@ from pipeline.training.loop import Trainer, TrainingJob
 from pipeline.world import World
 
 folder = Path(sys.argv[1])
-ranks, stage, steps, stop = map(int, sys.argv[2:6])
+ranks, steps, stop = int(sys.argv[2]), int(sys.argv[4]), int(sys.argv[5])
 rank = int(os.environ["RANK"])
+parent, settings = folder, json.loads(sys.argv[8])
 
 
 class Host:
@@ -53,15 +55,21 @@ class Host:
         pass
 
 
-training = TrainingConfig(
-    num_workers=ranks, zero_stage=stage, global_batch_size=8, micro_batch_size=4 // ranks, max_steps=steps,
-    checkpoint_steps=3, log_steps=1, learning_rate=1e-2,
-)
-job = TrainingJob(
-    manifest_path=Path(sys.argv[6]), tasks=synthetic_ads_tasks(), base=BaseModelConfig(num_layers=2, dtype="float32"),
-    adapter=AdapterConfig(r=4, lora_dropout=float(sys.argv[7])), training=training, seed=3,
-)
-Trainer(job, World(rank, ranks), Host()).run()
+stages = sys.argv[3].split(",")
+for stage in stages:
+    if len(stages) > 1:
+        folder = parent / stage
+        folder.mkdir(exist_ok=True)
+    training = TrainingConfig(
+        num_workers=ranks, zero_stage=int(stage), global_batch_size=8, micro_batch_tokens=40, max_steps=steps,
+        checkpoint_steps=3, log_steps=1, **{"learning_rate": 1e-2, **settings},
+    )
+    job = TrainingJob(
+        manifest_path=Path(sys.argv[6]), tasks=synthetic_ads_tasks(),
+        base=BaseModelConfig(num_layers=2, dtype="float32"),
+        adapter=AdapterConfig(r=4, lora_dropout=float(sys.argv[7])), training=training, seed=3,
+    )
+    Trainer(job, World(rank, ranks), Host()).run()
 """
 
 
@@ -74,8 +82,15 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _train(
-    folder: Path, manifest: Path, ranks: int, stage: int, steps: int = 6, stop: int = 0, dropout: float = 0.0
-) -> None:
+    folder: Path,
+    manifest: Path,
+    ranks: int,
+    stages: str,
+    stop: int = 0,
+    dropout: float = 0.0,
+    settings: dict[str, Any] | None = None,
+    expected_code: int = 0,
+) -> str:
     folder.mkdir(exist_ok=True)
     script = folder / "worker.py"
     script.write_text(WORKER)
@@ -84,7 +99,8 @@ def _train(
         port = str(probe.getsockname()[1])
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
     shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    arguments = [str(folder), str(ranks), str(stage), str(STEPS), str(stop), str(manifest), str(dropout)]
+    arguments = [str(folder), str(ranks), stages, str(STEPS), str(stop), str(manifest), str(dropout)]
+    arguments.append(json.dumps(settings or {}))
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],
@@ -100,55 +116,80 @@ def _train(
     finally:
         for process in processes:
             process.kill()
-    assert all(p.returncode == 0 for p in processes), "\n".join(output[-3000:] for output in outputs)
+    told = "\n".join(output[-3000:] for output in outputs)
+    assert all(p.returncode == expected_code for p in processes), told
+    return told
 
 
 def _losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def _plain_losses(manifest: Path, steps: int) -> list[float]:
-    """The same run without DeepSpeed, ranks or micro-batches: the slow reference."""
+def _plain_losses(manifest: Path, steps: int, settings: dict[str, Any] | None = None) -> list[float]:
+    """The same run without DeepSpeed, ranks or micro-batches, on padded rows: the slow reference."""
     import torch
     from transformers import get_scheduler
 
     from pipeline.modeling.adapter import AdapterConfig, build_adapter
     from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
     from pipeline.modeling.encoding import Encoder
-    from pipeline.modeling.scoring import LabelScorer, label_loss
+    from pipeline.modeling.scoring import LabelScorer
     from pipeline.stream import MixedStream
+    from pipeline.training.config import TrainingConfig
+    from pipeline.training.objective import Objective
     from pipeline.world import World
 
-    base, tasks = BaseModelConfig(num_layers=2, dtype="float32"), synthetic_ads_tasks()
+    base, tasks = BaseModelConfig(num_layers=2, dtype="float32", packed_rows=False), synthetic_ads_tasks()
     torch.manual_seed(3)
-    adapted = build_adapter(AdapterConfig(r=4, lora_dropout=0.0), load_base(base), [task.name for task in tasks])
-    scorer, encoder = LabelScorer(adapted), Encoder(load_tokenizer(base), tasks, base.max_length)
-    trained = [p for p in scorer.parameters() if p.requires_grad]
+    names = [task.name for task in tasks]
+    adapted = build_adapter(AdapterConfig(r=4, lora_dropout=0.0), load_base(base), names)
+    objective = Objective(LabelScorer(adapted), names, TrainingConfig(**settings or {}))
+    encoder = Encoder(load_tokenizer(base), tasks, base.max_length)
+    trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
     stream, losses = MixedStream(manifest, 3, 8), []
     for step in range(steps):
         batch = encoder.collate(encoder.encode(stream.samples(step, World(0, 1))))
-        loss = label_loss(scorer(batch), batch).mean()
+        loss, plain = objective(batch)
         optimizer.zero_grad()
-        loss.backward()
+        loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
+        losses.append(float(plain.mean()))
     return losses
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 2), (2, 3)])
-def test_losses_equal_one_plain_process(tmp_path: Path, manifest: Path, ranks: int, stage: int) -> None:
-    _train(tmp_path / "run", manifest, ranks, stage)
-    assert _losses(tmp_path / "run") == pytest.approx(_plain_losses(manifest, STEPS), abs=2e-4)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_losses_equal_one_plain_process_under_every_stage(tmp_path: Path, manifest: Path, ranks: int) -> None:
+    _train(tmp_path, manifest, ranks, "0,1,2,3")
+    expected = _plain_losses(manifest, STEPS)
+    for stage in "0123":
+        assert _losses(tmp_path / stage) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
+
+
+def test_learnt_task_weights_equal_one_plain_process(tmp_path: Path, manifest: Path) -> None:
+    settings = {"uncertainty_weighting": True, "label_smoothing": 0.1, "task_weights": {"query_ad_relevance": 2.0}}
+    _train(tmp_path, manifest, 2, "1,3", settings=settings)
+    expected = _plain_losses(manifest, STEPS, settings)
+    for stage in "13":
+        assert _losses(tmp_path / stage) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
+    assert expected != pytest.approx(_plain_losses(manifest, STEPS), abs=2e-4)
+
+
+def test_a_number_that_is_not_finite_stops_every_rank_and_names_the_samples(tmp_path: Path, manifest: Path) -> None:
+    settings = {"learning_rate": 1e30, "gradient_clipping": 0.0}
+    told = _train(tmp_path, manifest, 2, "2", settings=settings, expected_code=1)
+    assert told.count("every loss and gradient must be finite") == 2
+    assert any(f"of samples {task.name}/" in told for task in synthetic_ads_tasks())
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, manifest: Path) -> None:
-    _train(tmp_path / "whole", manifest, 2, 2, dropout=0.1)
-    _train(tmp_path / "cut", manifest, 2, 2, stop=3, dropout=0.1)
-    _train(tmp_path / "cut", manifest, 2, 2, dropout=0.1)
+    _train(tmp_path / "whole", manifest, 2, "2", dropout=0.1)
+    _train(tmp_path / "cut", manifest, 2, "2", stop=3, dropout=0.1)
+    _train(tmp_path / "cut", manifest, 2, "2", dropout=0.1)
     assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
     adapters = [tmp_path / name / "checkpoint-0006/adapter/adapter_model.safetensors" for name in ("whole", "cut")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()

@@ -1,0 +1,51 @@
+"""What is minimised: each example's cross-entropy, smoothed and weighted by sample and task.
+
+Axes: E examples, C classes, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.modeling.packing import Batch
+from pipeline.modeling.scoring import LabelScorer, label_loss
+from pipeline.training.config import TrainingConfig
+
+
+class Objective(nn.Module):
+    """The loss of each example of a mixed-task batch.
+
+    Args:
+        scorer: returns log-probabilities of the classes.
+        tasks: names of the tasks in index order.
+        config: of the training.
+
+    Attributes:
+        log_variance: s (T,), trained with ``uncertainty_weighting``: a task's loss L counts as exp(-s) L + s / 2, so
+            that tasks that stay noisy count less (arXiv 1705.07115, eq. 10 for classification).
+    """
+
+    def __init__(self, scorer: LabelScorer, tasks: Sequence[str], config: TrainingConfig) -> None:
+        super().__init__()
+        self.scorer, self.label_smoothing = scorer, config.label_smoothing
+        self._task_weight_T = torch.tensor([config.task_weights.get(task, 1.0) for task in tasks])
+        self.log_variance = nn.Parameter(torch.zeros(len(tasks))) if config.uncertainty_weighting else None
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what each example adds to the objective, and its plain cross-entropy without gradient, both (E,)."""
+        log_probabilities_EC = self.scorer(batch)
+        plain_E = label_loss(log_probabilities_EC, batch)
+        losses_E = plain_E
+        if self.label_smoothing:
+            known = log_probabilities_EC.masked_fill(~batch.class_mask, 0.0)
+            uniform_E = -known.sum(-1) / batch.class_mask.sum(-1)
+            losses_E = plain_E.lerp(uniform_E, self.label_smoothing)
+        self._task_weight_T = self._task_weight_T.to(plain_E.device)
+        losses_E = losses_E * batch.example_weight * self._task_weight_T[batch.example_task]
+        if self.log_variance is not None:
+            s_E = self.log_variance.float()[batch.example_task]
+            losses_E = losses_E * torch.exp(-s_E) + s_E / 2
+        return losses_E, plain_E.detach()
