@@ -175,7 +175,8 @@ def _override(raw: DictConfig, override: str) -> None:
     if not equals or not key:
         raise InputError(f"an override must read key.sub=value, got {override!r}; for example training.max_steps=50")
     try:
-        OmegaConf.update(raw, key, yaml.safe_load(value), force_add=True)
+        parsed = OmegaConf.from_dotlist([f"value={value}"])  # as in a file, dates stay text
+        OmegaConf.update(raw, key, parsed["value"], force_add=True)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         raise InputError(f"override {override!r} cannot be applied: {error}; write key.sub=value") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from jobs import tables
@@ -66,10 +65,11 @@ def check_drift(config: RunConfig) -> None:
         HeldBack: a measure is past what holds a run back.
         InputError: there is no earlier data where it was said to be.
     """
+    path = config.folder / DRIFT
     if config.drift.against is None:
+        path.unlink(missing_ok=True)
         return
     found = compare_drift(config.drift.against, config.manifest or config.shards, config.drift.thresholds)
-    path = Path(config.folder / DRIFT)
     is_new = not path.is_file() or DriftReport.read(path) != found
     found.write(path)
     if is_new and found.verdict != "ok":

@@ -50,7 +50,7 @@ def prepare(config: RunConfig, append: bool = False) -> ShardManifest:
     manifest = prepared(config, append)
     check_drift(config)
     if config.publish:
-        say(f"published as {publish(config.shards, config.publish)}")
+        say(f"published as {publish(config.shards, config.publish, config.cache.patience_s)}")
     counts = {split: sum(manifest.samples_of(t.name, split) for t in manifest.tasks) for split in ("train", "test")}
     rejected = sum(r.records for r in manifest.rejected)
     say(f"{len(manifest.shards)} shards: {counts['train']} train, {counts['test']} test samples, {rejected} rejected")

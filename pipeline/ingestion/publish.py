@@ -10,15 +10,16 @@ from pipeline.errors import InputError
 from pipeline.ingestion.prepare import MANIFEST, is_whole
 from pipeline.ingestion.profile import PROFILE
 from pipeline.ingestion.schemas import SCHEMAS
-from pipeline.retry import persistently
+from pipeline.retry import PATIENCE_S, persistently
 from pipeline.shard_index import index_path
 from pipeline.storage import filesystem, is_remote, join
 
 
-def publish(folder: Path, url: str) -> str:
+def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     """Upload shards, indexes and, last, the manifest; return the manifest's URL.
 
-    Shards that an earlier manifest there names with the same digest are not sent again.
+    Shards that an earlier manifest there names with the same digest are not sent again; what fails for a while is
+    tried again for ``patience_s``.
 
     Raises:
         InputError: the shards are not whole, the target is not an ``s3://`` URL, or it refuses them.
@@ -30,22 +31,22 @@ def publish(folder: Path, url: str) -> str:
     if not is_whole(folder, manifest):
         raise InputError(f"all shards of {folder / MANIFEST} must stand beside it before they are published; prepare")
     fs, root = filesystem(url.rstrip("/"))
-    sizes, published = persistently(lambda: _there(fs, root), url)
+    sizes, published = persistently(lambda: _there(fs, root), url, patience_s)
+
+    def put(path: Path, name: str) -> None:
+        persistently(lambda: fs.put_file(str(path), f"{root}/{name}"), f"{url}: {name}", patience_s)
+
     old = {shard.path: shard.sha256 for shard in published.shards} if published else {}
     for shard in manifest.shards:
         same = old.get(shard.path) == shard.sha256
         for name in (shard.path, *((index_path(shard.path),) if shard.index_sha256 else ())):
             if not (same and sizes.get(name) == (folder / name).stat().st_size):
-                _put(fs, folder / name, f"{root}/{name}")
+                put(folder / name, name)
     if published != manifest:
         beside = [folder / PROFILE, *sorted((folder / SCHEMAS).glob("*.json")), folder / MANIFEST]
         for path in (*(folder / name for name in manifest.quarantine), *beside):
-            _put(fs, path, f"{root}/{path.relative_to(folder)}")
+            put(path, str(path.relative_to(folder)))
     return join(url.rstrip("/"), MANIFEST)
-
-
-def _put(fs: Any, path: Path, target: str) -> None:
-    persistently(lambda: fs.put_file(str(path), target), f"s3://{target}")
 
 
 def _there(fs: Any, root: str) -> tuple[dict[str, int], ShardManifest | None]:

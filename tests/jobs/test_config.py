@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_overrides_reach_every_depth(tmp_path: Path) -> None:
     assert {t.name: t.metric for t in config.tasks}["spam"] == "accuracy"
     assert config.training.max_steps == 7
     assert config.mixture.kind == "temperature"
+
+
+def test_days_are_read_alike_in_a_file_and_in_an_override(tmp_path: Path) -> None:
+    path = _write(tmp_path, "name: t\ndata: {windows: {train: [2026-01-05, 2026-01-06]}}\n")
+    config = load_config(path, ["data.windows.test=[2026-01-07, 2026-01-07]"])
+    assert config.data.windows == {
+        "train": (dt.date(2026, 1, 5), dt.date(2026, 1, 6)),
+        "test": (dt.date(2026, 1, 7), dt.date(2026, 1, 7)),
+    }
+    assert load_config(config.write()) == config
+
+
+def test_places_of_data_are_made_absolute(tmp_path: Path) -> None:
+    places = ["manifest=shards", "drift.against=s3://bucket/week-1", "cache.folder=cache"]
+    config = load_config(Path("demo"), [f"run_root={tmp_path}", *places])
+    assert config.manifest_path == str(Path("shards").resolve())
+    assert config.drift.against == "s3://bucket/week-1"
+    assert config.cache.folder == str(Path("cache").resolve())
 
 
 @pytest.mark.parametrize(
