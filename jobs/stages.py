@@ -77,6 +77,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "steps": steps,
         "samples": steps * training.global_batch_size,
         "test_samples": {task.name: manifest.samples_of(task.name, "test") for task in manifest.tasks},
+        "packed_rows": config.model.packed_rows,
         "epoch": epoch.model_dump(mode="json"),
     }
     write_atomic(config.folder / PLAN, json.dumps(numbers, indent=2) + "\n")

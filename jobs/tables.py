@@ -22,7 +22,8 @@ def show_plan(numbers: dict[str, Any]) -> None:
         *(_mebibytes(epoch["bytes"]), "", "", "", "", f"{epoch['padding_share']:.1%}"),
     )
     columns = ("task", "train samples", "test samples", "shards", "MiB", "share asked", "given", "epochs", "length")
-    for column, total in zip((*columns, "padding"), totals, strict=True):
+    padding = "padding saved" if numbers["packed_rows"] else "padding"
+    for column, total in zip((*columns, padding), totals, strict=True):
         table.add_column(column, justify="left" if column == "task" else "right", footer=total)
     for task, plan in epoch["tasks"].items():
         table.add_row(

@@ -54,7 +54,7 @@ class StreamPlan(Contract):
     """Samples of a task that are shuffled among themselves at a time, for the task with most of them."""
     padding_share: float
     """Share of the tokens (or characters) that is padding, where a rank sorts its rows by length and pads each
-    micro-batch to its longest."""
+    micro-batch to its longest; packed rows save it."""
     padding_measured_steps: int
     schedule_sha256: str
     tasks: dict[str, TaskPlan]
