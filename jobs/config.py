@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from jobs.notices import NoticesConfig
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.config import EvaluationConfig
@@ -36,6 +38,45 @@ class PromotionConfig(BaseModel):
 
     model_name: str = Field(default="ads-relevance", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     gates: GatesConfig = GatesConfig()
+
+
+class RetrainingConfig(BaseModel):
+    """The weekly loop over daily partitions ``data.root/DATE/TASK.jsonl.gz``: what each retraining reads and holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    holdout_days: int = Field(default=1, ge=1)
+    """Newest days, on which champion and challenger are scored; the next retraining trains on them."""
+    window_days: int | None = Field(default=None, ge=1)
+    """Most days that the first training reads; later ones read all that is new."""
+    replay_days: int = Field(default=28, ge=0)
+    """Days before the new ones, a share of which is mixed in; 0 for none."""
+    replay_share: float = Field(default=0.1, gt=0, le=1)
+    warm_start: bool = True
+    """Begin with the champion's adapter; else from scratch."""
+    only_new_tasks: bool = False
+    """When tasks are new, train their own parts alone and leave everything the others use untouched."""
+    max_champion_drop: float | None = Field(default=0.15, gt=0)
+    """How far the champion may fall on the newest days below what it scored when it was promoted; further, the labels
+    or the data have changed, and the run holds before anything is trained."""
+    complete_file: str | None = "_SUCCESS"
+    """Marker that a partition is whole; null takes every partition as whole."""
+    known_gaps: tuple[dt.date, ...] = ()
+    """Days that will never come."""
+    lease_ttl_s: float = Field(default=120, gt=0)
+    """Seconds without a sign of life after which another process may take over."""
+    every_days: int = Field(default=7, ge=1)
+    """Days between two runs, for ``--backfill``."""
+
+
+class ScheduleConfig(BaseModel):
+    """When ``mtl-lora schedule`` retrains."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cron: str = "0 3 * * 1"
+    """Minute, hour, day of the month, month, day of the week (0 or mon is Monday's)."""
+    timezone: str = "UTC"
 
 
 class RunConfig(BaseModel):
@@ -67,6 +108,10 @@ class RunConfig(BaseModel):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionConfig = PromotionConfig()
+    retraining: RetrainingConfig | None = None
+    """Null: ``retrain`` runs once over the data as configured."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    notices: NoticesConfig = NoticesConfig()
     tracking: TrackingConfig = TrackingConfig()
     ray: RayConfig = RayConfig()
 
@@ -98,6 +143,11 @@ class RunConfig(BaseModel):
             )
         if not self.tasks and self.data.source != "synthetic_ads":
             raise ValueError("tasks must name at least one task, got none; give each a template and label_words")
+        if self.retraining is not None and (self.data.source != "records" or self.data.windows):
+            raise ValueError(
+                "retraining reads daily partitions: data.source must be 'records' and data.windows empty, "
+                f"got {self.data.source!r} and {self.data.windows}; name their folder in data.root"
+            )
         return self
 
     @property

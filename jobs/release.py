@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from jobs.config import RunConfig
 from jobs.run_folder import ADAPTER, DECISION, DRIFT, RUN, history, needs, tracker_of
-from jobs.stages import scored, scoring_pool
+from jobs.stages import scored, scoring_pool, standing_report
 from pipeline import orchestration
 from pipeline.contracts import Comparison, Contract, EvaluationReport, PromotionDecision, write_atomic
 from pipeline.evaluation import read_scores
@@ -118,6 +118,9 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
         "base_fingerprint": fingerprint(config.model),
         "git_commit": git_commit(),
         "macro": f"{report.macro.value}",
+        "tasks": json.dumps([task.name for task in config.tasks]),
+        "metrics": json.dumps({name: result.value for name, result in report.tasks.items()}),
+        "trained_until": max((s.window[1] for s in manifest.shards if s.split == "train" and s.window), default=""),
     }
     base = f"{config.model.base}, {config.model.num_layers or 'all'} layers"
     card = model_card(config.promotion.model_name, config.tasks, base, report, tags)
@@ -126,17 +129,60 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
     return version
 
 
+def check_champion(config: RunConfig, champion: Version, max_drop: float) -> PromotionDecision | None:
+    """Score the champion on the newest days before anything is trained; hold where it fell too far.
+
+    A champion that answers last week's traffic and fails on this week's speaks of changed labels or data: a candidate
+    trained on them would win on them too.
+
+    Args:
+        config: of the run, prepared.
+        champion: the present one.
+        max_drop: how far a task's metric may lie below what it was when the champion was promoted: its whole 95 %
+            interval must not lie lower.
+
+    Returns:
+        The decision to hold, None where all is well.
+    """
+    found = _score_champion(config, Registry(config.promotion.model_name, config.tracking.uri), champion.number)
+    before = json.loads(champion.tags.get("metrics", "{}"))
+    reasons = {}
+    for name, result in found.tasks.items():
+        then = before.get(name)
+        if then is not None and result.ci95 is not None and result.ci95[1] < then - max_drop:
+            reasons[name] = (
+                f"the champion scored {then:.3f} when it was promoted and {result.value:.3f} "
+                f"[{result.ci95[0]:.3f}, {result.ci95[1]:.3f}] on the newest days, a fall of more than {max_drop:g}: "
+                "its labels or data have changed"
+            )
+    if not reasons:
+        return None
+    return PromotionDecision(
+        verdict="HOLD",
+        reasons=tuple(f"{name}: {words}" for name, words in reasons.items()),
+        candidate="none trained",
+        champion=str(champion.number),
+        tasks={name: reasons.get(name, "as before") for name in found.tasks},
+    )
+
+
 def _score_champion(config: RunConfig, registry: Registry, number: int) -> EvaluationReport:
     """Score the present champion on this run's test samples, for the tasks that it knows."""
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
     folder = config.folder / "champion"
+    known_as = folder / "version"
+    standing = standing_report(config, "champion")
+    if standing is not None and known_as.is_file() and known_as.read_text() == str(number):
+        return standing
     shutil.rmtree(folder, ignore_errors=True)
     predictor = registry.download(number, folder)
     spec = PredictorSpec.read(predictor / PREDICTOR_FILE)
     known = {task.name for task in spec.tasks}
     with orchestration.cluster(config.ray), scoring_pool(config, predictor) as pool:
-        return scored(config, pool, "trained", "champion", known)
+        found = scored(config, pool, "trained", "champion", known)
+    write_atomic(known_as, str(number))
+    return found
 
 
 def report(config: RunConfig) -> Path:

@@ -1,18 +1,82 @@
-"""The main job: every stage in order, raw records to registry."""
+"""Raw records to registry: the main job once, or the loop that retrains on each new window of daily partitions."""
 
 from __future__ import annotations
 
+import datetime as dt
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 from jobs import release, stages, tables
-from jobs.config import RunConfig
-from jobs.run_folder import EXPORT, tracker_of
-from pipeline.errors import HeldBack
+from jobs.config import RetrainingConfig, RunConfig
+from jobs.notices import Event, notify
+from jobs.run_folder import DECISION, EXPORT, tracker_of
+from pipeline.contracts import PromotionDecision, write_atomic
+from pipeline.errors import HeldBack, InputError
+from pipeline.ingestion.config import Replay
+from pipeline.ingestion.partitions import Partition, Window, check_clock, digest_partitions, find_partitions, plan_window
+from pipeline.modeling.base_model import fingerprint
 from pipeline.progress import say
+from pipeline.promotion.registry import Registry, Version
+
+RESULT = "result.json"
+"""Written last into a run's folder: the retraining of its key is finished."""
+NOTICES = "notices.jsonl"
 
 
-def retrain(config: RunConfig) -> dict[str, Any]:
+def retrain(config: RunConfig, as_of: dt.date | None = None, dry_run: bool = False) -> dict[str, Any]:
     """Run every stage, raw records to registry, and show what came out.
+
+    With ``retraining`` configured: on the daily partitions that are newer than the champion's.
+
+    Args:
+        config: of the run, or of the loop.
+        as_of: partitions after this day are not looked at; today where none is given.
+        dry_run: say what would be read, trained and compared, and do nothing.
+
+    Raises:
+        HeldBack: the gates did not let the candidate pass, everything else being done; or another process retrains.
+        InputError: what is there cannot be retrained on.
+    """
+    if config.retraining is None:
+        if as_of is not None or dry_run:
+            raise InputError("--as-of and --dry-run are for daily partitions; configure retraining: {}, or use plan")
+        return run_stages(config)
+    registry = Registry(config.promotion.model_name, config.tracking.uri)
+    if dry_run:
+        plan = _plan(config, config.retraining, registry, as_of)
+        return {"verdict": "NOTHING_NEW"} if plan is None else plan.summary()
+    try:
+        with registry.lease(config.retraining.lease_ttl_s) as lease:
+            result = _retrain_window(config, config.retraining, registry, as_of, lease.check)
+    except HeldBack:
+        raise
+    except BaseException as error:
+        _notice(config, "FAILED", [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'stopped'}"])
+        raise
+    if result["verdict"] in ("HOLD", "REJECT"):
+        raise HeldBack(f"{result['verdict']}: {'; '.join(result['reasons'])}")
+    return result
+
+
+def backfill(config: RunConfig, first: dt.date, last: dt.date) -> list[dict[str, Any]]:
+    """Retrain as of each day from first to last, ``retraining.every_days`` apart, as if each had been its time."""
+    if config.retraining is None:
+        raise InputError("--backfill is for daily partitions; configure retraining: {}")
+    results = []
+    for offset in range(0, (last - first).days + 1, config.retraining.every_days):
+        day = first + dt.timedelta(days=offset)
+        say(f"as of {day}:")
+        try:
+            results.append({"as_of": day.isoformat(), **retrain(config, day)})
+        except HeldBack as held:
+            results.append({"as_of": day.isoformat(), "verdict": "HOLD", "reasons": [str(held)]})
+    return results
+
+
+def run_stages(config: RunConfig, before_promotion: Any = None) -> dict[str, Any]:
+    """Run every stage of one run in order; each finds what it has done already.
 
     Raises:
         HeldBack: the gates did not let the candidate pass; everything else is done.
@@ -20,6 +84,8 @@ def retrain(config: RunConfig) -> dict[str, Any]:
     stages.train(config)
     trained, base = stages.evaluate(config)
     folders = stages.export(config)
+    if before_promotion is not None:
+        before_promotion()
     decision = release.promote(config)
     page = release.report(config)
     tracker_of(config).end()
@@ -31,3 +97,210 @@ def retrain(config: RunConfig) -> dict[str, Any]:
     if decision.verdict != "PROMOTE":
         raise HeldBack(f"{decision.verdict}: {'; '.join(decision.reasons)}")
     return {"verdict": decision.verdict, "version": decision.candidate, "report": str(page)}
+
+
+class _Plan:
+    """What one retraining would read, train and compare."""
+
+    def __init__(self, run: RunConfig, window: Window, champion: Version | None, partitions: list[Partition]) -> None:
+        self.run, self.window, self.champion, self.partitions = run, window, champion, partitions
+
+    def summary(self) -> dict[str, Any]:
+        """Return it as plain values, and say it."""
+        new = [p for p in self.partitions if self.window.train[0] <= p.day <= self.window.holdout[1]]
+        summary = {
+            "run": self.run.name,
+            "train": [day.isoformat() for day in self.window.train],
+            "holdout": [day.isoformat() for day in self.window.holdout],
+            "replay": [day.isoformat() for day in self.window.replay] if self.window.replay else None,
+            "bytes": sum(partition.size for partition in new),
+            "champion": self.champion.number if self.champion else None,
+            "warm_start": self.run.training.warm_start is not None,
+            "new_tasks": self.run.training.only_tasks or _new_tasks(self.run, self.champion),
+            "retired_tasks": list(self.run.promotion.gates.retired),
+            "seconds": _cost(self.run, self.partitions, sum(partition.size for partition in new)),
+        }
+        for name, value in summary.items():
+            say(f"{name:>13}  {value}")
+        return summary
+
+
+def _plan(
+    config: RunConfig, settings: RetrainingConfig, registry: Registry, as_of: dt.date | None
+) -> _Plan | None:
+    """Return what is to be done, None where there is nothing new.
+
+    Raises:
+        InputError: the partitions have a gap, the champion is one of another base or has tasks that are not configured.
+    """
+    partitions = find_partitions(str(config.data.root), settings.complete_file)
+    today = dt.datetime.now(dt.UTC).date()
+    check_clock(partitions, today)
+    champion = registry.champion()
+    window = plan_window(
+        partitions,
+        _trained_until(registry, champion),
+        as_of=as_of or today,
+        holdout_days=settings.holdout_days,
+        window_days=settings.window_days,
+        replay_days=settings.replay_days,
+        known_gaps=settings.known_gaps,
+    )
+    if window is None:
+        return None
+    base = fingerprint(config.model)
+    order, warm = list(config.tasks), None
+    if champion is not None:
+        _check_champion(config, settings, champion, base)
+        known = _tasks_of(champion)
+        order = sorted(order, key=lambda task: known.index(task.name) if task.name in known else len(known))
+        warm = config.run_root / "champions" / f"{config.promotion.model_name}-{champion.number}"
+    read = [p for p in partitions if window.train[0] <= p.day <= window.holdout[1]]
+    key = {
+        "partitions": digest_partitions(str(config.data.root), read),
+        "config": config.digest(),
+        "base": base,
+        "champion": champion.number if champion else None,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    windows = {"train": window.train, "test": window.holdout}
+    replay = Replay(window=window.replay, share=settings.replay_share) if window.replay else None
+    new = _new_tasks(config, champion)
+    run = config.model_copy(
+        update={
+            "name": f"{config.name}-{window.holdout[1]}-{digest[:8]}",
+            "tasks": tuple(order),
+            "retraining": None,
+            "data": config.data.model_copy(update={"windows": windows, "replay": replay}),
+            "training": config.training.model_copy(
+                update={
+                    "warm_start": warm if settings.warm_start else None,
+                    "only_tasks": tuple(new) if settings.only_new_tasks and warm is not None else (),
+                }
+            ),
+        }
+    )
+    return _Plan(run, window, champion, partitions)
+
+
+def _retrain_window(
+    config: RunConfig, settings: RetrainingConfig, registry: Registry, as_of: dt.date | None, holds_lease: Any
+) -> dict[str, Any]:
+    plan = _plan(config, settings, registry, as_of)
+    if plan is None:
+        reason = f"no new partition in {config.data.root} since the champion's last day"
+        finished = _last_finished(config, registry)
+        _notice(config, "NOTHING_NEW", [reason], run=finished)
+        return {"verdict": "NOTHING_NEW", "reasons": [reason]}
+    run = plan.run
+    result = run.folder / RESULT
+    if result.is_file():
+        known: dict[str, Any] = json.loads(result.read_text())
+        say(f"{run.name} is finished: {known['verdict']}; nothing to do")
+        return known
+    plan.summary()
+    if plan.champion is not None and run.training.warm_start is not None:
+        _fetch(registry, plan.champion.number, run.training.warm_start)
+    stages.prepare(run)
+    decision = None
+    if plan.champion is not None and settings.max_champion_drop is not None:
+        decision = release.check_champion(run, plan.champion, settings.max_champion_drop)
+    if decision is not None:
+        decision.write(run.folder / DECISION)
+        tables.show_decision(decision)
+    else:
+        try:
+            run_stages(run, holds_lease)
+        except HeldBack:
+            if not (run.folder / DECISION).is_file():
+                raise
+        decision = PromotionDecision.read(run.folder / DECISION)
+    page = run.folder / "report.html"
+    found = {
+        "verdict": decision.verdict,
+        "reasons": list(decision.reasons),
+        "version": decision.candidate,
+        "run": run.name,
+        "report": str(page) if page.is_file() else None,
+    }
+    _notice(config, decision.verdict, list(decision.reasons), run=run.name, version=decision.candidate, report=found["report"])
+    write_atomic(result, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _notice(config: RunConfig, event: Event, reasons: list[str], **links: Any) -> None:
+    notify(config.notices, config.run_root / NOTICES, event, reasons, model=config.promotion.model_name, **links)
+
+
+def _check_champion(config: RunConfig, settings: RetrainingConfig, champion: Version, base: str) -> None:
+    theirs = champion.tags.get("base_fingerprint")
+    if theirs != base and settings.warm_start:
+        raise InputError(
+            f"the champion must stand on the configured base to begin with it, version {champion.number} has base "
+            f"{str(theirs)[:12]}, model.base is {base[:12]}; set retraining.warm_start=false to train from scratch"
+        )
+    names = {task.name for task in config.tasks}
+    gone = [name for name in _tasks_of(champion) if name not in names and name not in config.promotion.gates.retired]
+    if gone:
+        raise InputError(
+            f"every task of the champion must be configured or named as retired, version {champion.number} also answers "
+            f"{gone}; configure them, or add them to promotion.gates.retired"
+        )
+
+
+def _trained_until(registry: Registry, champion: Version | None) -> dt.date | None:
+    """Return the last day that the champion was trained on; None without a champion.
+
+    Raises:
+        InputError: there is one that does not say.
+    """
+    if champion is None:
+        say(f"model {registry.name!r} has no champion yet: the first window is read")
+        return None
+    day = champion.tags.get("trained_until", "")
+    if not day:
+        raise InputError(
+            f"the champion must say until which day it was trained, version {champion.number} of {registry.name!r} does "
+            "not; it was made without daily partitions: choose another promotion.model_name"
+        )
+    return dt.date.fromisoformat(day)
+
+
+def _tasks_of(champion: Version) -> list[str]:
+    names: list[str] = json.loads(champion.tags.get("tasks", "[]"))
+    return names
+
+
+def _new_tasks(config: RunConfig, champion: Version | None) -> list[str]:
+    known = _tasks_of(champion) if champion else []
+    return [task.name for task in config.tasks if task.name not in known] if champion else []
+
+
+def _fetch(registry: Registry, number: int, folder: Path) -> None:
+    """Fetch a version's adapter into a folder, whole or not at all."""
+    if folder.is_dir():
+        return
+    staged = folder.with_name(f".{folder.name}")
+    predictor = registry.download(number, staged)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    predictor.rename(folder)
+
+
+def _last_finished(config: RunConfig, registry: Registry) -> str | None:
+    champion = registry.champion()
+    return champion.tags.get("run") if champion else None
+
+
+def _cost(run: RunConfig, partitions: list[Partition], size: int) -> float | None:
+    """Return the seconds that training would take at the rate of the newest finished run of this loop, None if unknown."""
+    head = run.name.rsplit("-", 4)[0]
+    for folder in sorted(run.run_root.glob(f"{head}-*"), reverse=True):
+        path = folder / "history.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        manifest = folder / "shards" / "manifest.json"
+        if not rows or not manifest.is_file() or "seconds" not in rows[-1]:
+            continue
+        window = json.loads(manifest.read_text()).get("window")
+        read = sum(p.size for p in partitions if window and window[0] <= p.day.isoformat() <= window[1])
+        return round(sum(row["seconds"] for row in rows) * size / read) if read else None
+    return None

@@ -134,7 +134,7 @@ def evaluate(config: RunConfig) -> tuple[EvaluationReport, EvaluationReport]:
 
     adapter = config.folder / ADAPTER
     needs(adapter / PREDICTOR_FILE, "train")
-    trained, base = _standing(config, ""), _standing(config, "base")
+    trained, base = standing_report(config, ""), standing_report(config, "base")
     if trained is None or base is None:
         with orchestration.cluster(config.ray), scoring_pool(config, adapter) as pool:
             base = base or scored(config, pool, "base", "base")
@@ -196,7 +196,7 @@ def _scored_data(config: RunConfig) -> dict[str, str]:
     return {"manifest_sha256": manifest_sha256(config.manifest_path), "split": config.evaluation.split}
 
 
-def _standing(config: RunConfig, suffix: str) -> EvaluationReport | None:
+def standing_report(config: RunConfig, suffix: str) -> EvaluationReport | None:
     """Return the report that stands already, if it is of the same samples and no older than the adapter."""
     scores_path, report_path = _evaluation_paths(config, suffix)
     if not (report_path.is_file() and scores_path.is_file()):

@@ -13,6 +13,17 @@ ANY_TASK = "*"
 """Key of ``files`` for files whose records name their task themselves."""
 
 
+class Replay(BaseModel):
+    """Older daily partitions, so that what they taught is not forgotten."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window: tuple[dt.date, dt.date]
+    """First and last day."""
+    share: float = Field(default=0.1, gt=0, le=1)
+    """Share of each task's records that is taken, drawn by a hash of the key and of the train window."""
+
+
 class DataConfig(BaseModel):
     """Input of a run."""
 
@@ -34,6 +45,8 @@ class DataConfig(BaseModel):
     """Field with the record's ISO date, where it has one."""
     windows: dict[str, tuple[dt.date, dt.date]] = Field(default_factory=dict)
     """Split → first and last day: take these daily partitions."""
+    replay: Replay | None = None
+    """With ``windows``: older days, of which a share is mixed into the train split."""
     samples_per_shard: int = Field(default=1000, ge=1)
     max_samples: dict[str, int] = Field(default_factory=dict)
     """Split → at most so many samples a task, a seeded sample in source order."""
@@ -61,6 +74,11 @@ class DataConfig(BaseModel):
         for split, (first, last) in self.windows.items():
             if first > last:
                 raise ValueError(f"data.windows.{split} must run forwards, got {first} to {last}; swap the days")
+        if self.replay is not None and ("train" not in self.windows or self.replay.window[1] >= self.windows["train"][0]):
+            raise ValueError(
+                f"data.replay.window must end before data.windows.train begins, got {self.replay.window[1]} and "
+                f"{self.windows.get('train', ('no window',))[0]}; replay older days only"
+            )
         for split, count in self.max_samples.items():
             if count < 1:
                 raise ValueError(f"data.max_samples.{split} must be >= 1, got {count}; leave it out for no limit")

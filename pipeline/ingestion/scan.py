@@ -122,6 +122,8 @@ class _Scan:
         offset = lines = total = 0
         for line in read_unit(unit, config):
             lines = line.number
+            if unit.source.keep < 1 and not self._drawn(line):
+                continue
             number, spec, text_fields = self._task_of(line)
             try:
                 checked, image = self._check(line, spec, text_fields)
@@ -144,6 +146,11 @@ class _Scan:
         self._flush(pending, prompts, rows)
         reasons = {task: dict(found) for task, found in self.reasons.items()}
         return Scanned(self.job.number, unit.source.split, lines, total, dict(counts), reasons, self.first_rejects)
+
+    def _drawn(self, line: Line) -> bool:
+        """Whether a record of a replayed day is taken: a function of its key and of the window trained on."""
+        salt = f"{self.job.config.windows.get('train')}"
+        return hash_key(f"{salt}/{self.job.unit.source.task}/{self._key(line)}") < self.job.unit.source.keep * 2**64
 
     def _reject(self, line: Line, spec: TaskSpec, reason: str, rejects: BinaryIO) -> None:
         self.reasons.setdefault(spec.name, Counter())[reason] += 1
@@ -184,6 +191,8 @@ class _Scan:
             raise Rejected(line.error)
         if line.record.get(self.job.config.task_field, spec.name) != spec.name:
             raise Rejected("record names another task than its file")
+        if self.job.unit.source.day is not None and self._day(line) != self.job.unit.source.day:
+            raise Rejected("record is dated another day than its partition")
         checked = check_record(line.record, spec, text_fields)
         if spec.image_field is None:
             return checked, ""

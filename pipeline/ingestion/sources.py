@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class SourceFile:
     """The location relative to the configured root: what is shown and digested."""
     day: str | None = None
     size: int = 0
+    keep: float = 1.0
+    """Share of its records that is taken, the others being left out before anything else."""
     digest: str = ""
     """sha256 of a local file's content, ETag of one on S3."""
 
@@ -61,9 +64,12 @@ def find_sources(config: DataConfig, tasks: Sequence[TaskSpec]) -> list[SourceFi
     for name in names:
         for split, candidates in _candidates(config, name).items():
             if split in config.windows and name not in config.files:
-                found += _partitions(config, name, split)
+                found += _partitions(config, name, split, config.windows[split])
             else:
                 found += _expand(config, name, split, candidates)
+        if config.replay is not None and name not in config.files:
+            older = _partitions(config, name, "train", config.replay.window, late=True)
+            found += [replace(source, keep=config.replay.share) for source in older]
     return found
 
 
@@ -75,11 +81,13 @@ def _synthetic_days(config: DataConfig, names: list[str]) -> list[SourceFile]:
                 f"{did_you_mean(name, SYNTHETIC_TASKS)}; for your own records set data.source=records and data.root"
             )
     windows = config.windows or config.synthetic.windows()
-    days = [(split, day.isoformat()) for split, window in windows.items() for day in days_of(window)]
+    days = [(split, day.isoformat(), 1.0) for split, window in windows.items() for day in days_of(window)]
+    if config.replay is not None:
+        days += [("train", day.isoformat(), config.replay.share) for day in days_of(config.replay.window)]
     return [
-        SourceFile(name, split, f"{SYNTHETIC}/{day}/{name}", f"{SYNTHETIC}/{day}/{name}", day)
+        SourceFile(name, split, f"{SYNTHETIC}/{day}/{name}", f"{SYNTHETIC}/{day}/{name}", day, keep=keep)
         for name in names
-        for split, day in days
+        for split, day, keep in days
     ]
 
 
@@ -113,17 +121,23 @@ def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) ->
     )
 
 
-def _partitions(config: DataConfig, task: str, split: str) -> list[SourceFile]:
+def _partitions(
+    config: DataConfig, task: str, split: str, window: tuple[dt.date, dt.date], late: bool = False
+) -> list[SourceFile]:
+    """Return a task's files in a window of days. A task may begin inside the window; ``late``: or not be in it at all."""
     found, missing = [], []
-    for day in days_of(config.windows[split]):
+    for day in days_of(window):
         place = join(config.root or ".", day.isoformat())
         fs, path = filesystem(place)
         match = next((f"{path}/{task}{s}" for s in SUFFIXES if fs.exists(f"{path}/{task}{s}")), None)
-        if match is None:
+        if match is None and (found or split != "train"):
             missing.append(day.isoformat())
+        elif match is None:
+            continue
         else:
             found.append(_source(config, task, split, fs, match, place, day.isoformat()))
-    if missing:
+    if missing or not (found or late):
+        missing = missing or [day.isoformat() for day in days_of(window)]
         raise InputError(
             f"data.windows.{split} must name days that have {config.root}/DATE/{task}.jsonl.gz, "
             f"missing {len(missing)}: {missing[:5]}; narrow the window or bring the partitions"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 import mtl_lora
 from mtl_lora import AdapterModel, MTLLoRAError
+from mtl_lora.tasks import add_task, remove_task
 from pipeline.errors import InputError
 
 
@@ -43,6 +44,44 @@ def build_adapter(config: AdapterConfig, base: nn.Module, task_names: Sequence[s
         return mtl_lora.build_adapter(config.method, base, tuple(task_names), **config.model_dump(exclude={"method"}))
     except MTLLoRAError as error:
         raise InputError(f"adapter: {error}") from error
+
+
+def warm_adapter(config: AdapterConfig, base: nn.Module, folder: Path, task_names: Sequence[str]) -> AdapterModel:
+    """Load a trained adapter and fit it to other tasks: new ones start from the mean of all, others are taken out.
+
+    Args:
+        config: the shape that the adapter must have.
+        base: the model it was trained on.
+        folder: of the trained adapter.
+        task_names: tasks asked for, those that it knows in its own order, then the new ones.
+
+    Raises:
+        InputError: the adapter has another shape or base, lacks a tensor, or the tasks stand in another order.
+    """
+    model = load_adapter(base, folder)
+    fresh = {"method": config.method, **config.model_dump(exclude={"method"})}
+    saved = {"method": model.method, **model.adapter_config.to_dict()}
+    other = {key: (saved[key], value) for key, value in fresh.items() if key in saved and not _alike(saved[key], value)}
+    if other:
+        words = ", ".join(f"{key} is {old!r} there and {new!r} here" for key, (old, new) in other.items())
+        raise InputError(
+            f"an adapter to begin with must have the configured shape, {folder}: {words}; "
+            "configure the same shape, or train from scratch"
+        )
+    for name in [name for name in task_names if name not in model.task_names]:
+        add_task(model, name)
+    for name in [name for name in model.task_names if name not in task_names]:
+        remove_task(model, name)
+    if list(model.task_names) != list(task_names):
+        raise InputError(
+            f"tasks must stand in the order of the adapter to begin with, then new ones: {list(model.task_names)}, "
+            f"got {list(task_names)}; reorder them"
+        )
+    return model
+
+
+def _alike(saved: Any, asked: Any) -> bool:
+    return list(saved) == list(asked) if isinstance(asked, (list, tuple)) else bool(saved == asked)
 
 
 def load_adapter(base: nn.Module, folder: Path, task_names: Sequence[str] | None = None) -> AdapterModel:

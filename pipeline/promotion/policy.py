@@ -32,6 +32,8 @@ class GatesConfig(BaseModel):
     """Margins of single tasks, where they differ."""
     gain: Literal["macro", "none"] | tuple[str, ...] = "macro"
     """What must be better than the champion: the macro mean, each task named, or nothing (non-inferiority alone)."""
+    retired: tuple[str, ...] = ()
+    """Tasks that ended: the champion answers them still, a candidate need not."""
     min_samples: int = Field(default=50, ge=1)
     """Fewest test samples a task."""
     calibration_ratio: tuple[float, float] | None = None
@@ -82,7 +84,7 @@ def decide(
     findings = list(_same_holdout(candidate, base, champion, against_champion))
     for name, result in candidate.tasks.items():
         findings += _task_findings(name, result, base, champion, against_champion, gates)
-    findings += _missing_tasks(candidate, champion)
+    findings += _missing_tasks(candidate, champion, gates)
     findings += _gain(against_champion, gates) if champion is not None else ()
     findings += _latency(latency_ms, gates)
     rejects = [f for f in findings if f.verdict == "REJECT"]
@@ -192,9 +194,11 @@ def _calibration(name: str, result: TaskResult, gates: GatesConfig) -> Iterator[
             yield Finding("PASS" if result.ece <= gates.max_ece else "REJECT", words, name)
 
 
-def _missing_tasks(candidate: EvaluationReport, champion: EvaluationReport | None) -> Iterator[Finding]:
+def _missing_tasks(
+    candidate: EvaluationReport, champion: EvaluationReport | None, gates: GatesConfig
+) -> Iterator[Finding]:
     for name in champion.tasks if champion else ():
-        if name not in candidate.tasks:
+        if name not in candidate.tasks and name not in gates.retired:
             yield Finding("HOLD", f"the champion answers task {name!r}, the candidate was not evaluated on it")
 
 

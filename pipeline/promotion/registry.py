@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack, InputError
 from pipeline.promotion.ledger import Entry, Ledger, ensure_model, search_versions
+from pipeline.promotion.lease import Lease
 from pipeline.promotion.packaging import PREDICTOR, package
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -66,6 +67,10 @@ class Registry:
     def ledger(self) -> Ledger:
         """The model's ledger."""
         return Ledger(self._client, self.name)
+
+    def lease(self, ttl_s: float) -> Lease:
+        """Return the lease that lets one process at a time retrain this model; take it with ``with``."""
+        return Lease(self._client, self.name, ttl_s)
 
     def register(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -54,6 +55,11 @@ class TrainingConfig(BaseModel):
     log_steps: int = Field(default=10, ge=1)
     max_failures: int = Field(default=2, ge=0)
     """How often a lost worker is replaced, going on from the last checkpoint."""
+    warm_start: Path | None = None
+    """Folder of a trained adapter on the same base to begin with: tasks that it lacks start from the mean of its
+    tasks, tasks that are gone are left out."""
+    only_tasks: tuple[str, ...] = ()
+    """Train only what belongs to these tasks alone; everything shared and every other task stays as it is."""
     ledger: bool = False
     """Write ``samples.jsonl``: step, rank, task and key of each sample trained on."""
 

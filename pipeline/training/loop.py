@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from mtl_lora import AdapterModel
+from mtl_lora.tasks import freeze_shared
 
 from pipeline.contracts import Sample, TaskSpec
-from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_dtype
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import Batch, micro_batches
@@ -61,6 +64,18 @@ class Host(Protocol):
         """Take the samples of one step; called by every rank when the ledger is on."""
 
 
+def start_adapter(job: TrainingJob, base: nn.Module) -> AdapterModel:
+    """Return the adapter that training begins with: fresh, or a trained one fitted to the job's tasks."""
+    names = [task.name for task in job.tasks]
+    if job.training.warm_start is None:
+        adapter = build_adapter(job.adapter, base, names)
+    else:
+        adapter = warm_adapter(job.adapter, base, job.training.warm_start, names)
+    if job.training.only_tasks:
+        freeze_shared(adapter, *job.training.only_tasks)
+    return adapter
+
+
 class Trainer:
     """The state of one rank."""
 
@@ -70,7 +85,7 @@ class Trainer:
         torch.manual_seed(job.seed)
         self.device = device()
         base = load_base(job.base, self.device)
-        self.adapter = build_adapter(job.adapter, base, [t.name for t in job.tasks]).to(self.device)
+        self.adapter = start_adapter(job, base).to(self.device)
         self.encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
         self.stream = MixedStream(
             job.manifest_path,
