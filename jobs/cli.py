@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import RESULT_MARK
-from pipeline.errors import HeldBack, InputError
+from jobs import RESULT_MARK, SECRETS
+from pipeline.errors import HeldBack, InputError, did_you_mean
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
@@ -54,7 +55,12 @@ def _finish(result: Any, as_json: bool) -> None:
 
 
 def _as_job(
-    verb: str, config: Path, overrides: list[str] | None, as_json: bool, run: Callable[[RunConfig], Any]
+    verb: str,
+    config: Path,
+    overrides: list[str] | None,
+    as_json: bool,
+    run: Callable[[RunConfig], Any],
+    extra: tuple[str, ...] = (),
 ) -> None:
     """Run a verb inside this Ray job, or, outside of one, submit it as one and wait."""
     from jobs.config import load_config
@@ -63,7 +69,7 @@ def _as_job(
 
     if inside_job():
         return _run(config, overrides, as_json, run)
-    code, result = run_as_job(verb, load_config(config, overrides or ()))
+    code, result = run_as_job(verb, load_config(config, overrides or ()), extra)
     if result is not None:
         _finish(result, as_json)
     raise typer.Exit(code)
@@ -185,12 +191,154 @@ def report(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fals
     _run(config, overrides, as_json, lambda c: {"report": str(release.report(c))})
 
 
-@app.command()
-def retrain(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Run every stage, raw records to registry, as one Ray job."""
-    from jobs.retrain import retrain as run_all
+Day = Annotated[
+    datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Look at no partition after this day; today by default.")
+]
 
-    _as_job("retrain", config, overrides, as_json, run_all)
+
+@app.command()
+def retrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_of: Day = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be read, trained and compared, and stop.")
+    ] = False,
+    backfill: Annotated[
+        tuple[datetime, datetime] | None,
+        typer.Option(formats=["%Y-%m-%d"], metavar="FROM TO", help="Retrain as of each day, every_days apart."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run every stage, raw records to registry, as one Ray job.
+
+    With `retraining` in the configuration: on the daily partitions that are newer than the champion's.
+    """
+    from jobs.config import load_config
+    from jobs.retrain import backfill as run_back
+    from jobs.retrain import nothing_to_do
+    from jobs.retrain import retrain as run_all
+    from pipeline.orchestration import inside_job
+
+    day = as_of.date() if as_of else None
+    if dry_run:
+        return _run(config, overrides, as_json, lambda c: run_all(c, day, dry_run=True))
+    extra = ["--as-of", day.isoformat()] if day else []
+    if backfill is None:
+        if not inside_job() and (done := nothing_to_do(load_config(config, overrides or ()), day)) is not None:
+            if done["verdict"] in ("HOLD", "REJECT"):
+                raise HeldBack(f"{done['verdict']}: {'; '.join(done['reasons'])}")
+            return _finish(done, as_json)
+        return _as_job("retrain", config, overrides, as_json, lambda c: run_all(c, day), tuple(extra))
+    first, last = (moment.date() for moment in backfill)
+    extra = ["--backfill", first.isoformat(), last.isoformat()]
+    return _as_job("retrain", config, overrides, as_json, lambda c: run_back(c, first, last), tuple(extra))
+
+
+@app.command()
+def schedule(
+    config: ConfigFile,
+    overrides: Overrides = None,
+) -> None:
+    """Retrain by the configuration's cron line, on this machine, until stopped; see infra/kuberay for a cluster."""
+    from jobs.config import load_config
+    from jobs.schedule import schedule as run_schedule
+
+    run_schedule(load_config(config, overrides or ()))
+
+
+Address = Annotated[
+    str, typer.Option("--address", envvar="RAY_ADDRESS", help="Dashboard of the cluster, http://head:8265.")
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that submit or list shows.")]
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    address: Address,
+    verb: Annotated[str, typer.Argument(metavar="VERB", help="Verb to run there, with its own options after it.")],
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log until the end.")] = True,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a secret that the cluster's environment holds; its value never travels."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a verb as a job of a cluster: code and configuration travel along.
+
+    The same work has the same id: a second submit attaches to the first one's job.
+    """
+    from jobs.config import load_config
+    from jobs.submission import submit as submit_job
+
+    config, overrides, extra = _verb_arguments(verb, context.args)
+    code, found = submit_job(verb, load_config(config, overrides), extra, address, secret or (), wait)
+    if as_json:
+        print(json.dumps(found, indent=2, default=str), flush=True)  # noqa: T201
+    raise typer.Exit(code)
+
+
+def _verb_arguments(verb: str, arguments: list[str]) -> tuple[Path, list[str], list[str]]:
+    """Split a verb's arguments into configuration, overrides and its other options."""
+    command = typer.main.get_command(app).commands.get(verb)  # type: ignore[attr-defined]
+    if command is None or "config" not in {p.name for p in command.params} or verb in ("schedule", "submit"):
+        known = [n for n, c in typer.main.get_command(app).commands.items() if "config" in {p.name for p in c.params}]  # type: ignore[attr-defined]
+        raise InputError(
+            f"submit must be given a verb that has a configuration, got {verb!r}{did_you_mean(verb, known)}"
+        )
+    parsed = command.make_context(verb, list(arguments), resilient_parsing=False).params
+    given = parsed["config"]
+    overrides = list(parsed.get("overrides") or ())
+    extra = [argument for argument in arguments if argument not in overrides]
+    for place in (place for place, argument in enumerate(extra) if argument in ("--config", "-c")):
+        extra[place : place + 2] = []
+        break
+    return Path(given), overrides, [argument for argument in extra if not argument.startswith("--config=")]
+
+
+@app.command()
+def status(job: JobId, address: Address, as_json: Json = False) -> None:
+    """Say how a submitted job is."""
+    from jobs import tables
+    from pipeline.orchestration import Jobs
+
+    found = Jobs(address).status(job)
+    tables.show_jobs([found])
+    _finish(found, as_json)
+
+
+@app.command()
+def logs(
+    job: JobId, address: Address, follow: Annotated[bool, typer.Option("--follow", help="Until the end.")] = False
+) -> None:
+    """Show a submitted job's log."""
+    from pipeline.orchestration import Jobs
+
+    jobs = Jobs(address)
+    if follow:
+        raise typer.Exit(jobs.follow(job, lambda line: print(line, flush=True)))  # noqa: T201
+    print(jobs.logs(job), end="", flush=True)  # noqa: T201
+
+
+@app.command()
+def stop(job: JobId, address: Address) -> None:
+    """Stop a submitted job; training saves a checkpoint first."""
+    from pipeline.orchestration import Jobs
+    from pipeline.progress import say
+
+    say(f"{job} {'is stopping' if Jobs(address).stop(job) else 'does not run'}")
+
+
+@app.command(name="list")
+def list_jobs(address: Address, as_json: Json = False) -> None:
+    """List the jobs of a cluster."""
+    from jobs import tables
+    from pipeline.orchestration import Jobs
+
+    found = Jobs(address).all()
+    tables.show_jobs(found)
+    _finish(found, as_json)
 
 
 @app.command()
@@ -213,11 +361,22 @@ def bench(context: typer.Context) -> None:
     runpy.run_module("tests.benchmarks", run_name="__main__")
 
 
+def _check_secrets() -> None:
+    """Refuse to run where the environment lacks a secret that the submitter named."""
+    missing = [name for name in os.environ.get(SECRETS, "").split(",") if name and not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"the cluster's environment must hold the secrets that were named, lacks {missing}; "
+            "give them to its containers (envFrom: secretRef), never to the job"
+        )
+
+
 def main() -> None:
     """Run the command and turn errors into exit codes."""
     # A polite kill must run the clean-up that stops the job and the local cluster.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
+        _check_secrets()
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201

@@ -178,8 +178,12 @@ class RunConfig(BaseModel):
     def write(self) -> Path:
         """Write the resolved configuration into the run's folder and return its path."""
         path = self.folder / "config.yaml"
-        write_atomic(path, yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, width=120))
+        write_atomic(path, self.as_yaml())
         return path
+
+    def as_yaml(self) -> str:
+        """Return the configuration as YAML, to be read by :func:`load_config`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -108,11 +108,16 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
     tracker = tracker_of(config)
     if known.get("version") and known.get("mlflow_uri") == config.tracking.uri:
         return registry.version(known["version"])
+    made = registry.find({"run": config.name, "config_sha256": config.digest()})
+    if made is not None:  # registered by a process that was killed right after
+        write_atomic(mark, json.dumps(known | {"version": made.number}) + "\n")
+        return made
     from pipeline.modeling.base_model import fingerprint
 
     manifest = load_manifest(config.manifest_path)[0]
     tags = {
         "run": config.name,
+        "config_sha256": config.digest(),
         "window": "..".join(manifest.window) if manifest.window else "",
         "manifest_sha256": manifest_sha256(config.manifest_path),
         "base_fingerprint": fingerprint(config.model),

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jobs import release, stages, tables
-from jobs.config import RetrainingConfig, RunConfig
+from jobs.config import RetrainingConfig, RunConfig, load_config
 from jobs.notices import Event, notify
 from jobs.run_folder import DECISION, EXPORT, tracker_of
 from pipeline.contracts import PromotionDecision, write_atomic
 from pipeline.errors import HeldBack, InputError
 from pipeline.ingestion.config import Replay
-from pipeline.ingestion.partitions import Partition, Window, check_clock, digest_partitions, find_partitions, plan_window
+from pipeline.ingestion.partitions import (
+    Partition,
+    Window,
+    check_clock,
+    digest_partitions,
+    find_partitions,
+    plan_window,
+)
 from pipeline.modeling.base_model import fingerprint
 from pipeline.progress import say
 from pipeline.promotion.registry import Registry, Version
@@ -47,17 +57,27 @@ def retrain(config: RunConfig, as_of: dt.date | None = None, dry_run: bool = Fal
     if dry_run:
         plan = _plan(config, config.retraining, registry, as_of)
         return {"verdict": "NOTHING_NEW"} if plan is None else plan.summary()
-    try:
-        with registry.lease(config.retraining.lease_ttl_s) as lease:
-            result = _retrain_window(config, config.retraining, registry, as_of, lease.check)
-    except HeldBack:
-        raise
-    except BaseException as error:
-        _notice(config, "FAILED", [f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'stopped'}"])
-        raise
+    with _failures_noticed(config), registry.lease(config.retraining.lease_ttl_s) as lease:
+        result = _retrain_window(config, config.retraining, registry, as_of, lease.check)
     if result["verdict"] in ("HOLD", "REJECT"):
         raise HeldBack(f"{result['verdict']}: {'; '.join(result['reasons'])}")
     return result
+
+
+def nothing_to_do(config: RunConfig, as_of: dt.date | None = None) -> dict[str, Any] | None:
+    """Return the result of a retraining for which no cluster is needed: nothing is new, or its key is finished.
+
+    Raises:
+        InputError: what is there cannot be retrained on.
+    """
+    if config.retraining is None:
+        return None
+    registry = Registry(config.promotion.model_name, config.tracking.uri)
+    with _failures_noticed(config):
+        if _interrupted(config, registry) is not None:
+            return None
+        plan = _plan(config, config.retraining, registry, as_of)
+        return _nothing_new(config) if plan is None else _finished(plan.run)
 
 
 def backfill(config: RunConfig, first: dt.date, last: dt.date) -> list[dict[str, Any]]:
@@ -102,32 +122,30 @@ def run_stages(config: RunConfig, before_promotion: Any = None) -> dict[str, Any
 class _Plan:
     """What one retraining would read, train and compare."""
 
-    def __init__(self, run: RunConfig, window: Window, champion: Version | None, partitions: list[Partition]) -> None:
-        self.run, self.window, self.champion, self.partitions = run, window, champion, partitions
+    def __init__(self, run: RunConfig, window: Window, champion: Version | None, read: list[Partition]) -> None:
+        self.run, self.window, self.champion = run, window, champion
+        self.size = sum(partition.size for partition in read)
 
     def summary(self) -> dict[str, Any]:
         """Return it as plain values, and say it."""
-        new = [p for p in self.partitions if self.window.train[0] <= p.day <= self.window.holdout[1]]
         summary = {
             "run": self.run.name,
             "train": [day.isoformat() for day in self.window.train],
             "holdout": [day.isoformat() for day in self.window.holdout],
             "replay": [day.isoformat() for day in self.window.replay] if self.window.replay else None,
-            "bytes": sum(partition.size for partition in new),
+            "bytes": self.size,
             "champion": self.champion.number if self.champion else None,
             "warm_start": self.run.training.warm_start is not None,
             "new_tasks": self.run.training.only_tasks or _new_tasks(self.run, self.champion),
             "retired_tasks": list(self.run.promotion.gates.retired),
-            "seconds": _cost(self.run, self.partitions, sum(partition.size for partition in new)),
+            "seconds": _cost(self.run, self.size),
         }
         for name, value in summary.items():
             say(f"{name:>13}  {value}")
         return summary
 
 
-def _plan(
-    config: RunConfig, settings: RetrainingConfig, registry: Registry, as_of: dt.date | None
-) -> _Plan | None:
+def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_of: dt.date | None) -> _Plan | None:
     """Return what is to be done, None where there is nothing new.
 
     Raises:
@@ -180,23 +198,23 @@ def _plan(
             ),
         }
     )
-    return _Plan(run, window, champion, partitions)
+    return _Plan(run, window, champion, read)
 
 
 def _retrain_window(
     config: RunConfig, settings: RetrainingConfig, registry: Registry, as_of: dt.date | None, holds_lease: Any
 ) -> dict[str, Any]:
+    began = time.monotonic()
+    if (path := _interrupted(config, registry)) is not None:
+        say(f"{path.parent.name} was cut off after its promotion; finishing it")
+        cut_off = load_config(path)
+        run_stages(cut_off, holds_lease)
+        _finish(config, cut_off, PromotionDecision.read(cut_off.folder / DECISION), {})
     plan = _plan(config, settings, registry, as_of)
     if plan is None:
-        reason = f"no new partition in {config.data.root} since the champion's last day"
-        finished = _last_finished(config, registry)
-        _notice(config, "NOTHING_NEW", [reason], run=finished)
-        return {"verdict": "NOTHING_NEW", "reasons": [reason]}
+        return _nothing_new(config)
     run = plan.run
-    result = run.folder / RESULT
-    if result.is_file():
-        known: dict[str, Any] = json.loads(result.read_text())
-        say(f"{run.name} is finished: {known['verdict']}; nothing to do")
+    if (known := _finished(run)) is not None:
         return known
     plan.summary()
     if plan.champion is not None and run.training.warm_start is not None:
@@ -215,17 +233,45 @@ def _retrain_window(
             if not (run.folder / DECISION).is_file():
                 raise
         decision = PromotionDecision.read(run.folder / DECISION)
+    return _finish(config, run, decision, {"bytes": plan.size, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _finish(config: RunConfig, run: RunConfig, decision: PromotionDecision, cost: dict[str, Any]) -> dict[str, Any]:
+    """Send the notice and write the run's result."""
     page = run.folder / "report.html"
-    found = {
-        "verdict": decision.verdict,
-        "reasons": list(decision.reasons),
-        "version": decision.candidate,
-        "run": run.name,
-        "report": str(page) if page.is_file() else None,
-    }
-    _notice(config, decision.verdict, list(decision.reasons), run=run.name, version=decision.candidate, report=found["report"])
-    write_atomic(result, json.dumps(found, indent=2) + "\n")
+    links = {"version": decision.candidate, "run": run.name, "report": str(page) if page.is_file() else None}
+    found = {"verdict": decision.verdict, "reasons": list(decision.reasons), **links, **cost}
+    _notice(config, decision.verdict, list(decision.reasons), **links)
+    write_atomic(run.folder / RESULT, json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _nothing_new(config: RunConfig) -> dict[str, Any]:
+    reason = f"no new partition in {config.data.root} since the champion's last day"
+    _notice(config, "NOTHING_NEW", [reason])
+    return {"verdict": "NOTHING_NEW", "reasons": [reason]}
+
+
+def _finished(run: RunConfig) -> dict[str, Any] | None:
+    """Return the result of a run that is finished, None of one that is not."""
+    path = run.folder / RESULT
+    if not path.is_file():
+        return None
+    known: dict[str, Any] = json.loads(path.read_text())
+    say(f"{run.name} is finished: {known['verdict']}; nothing to do")
+    return known
+
+
+@contextlib.contextmanager
+def _failures_noticed(config: RunConfig) -> Iterator[None]:
+    try:
+        yield
+    except HeldBack:
+        raise
+    except BaseException as error:
+        first = next(iter(str(error).splitlines()), "stopped")
+        _notice(config, "FAILED", [f"{type(error).__name__}: {first}"])
+        raise
 
 
 def _notice(config: RunConfig, event: Event, reasons: list[str], **links: Any) -> None:
@@ -243,8 +289,8 @@ def _check_champion(config: RunConfig, settings: RetrainingConfig, champion: Ver
     gone = [name for name in _tasks_of(champion) if name not in names and name not in config.promotion.gates.retired]
     if gone:
         raise InputError(
-            f"every task of the champion must be configured or named as retired, version {champion.number} also answers "
-            f"{gone}; configure them, or add them to promotion.gates.retired"
+            f"every task of the champion must be configured or named as retired, version {champion.number} answers "
+            f"{gone} too; configure them or add them to promotion.gates.retired"
         )
 
 
@@ -260,8 +306,8 @@ def _trained_until(registry: Registry, champion: Version | None) -> dt.date | No
     day = champion.tags.get("trained_until", "")
     if not day:
         raise InputError(
-            f"the champion must say until which day it was trained, version {champion.number} of {registry.name!r} does "
-            "not; it was made without daily partitions: choose another promotion.model_name"
+            f"the champion must say until which day it was trained, version {champion.number} of {registry.name!r} "
+            "does not; it was made without daily partitions: choose another promotion.model_name"
         )
     return dt.date.fromisoformat(day)
 
@@ -286,21 +332,19 @@ def _fetch(registry: Registry, number: int, folder: Path) -> None:
     predictor.rename(folder)
 
 
-def _last_finished(config: RunConfig, registry: Registry) -> str | None:
+def _interrupted(config: RunConfig, registry: Registry) -> Path | None:
+    """Return the configuration of the run that made the champion, where it was killed after the promotion."""
     champion = registry.champion()
-    return champion.tags.get("run") if champion else None
+    name = champion.tags.get("run", "") if champion else ""
+    path = config.run_root / name / "config.yaml"
+    return path if name and path.is_file() and not (path.parent / RESULT).is_file() else None
 
 
-def _cost(run: RunConfig, partitions: list[Partition], size: int) -> float | None:
-    """Return the seconds that training would take at the rate of the newest finished run of this loop, None if unknown."""
+def _cost(run: RunConfig, size: int) -> float | None:
+    """Return the seconds that the newest finished run took, in proportion to the bytes read; None if unknown."""
     head = run.name.rsplit("-", 4)[0]
-    for folder in sorted(run.run_root.glob(f"{head}-*"), reverse=True):
-        path = folder / "history.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        manifest = folder / "shards" / "manifest.json"
-        if not rows or not manifest.is_file() or "seconds" not in rows[-1]:
-            continue
-        window = json.loads(manifest.read_text()).get("window")
-        read = sum(p.size for p in partitions if window and window[0] <= p.day.isoformat() <= window[1])
-        return round(sum(row["seconds"] for row in rows) * size / read) if read else None
+    for path in sorted(run.run_root.glob(f"{head}-*/{RESULT}"), reverse=True):
+        known = json.loads(path.read_text())
+        if known.get("seconds") and known.get("bytes"):
+            return round(known["seconds"] * size / known["bytes"])
     return None

@@ -1,48 +1,120 @@
-"""A verb as a Ray job: submitted, followed line by line, its result and exit code brought back."""
+"""A verb as a Ray job: submitted, followed line by line, its result and exit code brought back.
+
+``run_as_job`` is for the one who waits on a cluster of the same machine or file system. ``submit`` sends code and
+configuration along, under an id that follows from both, so that the same work is never done twice.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
 import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jobs import RESULT_MARK
+from jobs import RESULT_MARK, SECRETS
 from jobs.config import RunConfig
 from pipeline import orchestration
-from pipeline.progress import console
+from pipeline.errors import InputError
+from pipeline.progress import console, say
 
 _PREFIX = re.compile(r"^(\x1b\[\d+m)*\((?P<who>[^()]* pid=\d+[^()]*)\)(\x1b\[\d+m)* ")
 _PROGRESS = re.compile(r"^(?P<what>.+?) (?P<done>\d+)/(?P<total>\d+)[^(]*\(\d+ %\), .*? left(?:, (?P<note>.*))?$")
 _NOISE = re.compile(
     r" (INFO|WARNING) (job_manager|worker|sdk|packaging|authentication_token_setup)\.py|^Running entrypoint for job "
     r"|core_worker\.cc|real_accelerator\.py|FutureWarning|^  return func\(|^Setting up process group"
+    r"|^Checkpoint successfully created|mlflow\.(store\.db|pyfunc)|^  warnings\.warn\("
     r"|^Reporting training result|^Requesting resources|^Attempting to start|^Started training worker group|^- \(ip="
 )
 """Lines of Ray, torch and DeepSpeed that tell the person who waits nothing; the job's own log keeps them."""
 
 
-def run_as_job(verb: str, config: RunConfig) -> tuple[int, Any]:
+_TRACEBACK = re.compile(r"^Exception in thread PlacementGroupCleanerMonitor")
+"""Begins a traceback of Ray's own housekeeping on a busy machine; its last line is the first that is not indented."""
+
+
+def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple[int, Any]:
     """Run a verb of this configuration as a Ray job; return its exit code and its result, if it handed one over."""
     from jobs import stages
 
-    if config.ray.address or os.environ.get("RAY_ADDRESS"):
+    if config.retraining is not None or config.ray.address or os.environ.get("RAY_ADDRESS"):
         stages.check(config)
         path = config.write()
     else:  # the cluster will be this machine: what is wrong with the input shows before it is started
         stages.prepare(config)
         path = config.write()
-    command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path)]
+    command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
     with _Viewer() as viewer:
         code = orchestration.run_job(
             config.ray, shlex.join(command), {"MTL_LORA_SUBMITTED": "1", "PYTHONUNBUFFERED": "1"}, viewer.show
         )
     return code, viewer.result
+
+
+def submit(
+    verb: str, config: RunConfig, extra: Sequence[str], address: str, secrets: Sequence[str], wait: bool
+) -> tuple[int, dict[str, Any]]:
+    """Submit a verb to a cluster, or attach to the job that does the same work already.
+
+    Args:
+        verb: what to run.
+        config: of the run; paths in it must mean the same on the cluster.
+        extra: further options of the verb.
+        address: of the cluster's dashboard.
+        secrets: names of variables that the cluster's own environment holds; only the names travel, and the job
+            refuses to start where one is missing.
+        wait: follow the log until the end.
+
+    Returns:
+        The job's exit code, 0 without waiting, and its id, whether it was there already, and its result.
+
+    Raises:
+        InputError: the cluster does not answer or refuses, or ``address`` is no http address.
+    """
+    if not address.startswith("http"):
+        raise InputError(f"--address must be a dashboard's, http://head:8265, got {address!r}; name the dashboard")
+    jobs = orchestration.Jobs(address)
+    with tempfile.TemporaryDirectory() as folder:
+        digest = _stage(config, Path(folder))
+        parts = json.dumps([verb, list(extra), sorted(secrets), digest])
+        job_id = f"mtl-lora-{verb}-{config.name}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
+        environment = {"MTL_LORA_SUBMITTED": "1", "PYTHONUNBUFFERED": "1", SECRETS: ",".join(secrets)}
+        python = sys.executable if _is_this_machine(address) else "python"
+        command = shlex.join([python, "-m", "jobs.cli", verb, "--config", "config.yaml", *extra])
+        job_id, attached = jobs.submit(command, environment, job_id, Path(folder))
+    say(f"job {job_id} {'is there already; attaching' if attached else 'submitted'}")
+    found = {"job": job_id, "attached": attached}
+    if not wait:
+        return 0, found
+    with _Viewer() as viewer:
+        code = jobs.follow(job_id, viewer.show)
+    return code, found | {"exit_code": code, "result": viewer.result}
+
+
+def _stage(config: RunConfig, folder: Path) -> str:
+    """Copy this code and the configuration into a folder and return the digest of both."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for package in ("jobs", "mtl_lora", "pipeline"):
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    (folder / "config.yaml").write_text(config.as_yaml())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _is_this_machine(address: str) -> bool:
+    return urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 class _Viewer:
@@ -52,6 +124,7 @@ class _Viewer:
         self.result: Any = None
         self._bars: Progress | None = None
         self._rows: dict[str, Any] = {}
+        self._in_traceback = False
 
     def __enter__(self) -> Self:
         if console.is_terminal:
@@ -70,7 +143,11 @@ class _Viewer:
     def show(self, line: str) -> None:
         """Take one line of the log."""
         line = _PREFIX.sub("", line.rstrip())
-        if line.startswith(RESULT_MARK):
+        if _TRACEBACK.match(line):
+            self._in_traceback = True
+        elif self._in_traceback:
+            self._in_traceback = line.startswith((" ", "Traceback"))
+        elif line.startswith(RESULT_MARK):
             self.result = json.loads(line.removeprefix(RESULT_MARK))
         elif self._bars is not None and (match := _PROGRESS.match(line)):
             self._bar(self._bars, match)

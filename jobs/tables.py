@@ -110,3 +110,14 @@ def _print(table: Table) -> None:
     # In a job's log there is no terminal to ask for its width; a table cut to 80 columns could not be read.
     wide = console if console.is_terminal else Console(file=console.file, width=140, highlight=False)
     wide.print(table)
+
+
+def show_jobs(jobs: list[dict[str, Any]]) -> None:
+    """Show submitted jobs."""
+    table = Table()
+    for column in ("job", "state", "exit code", "started", "ended"):
+        table.add_column(column, overflow="fold")
+    for job in jobs:
+        cells = (job["job"], job["state"], job["exit_code"], job["started"], job["ended"])
+        table.add_row(*("–" if cell is None else str(cell) for cell in cells))
+    _print(table)

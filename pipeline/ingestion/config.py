@@ -74,7 +74,9 @@ class DataConfig(BaseModel):
         for split, (first, last) in self.windows.items():
             if first > last:
                 raise ValueError(f"data.windows.{split} must run forwards, got {first} to {last}; swap the days")
-        if self.replay is not None and ("train" not in self.windows or self.replay.window[1] >= self.windows["train"][0]):
+        if self.replay is not None and (
+            "train" not in self.windows or self.replay.window[1] >= self.windows["train"][0]
+        ):
             raise ValueError(
                 f"data.replay.window must end before data.windows.train begins, got {self.replay.window[1]} and "
                 f"{self.windows.get('train', ('no window',))[0]}; replay older days only"

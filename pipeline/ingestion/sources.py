@@ -124,8 +124,9 @@ def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) ->
 def _partitions(
     config: DataConfig, task: str, split: str, window: tuple[dt.date, dt.date], late: bool = False
 ) -> list[SourceFile]:
-    """Return a task's files in a window of days. A task may begin inside the window; ``late``: or not be in it at all."""
-    found, missing = [], []
+    """Return a task's files in a window of days; a task may begin inside it, with ``late`` after it."""
+    found: list[SourceFile] = []
+    missing: list[str] = []
     for day in days_of(window):
         place = join(config.root or ".", day.isoformat())
         fs, path = filesystem(place)
@@ -155,7 +156,8 @@ def _source(
     root = str(Path(config.root).resolve()) if config.root and not is_remote(config.root) else config.root
     shown = str(Path(found).resolve()) if not is_remote(found) else found
     name = shown.removeprefix(f"{root}/") if root else found
-    return SourceFile(task, split, found, name, day, int(info["size"]), str(info.get("ETag") or "").strip('"'))
+    etag = str(info.get("ETag") or "").strip('"')
+    return SourceFile(task, split, found, name, day, int(info["size"]), digest=etag)
 
 
 def with_digests(sources: Sequence[SourceFile], folder: Path) -> list[SourceFile]:

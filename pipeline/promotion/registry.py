@@ -17,8 +17,8 @@ from typing import Any
 
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack, InputError
-from pipeline.promotion.ledger import Entry, Ledger, ensure_model, search_versions
 from pipeline.promotion.lease import Lease
+from pipeline.promotion.ledger import Entry, Ledger, ensure_model, search_versions
 from pipeline.promotion.packaging import PREDICTOR, package
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -132,6 +132,11 @@ class Registry:
             ) from error
         names = tuple(sorted(a for a, v in aliases.items() if str(v) == str(found.version)))
         return Version(int(found.version), found.run_id, found.source, dict(found.tags), names)
+
+    def find(self, tags: Mapping[str, str]) -> Version | None:
+        """Return the newest version with all of these tags, None where there is none."""
+        found = [v for v in search_versions(self._client, self.name) if tags.items() <= dict(v.tags).items()]
+        return self.version(max(int(v.version) for v in found)) if found else None
 
     def champion(self) -> Version | None:
         """Return the champion by the ledger, None where there was none yet; aliases are brought up to it."""

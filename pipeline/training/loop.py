@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from mtl_lora import AdapterModel
 from mtl_lora.tasks import freeze_shared
-
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_dtype

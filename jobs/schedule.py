@@ -1,0 +1,132 @@
+"""A scheduler for one machine: retrains by a cron line, catches a missed run up once, stops gracefully.
+
+A cluster has its own: see ``infra/kuberay``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.triggers.cron import CronTrigger
+
+from jobs.config import RunConfig, ScheduleConfig
+from jobs.notices import notify
+from jobs.retrain import NOTICES
+from pipeline.errors import InputError
+from pipeline.progress import say
+
+_LATE = dt.timedelta(minutes=1)
+_GRACE_S = 60
+"""Seconds that a retraining gets to save its work when the scheduler is stopped."""
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+def trigger_of(config: ScheduleConfig) -> CronTrigger:
+    """Return the times of a schedule.
+
+    Raises:
+        InputError: the cron line or the time zone is none, or the line never fires.
+    """
+    try:
+        zone = ZoneInfo(config.timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise InputError(
+            f"schedule.timezone must be a name such as Europe/Paris, got {config.timezone!r}; mend it"
+        ) from error
+    try:
+        trigger = CronTrigger.from_crontab(config.cron, timezone=zone)
+    except ValueError as error:
+        raise InputError(
+            f"schedule.cron must be five fields such as '0 3 * * 1', got {config.cron!r}: {error}; mend it"
+        ) from error
+    if trigger.get_next_fire_time(None, dt.datetime.now(zone)) is None:
+        raise InputError(f"schedule.cron must name a time that comes, {config.cron!r} never fires; mend it")
+    return trigger
+
+
+def schedule(config: RunConfig) -> None:
+    """Retrain at every time of the schedule until the process is told to stop.
+
+    Times at which no scheduler ran are caught up once, however many they are, and a notice is sent. Two schedulers
+    may run: the lease lets one retraining go on.
+
+    Raises:
+        InputError: the schedule is none, or there is nothing to retrain on.
+    """
+    if config.retraining is None:
+        raise InputError("schedule retrains on daily partitions; configure retraining: {}")
+    trigger = trigger_of(config.schedule)
+    path = config.write()
+    store = SQLAlchemyJobStore(url=f"sqlite:///{config.folder / 'schedule.db'}")
+    scheduler = BlockingScheduler(
+        jobstores={"default": store},
+        executors={"default": ThreadPoolExecutor(1)},
+        job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        timezone=trigger.timezone,
+    )
+    command = [sys.executable, "-m", "jobs.cli", "retrain", "--config", str(path)]
+    _remember(scheduler, store, config, trigger, command)
+    try:
+        scheduler.start()
+    finally:
+        stop_running()
+        if scheduler.running:
+            scheduler.shutdown(wait=False)
+
+
+def _remember(
+    scheduler: BlockingScheduler,
+    store: SQLAlchemyJobStore,
+    config: RunConfig,
+    trigger: CronTrigger,
+    command: Sequence[str],
+) -> None:
+    """Add the job, or keep the one that was stored under the same schedule with its next time, past or to come."""
+    store.start(scheduler, "default")  # so that it can be asked before the scheduler runs
+    known = store.lookup_job(_JOB)
+    now = dt.datetime.now(trigger.timezone)
+    upcoming = trigger.get_next_fire_time(None, now)
+    due = known.next_run_time if known is not None and str(known.trigger) == str(trigger) else None
+    if due is not None and due < now - _LATE:
+        words = f"the run of {due:%Y-%m-%d %H:%M %Z} was missed: no scheduler ran; catching up now"
+        notify(config.notices, config.run_root / NOTICES, "MISSED", [words], model=config.promotion.model_name)
+    first = due if due is not None and due < now else upcoming
+    add: Callable[..., Any] = scheduler.add_job
+    add(fire, trigger, args=[list(command)], id=_JOB, replace_existing=True, next_run_time=first)
+    say(
+        f"retraining {config.promotion.model_name} at '{config.schedule.cron}' {config.schedule.timezone}, next {first}"
+    )
+
+
+def fire(command: Sequence[str]) -> int:
+    """Run one retraining as a process of its own and return its exit code."""
+    process = subprocess.Popen(list(command))
+    _running.add(process)
+    try:
+        code = process.wait()
+    finally:
+        _running.discard(process)
+    say(f"retraining ended with exit code {code} ({_MEANING.get(code, 'failed')})")
+    return code
+
+
+def stop_running() -> None:
+    """Ask a running retraining to stop, and wait until it has saved its work."""
+    for process in list(_running):
+        process.terminate()
+        try:
+            process.wait(timeout=_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+_JOB = "retrain"
+_MEANING = {0: "done", 2: "bad input", 3: "held back"}
