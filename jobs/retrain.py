@@ -167,11 +167,14 @@ def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_
     if window is None:
         return None
     base = fingerprint(config.model)
-    order, warm = list(config.tasks), None
+    order, warm, drift = list(config.tasks), None, config.drift
     if champion is not None:
         _check_champion(config, settings, champion, base)
         known = _tasks_of(champion)
         order = sorted(order, key=lambda task: known.index(task.name) if task.name in known else len(known))
+        earlier = config.run_root / champion.tags.get("run", "") / "shards" / "manifest.json"
+        if drift.against is None and earlier.is_file():
+            drift = drift.model_copy(update={"against": str(earlier)})
         warm = config.run_root / "champions" / f"{config.promotion.model_name}-{champion.number}"
     read = [p for p in partitions if window.train[0] <= p.day <= window.holdout[1]]
     key = {
@@ -189,6 +192,7 @@ def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_
             "name": f"{config.name}-{window.holdout[1]}-{digest[:8]}",
             "tasks": tuple(order),
             "retraining": None,
+            "drift": drift,
             "data": config.data.model_copy(update={"windows": windows, "replay": replay}),
             "training": config.training.model_copy(
                 update={
@@ -219,10 +223,7 @@ def _retrain_window(
     plan.summary()
     if plan.champion is not None and run.training.warm_start is not None:
         _fetch(registry, plan.champion.number, run.training.warm_start)
-    stages.prepare(run)
-    decision = None
-    if plan.champion is not None and settings.max_champion_drop is not None:
-        decision = release.check_champion(run, plan.champion, settings.max_champion_drop)
+    decision = _held_by_data(run, plan.champion, settings)
     if decision is not None:
         decision.write(run.folder / DECISION)
         tables.show_decision(decision)
@@ -234,6 +235,20 @@ def _retrain_window(
                 raise
         decision = PromotionDecision.read(run.folder / DECISION)
     return _finish(config, run, decision, {"bytes": plan.size, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _held_by_data(run: RunConfig, champion: Version | None, settings: RetrainingConfig) -> PromotionDecision | None:
+    """Prepare the run's data; return the decision to hold where it has drifted too far or the champion fails on it."""
+    try:
+        stages.prepare(run)
+    except HeldBack as held:
+        number = str(champion.number) if champion else None
+        return PromotionDecision(
+            verdict="HOLD", reasons=(str(held),), candidate="none trained", champion=number, tasks={}
+        )
+    if champion is None or settings.max_champion_drop is None:
+        return None
+    return release.check_champion(run, champion, settings.max_champion_drop)
 
 
 def _finish(config: RunConfig, run: RunConfig, decision: PromotionDecision, cost: dict[str, Any]) -> dict[str, Any]:
