@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import json
 import logging
 import os
@@ -74,26 +75,57 @@ def cluster(config: RayConfig) -> Iterator[str]:
     if ray.is_initialized():
         yield _dashboard()
         return
+    ended = contextlib.ExitStack()
     try:
         if address and address != "local" and not address.startswith("http"):
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         else:
             say("Starting a local Ray cluster …")
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                object_store_memory=config.object_store_mb * 2**20,
-                log_to_driver=True,
-                logging_level=logging.WARNING,
-            )
+            folder = ended.enter_context(_own_folder())
+            with _free_agent_port():
+                ray.init(
+                    address="local",
+                    include_dashboard=True,
+                    object_store_memory=config.object_store_mb * 2**20,
+                    log_to_driver=True,
+                    logging_level=logging.WARNING,
+                )
+            ray._private.utils.write_ray_address(ray.get_runtime_context().gcs_address, folder)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"ray.address must be a cluster that answers, got {address!r}: {error}; start one with: ray start --head"
         ) from error
-    try:
+    with ended:
+        ended.callback(ray.shutdown)
         yield _dashboard()
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """Give a local cluster a folder of its own: Ray's jobs and its housekeeping look there for the address of their
+    cluster, and in the common folder they would find that of any other cluster on this machine."""
+    before = os.environ.get("RAY_TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        try:
+            yield f"{folder}/ray"
+        finally:
+            os.environ.pop("RAY_TMPDIR")
+            if before is not None:
+                os.environ["RAY_TMPDIR"] = before
+
+
+@contextlib.contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Let the dashboard's agent take any free port: ``ray.init`` has no option for it, and its fixed one lets the
+    second cluster on a machine take no jobs."""
+    parameters: Any = ray._private.parameter.RayParams
+    original = parameters.__init__
+    parameters.__init__ = functools.partialmethod(original, dashboard_agent_listen_port=None)
+    try:
+        yield
     finally:
-        ray.shutdown()
+        parameters.__init__ = original
 
 
 def _dashboard() -> str:
