@@ -6,15 +6,18 @@ The mixture and Λ_t do not depend on the input, so they fold into one matrix a 
 
     U_t = s · (Σᵢ αᵢ Bᵢ) Λ_t    (O, R),        h = W x + U_t (A x),
 
-and a task *is* a LoRA of rank R with down-projection A and up-projection U_t.
+and a task *is* a LoRA of rank R with down-projection A and up-projection U_t. With the up-projections' columns side by
+side, U_tᵀ = C_t [B₁ … B_N]ᵀ for a small matrix C_t (R, N·R) with the blocks s α_ti Λ_tᵀ: one product folds a task.
 
 Axes: B batch, S sequence, I input features, O output features, R rank, T tasks, N up-projections.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["fold", "fold_backward", "folding_dtype", "mixing_weights"]
+__all__ = ["Fold", "fold", "fold_backward", "folding_dtype", "mixing_weights"]
 
 
 def folding_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,22 +30,32 @@ def mixing_weights(mixing_TN: Tensor, temperature: float) -> Tensor:
     return torch.softmax(mixing_TN.to(folding_dtype(mixing_TN.dtype)) / temperature, dim=-1)
 
 
-def _mix(weights_TN: Tensor, up_NOR: Tensor) -> Tensor:
-    """Return Σᵢ αᵢ Bᵢ for every task, (T, O, R).
+class Fold(NamedTuple):
+    """Mixture, Λ and scaling folded into one up-projection a task, and what its gradient needs.
 
-    A sum of N element-wise products and not one matrix product: a task's bits then do not depend on how many
-    other tasks there are, which a matrix product does not promise.
+    Attributes:
+        up_TRO: Uᵀ; transposed because products with a (R, O) right-hand side are the fast ones.
+        weights_TN: the mixture α.
+        combination: C, (T, R, N·R).
+        stacked: the up-projections' columns as rows, (N·R, O).
     """
-    mixed_TOR = weights_TN[:, 0, None, None] * up_NOR[0]
-    for index in range(1, up_NOR.shape[0]):
-        mixed_TOR = torch.addcmul(mixed_TOR, weights_TN[:, index, None, None], up_NOR[index])
-    return mixed_TOR
+
+    up_TRO: Tensor
+    weights_TN: Tensor
+    combination: Tensor
+    stacked: Tensor
 
 
-def fold(
-    up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: float
-) -> tuple[Tensor, Tensor]:
-    """Fold mixture, Λ and scaling into one up-projection a task.
+def _transposed(transform: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return Λᵀ (T, R, R) in full."""
+    transform = transform.to(dtype)
+    return torch.diag_embed(transform) if transform.dim() == 2 else transform.transpose(1, 2)
+
+
+def fold(up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: float) -> Fold:
+    """Fold mixture, Λ and scaling into one up-projection a task, in :func:`folding_dtype`.
+
+    A product a task and not one for all: a task's bits then do not depend on how many other tasks there are.
 
     Args:
         up_NOR: the shared up-projections B.
@@ -50,44 +63,36 @@ def fold(
         mixing_TN: the mixing logits w.
         temperature: τ.
         scaling: s.
-
-    Returns:
-        The folded Uᵀ (T, R, O) and the weights α (T, N), in :func:`folding_dtype`. U is transposed because products
-        with a (R, O) right-hand side are the fast ones.
     """
     dtype = folding_dtype(up_NOR.dtype)
-    up_NOR, transform = up_NOR.to(dtype), transform.to(dtype) * scaling
     weights_TN = mixing_weights(mixing_TN, temperature).to(dtype)
-    mixed_TRO = _mix(weights_TN, up_NOR).transpose(1, 2)
-    if transform.dim() == 3:
-        return torch.bmm(transform.transpose(1, 2), mixed_TRO), weights_TN
-    return (mixed_TRO * transform.unsqueeze(-1)).contiguous(), weights_TN
+    scaled_TRR = _transposed(transform, dtype) * scaling
+    combination = (scaled_TRR.unsqueeze(2) * weights_TN[:, None, :, None]).flatten(2)
+    stacked = up_NOR.to(dtype).transpose(1, 2).flatten(0, 1)
+    up_TRO = torch.bmm(combination, stacked.expand(combination.shape[0], -1, -1))
+    return Fold(up_TRO, weights_TN, combination, stacked)
 
 
 def fold_backward(
-    grad_TRO: Tensor, up_NOR: Tensor, transform: Tensor, weights_TN: Tensor, temperature: float, scaling: float
+    grad_TRO: Tensor, folded: Fold, transform: Tensor, temperature: float, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of :func:`fold` for B (N, O, R), Λ and w (T, N), given G = ∂L/∂Uᵀ (T, R, O).
 
-    All three follow from two products with the wide axis O; with C_ti = G_t Bᵢ (R, R),
-    ∂Λ_t = s Σᵢ α_ti C_tiᵀ, ∂α_ti = s ⟨C_tiᵀ, Λ_t⟩, ∂Bᵢ = s Σ_t α_ti G_tᵀ Λ_tᵀ, and the softmax's own backward for w.
+    All three follow from two products with the wide axis O, ∂C = G [B₁ … B_N] and ∂[B₁ … B_N]ᵀ = Σ_t C_tᵀ G_t; the
+    blocks of ∂C give those of Λ and α, and the softmax's own backward that of w.
     """
-    dtype = weights_TN.dtype
-    is_diagonal = transform.dim() == 2
-    lambda_TRR = (torch.diag_embed(transform) if is_diagonal else transform).to(dtype) * scaling
-    (num_tasks, r, size_out), num_ups = grad_TRO.shape, up_NOR.shape[0]
-    grad_rows = grad_TRO.to(dtype).reshape(num_tasks * r, size_out)
+    weights_TN = folded.weights_TN
+    (num_tasks, r, size_out), num_ups = grad_TRO.shape, weights_TN.shape[1]
+    grad_rows = grad_TRO.to(weights_TN.dtype).reshape(num_tasks * r, size_out)
 
-    up_columns = up_NOR.to(dtype).transpose(0, 1).reshape(size_out, num_ups * r)
-    inner_TNRR = (grad_rows @ up_columns).view(num_tasks, r, num_ups, r).permute(0, 2, 3, 1)
-    grad_transform = (weights_TN[:, :, None, None] * inner_TNRR).sum(1) * scaling
-    grad_weights_TN = (inner_TNRR * lambda_TRR.unsqueeze(1)).sum((2, 3))
-
-    folding_TNRR = weights_TN[:, :, None, None] * lambda_TRR.unsqueeze(1)
-    grad_up = folding_TNRR.permute(1, 2, 0, 3).reshape(num_ups * r, num_tasks * r) @ grad_rows
-    grad_up_NOR = grad_up.view(num_ups, r, size_out).transpose(1, 2)
+    grad_combination = (grad_rows @ folded.stacked.t()).view(num_tasks, r, num_ups, r) * scaling
+    grad_transform = (grad_combination * weights_TN[:, None, :, None]).sum(2).transpose(1, 2)
+    lambda_TRR = _transposed(transform, weights_TN.dtype)
+    grad_weights_TN = (grad_combination * lambda_TRR.unsqueeze(2)).sum((1, 3))
+    grad_stacked = folded.combination.flatten(0, 1).t() @ grad_rows
+    grad_up_NOR = grad_stacked.view(num_ups, r, size_out).transpose(1, 2)
 
     centred_TN = grad_weights_TN - (weights_TN * grad_weights_TN).sum(-1, keepdim=True)
-    if is_diagonal:
+    if transform.dim() == 2:
         grad_transform = grad_transform.diagonal(dim1=1, dim2=2)
     return grad_up_NOR, grad_transform, weights_TN * centred_TN / temperature

@@ -3,6 +3,7 @@
 Forward: ``y = x Wᵀ + b``, then ``y += (drop(x) Aᵀ) Uᵀ`` accumulated in place. Saved for the backward: the input, the
 rank-R activations and, with dropout, a mask of one byte an element. The folded matrices are made again in the
 backward, where the gradients of B, Λ and w follow from that of U by small products (functional.fold_backward).
+Without gradients the same forward runs outside of autograd.
 
 A layer's rows come in one of three layouts, told apart by the ids' dimension:
 * ``()``: one task, x is (1, M, I);
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mtl_lora.functional import fold, fold_backward, folding_dtype
+from mtl_lora.functional import Fold, fold, fold_backward
 
 __all__ = ["Settings", "adapted_linear", "dropout_mask", "select_folded"]
 
@@ -99,6 +100,11 @@ def accumulate_up(y: Tensor, down: Tensor, folded: Tensor, ids: Tensor) -> Tenso
     return y.baddbmm_(down, folded)
 
 
+def _project_down(x: Tensor, down_RI: Tensor) -> Tensor:
+    """Return ``x Aᵀ`` as ``(A xᵀ)ᵀ``, (..., R): on CPUs products with the thin factor on the left are faster."""
+    return (down_RI @ x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
+
+
 def _as_OI(weight: Tensor, settings: Settings) -> Tensor:
     """Return the weight as (O, I) in the compute type. Only the parameter itself is saved for the backward, since a
     view of it would keep a ZeRO-3 parameter's gathered storage alive."""
@@ -108,6 +114,30 @@ def _as_OI(weight: Tensor, settings: Settings) -> Tensor:
 def _base_output(x: Tensor, weight: Tensor, bias_O: Tensor | None, settings: Settings) -> Tensor:
     bias_O = None if bias_O is None else bias_O.to(settings.compute_dtype)
     return F.linear(x, _as_OI(weight, settings), bias_O)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias_O: Tensor | None,
+    down_RI: Tensor,
+    up_NOR: Tensor,
+    transform: Tensor,
+    mixing_TN: Tensor,
+    ids: Tensor,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, float]:
+    """Return y and what its backward needs: x in the compute type, the dropout mask, x Aᵀ, 1 / P(kept)."""
+    dtype = settings.compute_dtype
+    x = x.to(dtype)
+    y = _base_output(x, weight, bias_O, settings)
+    mask, keep_scale = dropout_mask(x, settings.dropout) if settings.dropout else (None, 1.0)
+    down = _project_down(x if mask is None else x * mask, down_RI.to(dtype))
+    if mask is not None:
+        down.mul_(keep_scale)
+    folded = _fold_for(up_NOR, transform, mixing_TN, ids, settings)[0]
+    accumulate_up(y, down, _lay_out(folded, ids, transform.shape[0], dtype), ids)
+    return y, x, mask, down, keep_scale
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -127,18 +157,10 @@ class _AdaptedLinear(torch.autograd.Function):
         settings: Settings,
     ) -> Tensor:
         """Return y in the compute type, of x's shape but for the last axis O."""
-        dtype = settings.compute_dtype
-        x = x.to(dtype)
-        y = _base_output(x, weight, bias_O, settings)
-        mask, keep_scale = dropout_mask(x, settings.dropout) if settings.dropout else (None, 1.0)
-        dropped = x if mask is None else x * mask
-        down = F.linear(dropped, down_RI.to(dtype))
-        if mask is not None:
-            down.mul_(keep_scale)
-        folded = _folded(up_NOR, transform, mixing_TN, ids, settings)[0].to(dtype)
-        accumulate_up(y, down, folded, ids)
-        ctx.save_for_backward(x, mask, down, weight, down_RI, up_NOR, transform, mixing_TN, ids)
-        ctx.settings, ctx.has_bias, ctx.keep_scale = settings, bias_O is not None, keep_scale
+        parameters = (down_RI, up_NOR, transform, mixing_TN)
+        y, x, mask, down, ctx.keep_scale = _forward(x, weight, bias_O, *parameters, ids, settings)
+        ctx.save_for_backward(x, mask, down, weight, *parameters, ids)
+        ctx.settings, ctx.has_bias = settings, bias_O is not None
         return y
 
     @staticmethod
@@ -147,71 +169,69 @@ class _AdaptedLinear(torch.autograd.Function):
         """Return the gradients of x, W, b, A, B, Λ and w, each only where it is asked for."""
         x, mask, down, weight, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
         settings: Settings = ctx.settings
-        dtype, needs = settings.compute_dtype, ctx.needs_input_grad
-        folded, weights, transform_E = _folded(up_NOR, transform, mixing_TN, ids, settings)
-        folded = folded.to(dtype)
+        dtype, needs, num_tasks = settings.compute_dtype, ctx.needs_input_grad, transform.shape[0]
+        folded, transform_E = _fold_for(up_NOR, transform, mixing_TN, ids, settings)
+        rows_MI, grad_rows_MO = x.flatten(0, -2), grad_y.flatten(0, -2)
 
         grad_x = grad_weight = grad_bias = grad_down_RI = grad_up = grad_transform = grad_mixing = None
         if needs[0] or needs[3]:
-            grad_down = _down_gradient(grad_y, folded, ids)
+            grad_down_RM = _down_gradient(grad_y, _lay_out(folded, ids, num_tasks, dtype), ids)
             if mask is not None:
-                grad_down.mul_(ctx.keep_scale)
-            flat_grad_down = grad_down.reshape(-1, grad_down.shape[-1])
+                grad_down_RM.mul_(ctx.keep_scale)
         if needs[3]:
-            dropped = x if mask is None else x * mask
-            grad_down_RI = (flat_grad_down.t() @ dropped.reshape(-1, x.shape[-1])).to(down_RI.dtype)
+            dropped_MI = rows_MI if mask is None else rows_MI * mask.view_as(rows_MI)
+            grad_down_RI = (grad_down_RM @ dropped_MI).to(down_RI.dtype)
         if needs[0]:
-            grad_x = grad_y.reshape(-1, grad_y.shape[-1]) @ _as_OI(weight, settings)
+            grad_x = grad_rows_MO @ _as_OI(weight, settings)
             if mask is None:
-                grad_x.addmm_(flat_grad_down, down_RI.to(dtype))
+                grad_x.addmm_(grad_down_RM.t(), down_RI.to(dtype))
             else:
-                grad_x.add_((flat_grad_down @ down_RI.to(dtype)).mul_(mask.view_as(grad_x)))
+                grad_x.add_((grad_down_RM.t() @ down_RI.to(dtype)).mul_(mask.view_as(grad_x)))
             grad_x = grad_x.view_as(x)
         if needs[1]:
-            grad_weight = grad_y.flatten(0, -2).t() @ x.flatten(0, -2)
+            grad_weight = grad_rows_MO.t() @ rows_MI
             grad_weight = (grad_weight.t() if settings.is_transposed else grad_weight).to(weight.dtype)
         if ctx.has_bias and needs[2]:
-            grad_bias = grad_y.flatten(0, -2).sum(0)
+            grad_bias = grad_rows_MO.sum(0)
         if needs[4] or needs[5] or needs[6]:
-            grad_folded = _folded_gradient(grad_y, down, ids, up_NOR, transform.shape[0])
-            temperature, scaling = settings.temperature, settings.scaling
-            grads = fold_backward(grad_folded, up_NOR, transform_E, weights, temperature, scaling)
+            grad_folded = _folded_gradient(grad_y, down, ids, folded.weights_TN.dtype, num_tasks)
+            grads = fold_backward(grad_folded, folded, transform_E, settings.temperature, settings.scaling)
             grad_up, grad_transform, grad_mixing = _to_parameters(grads, up_NOR, transform, mixing_TN, ids, settings)
         return grad_x, grad_weight, grad_bias, grad_down_RI, grad_up, grad_transform, grad_mixing, None, None
 
 
-def _folded(
+def _fold_for(
     up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (Uᵀ in the rows' layout, weights, Λ used); the last two over rows or over all tasks."""
-    gathers_first = _gathers_first(ids, transform.shape[0])
-    if gathers_first:
+) -> tuple[Fold, Tensor]:
+    """Return the fold over the rows or over all tasks, whichever are fewer, and the Λ that it is made of."""
+    if _gathers_first(ids, transform.shape[0]):
         index = ids.reshape(-1)
         transform, mixing_TN = transform.index_select(0, index), mixing_TN.index_select(0, index)
-    folded, weights = fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling)
-    return folded if gathers_first else select_folded(folded, ids), weights, transform
+    return fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling), transform
+
+
+def _lay_out(folded: Fold, ids: Tensor, num_tasks: int, dtype: torch.dtype) -> Tensor:
+    """Return the folded matrices as the layout of the rows asks for, in the compute type."""
+    up_ERO = folded.up_TRO.to(dtype)
+    return up_ERO if _gathers_first(ids, num_tasks) else select_folded(up_ERO, ids)
 
 
 def _down_gradient(grad_y: Tensor, folded: Tensor, ids: Tensor) -> Tensor:
-    """Return the gradient of the rank-R activations: ``grad_y U``."""
+    """Return the gradient of the rank-R activations, ``(grad_y U)ᵀ`` (R, M); thin factors stand on the left."""
     if ids.dim() == 2:
-        return _collect(grad_y @ folded.flatten(0, 1).t(), ids, folded.shape[1])
+        return _collect(grad_y @ folded.flatten(0, 1).t(), ids, folded.shape[1]).t()
     if folded.shape[0] == 1:
-        return (grad_y[0] @ folded[0].t()).unsqueeze(0)
-    return torch.bmm(grad_y, folded.transpose(1, 2))
+        return folded[0] @ grad_y[0].t()
+    return torch.bmm(folded, grad_y.transpose(1, 2)).transpose(0, 1).flatten(1)
 
 
-def _folded_gradient(grad_y: Tensor, down: Tensor, ids: Tensor, up_NOR: Tensor, num_tasks: int) -> Tensor:
-    """Return Uᵀ's gradient ``downᵀ grad_y`` over rows (E = B or 1) or over all tasks (E = T), (E, R, O).
-
-    The thin factor stands on the left: on CPUs that product is several times faster than its transpose.
-    """
+def _folded_gradient(grad_y: Tensor, down: Tensor, ids: Tensor, dtype: torch.dtype, num_tasks: int) -> Tensor:
+    """Return Uᵀ's gradient ``downᵀ grad_y`` over rows (E = B or 1) or over all tasks (E = T), (E, R, O)."""
     if ids.dim() == 2:
         return (_spread(down, ids, num_tasks).t() @ grad_y).view(num_tasks, down.shape[-1], -1)
     grad_rows = torch.bmm(down.transpose(1, 2), grad_y)
     if _gathers_first(ids, num_tasks):
         return grad_rows
-    dtype = folding_dtype(up_NOR.dtype)
     grad_tasks = torch.zeros((num_tasks, *grad_rows.shape[1:]), dtype=dtype, device=grad_rows.device)
     return grad_tasks.index_add_(0, ids, grad_rows.to(dtype))
 
@@ -246,6 +266,8 @@ def adapted_linear(*tensors: Any) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _plain(*tensors)
+    if not torch.is_grad_enabled():
+        return _forward(*tensors)[0]
     result: Tensor = _AdaptedLinear.apply(*tensors)
     return result
 
@@ -271,7 +293,7 @@ def _plain(
         kept[list(settings.trainable_tasks)] = True
         transform = torch.where(kept.view(-1, *[1] * (transform.dim() - 1)), transform, transform.detach())
         mixing_TN = torch.where(kept.unsqueeze(-1), mixing_TN, mixing_TN.detach())
-    folded = _folded(up_NOR, transform, mixing_TN, ids, settings)[0].to(dtype)
+    folded = _lay_out(_fold_for(up_NOR, transform, mixing_TN, ids, settings)[0], ids, transform.shape[0], dtype)
     if ids.dim() == 2:
         return y + _spread(down, ids, folded.shape[0]) @ folded.flatten(0, 1)
     return torch.baddbmm(y, down, folded)

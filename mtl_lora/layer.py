@@ -23,6 +23,9 @@ from mtl_lora.routing import Router
 
 __all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "linear_sizes"]
 
+_MOST_TASKS_AT_ONCE = 16
+"""Up to this many tasks, a dense product with all tasks' matrices costs less than gathering one a row."""
+
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is the transposed linear layer of GPT-2 (weight (I, O)), told by name to import nothing."""
@@ -201,7 +204,6 @@ class MTLLoRALinear(AdaptedLinear):
         self.lora_B = nn.Parameter(torch.empty(ups, self.out_features, r, **kind))
         self.lora_transform = nn.Parameter(torch.empty((tasks, r, r) if self.is_full else (tasks, r), **kind))
         self.lora_mixing = nn.Parameter(torch.empty(tasks, ups, **kind))
-        self._kept_fold: tuple[int, Tensor] | None = None
         self.reset_adapter()
 
     @torch.no_grad()
@@ -217,7 +219,7 @@ class MTLLoRALinear(AdaptedLinear):
     def _adapted(self, rows: Tensor, ids: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         dtype = self._compute_dtype(rows)
-        if self.router.fold_epoch is not None and not dropout and not torch.is_grad_enabled():
+        if self._may_keep_fold() and not dropout:
             return self._decoded(rows.to(dtype), ids)
         settings = Settings(self.temperature, self.scaling, dropout, dtype, self.trainable_tasks, self.fan_in_fan_out)
         if torch.is_autocast_enabled(rows.device.type):
@@ -238,22 +240,37 @@ class MTLLoRALinear(AdaptedLinear):
             settings,
         )
 
+    def _may_keep_fold(self) -> bool:
+        return self.router.kept_folds is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
     def _decoded(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Run with folded matrices that are kept as long as the weights are fixed."""
+        """Run with folded matrices that are kept as long as the weights are fixed.
+
+        Rows of one token each, as in decoding, are put into their tasks' blocks by one product with an indicator, and
+        meet all tasks' matrices in one dense product: a product a row would be many times slower than the base's.
+        """
         y = self._base_forward(rows)
         down = F.linear(rows, self.lora_A.to(rows.dtype))
-        return accumulate_up(y, down, select_folded(self._folded_once(rows.dtype), ids), ids)
+        folded_TRO = self._folded_once(rows.dtype)
+        num_tasks = folded_TRO.shape[0]
+        if ids.dim() == 1 and rows.shape[1] == 1 and num_tasks <= _MOST_TASKS_AT_ONCE:
+            blocks = down * self.router.indicator(ids, num_tasks, rows.dtype)
+            y.squeeze(1).addmm_(blocks.flatten(1), folded_TRO.flatten(0, 1))
+            return y
+        return accumulate_up(y, down, select_folded(folded_TRO, ids), ids)
 
     def _folded_once(self, dtype: torch.dtype) -> Tensor:
-        epoch = self.router.fold_epoch or 0
-        if self._kept_fold is None or self._kept_fold[0] != epoch or self._kept_fold[1].dtype != dtype:
-            self._kept_fold = (epoch, self.folded().to(dtype))
-        return self._kept_fold[1]
+        kept, key = self.router.kept_folds, (self, dtype)
+        if kept is None:
+            return self.folded().to(dtype)
+        if key not in kept:
+            kept[key] = self.folded().to(dtype)
+        return kept[key]
 
     @torch.no_grad()
     def folded(self) -> Tensor:
         """Return every task's folded up-projection U_tᵀ, scaling inside, (T, R, O), at least fp32."""
-        return fold(self.lora_B, self.lora_transform, self.lora_mixing, self.temperature, self.scaling)[0]
+        return fold(self.lora_B, self.lora_transform, self.lora_mixing, self.temperature, self.scaling).up_TRO
 
     @torch.no_grad()
     def factors(self, task: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import torch
@@ -161,6 +161,13 @@ class AdapterModel(nn.Module):
                 f"a merged model serves only its task {self.task_names[merged]!r}, got other ids; unmerge() first"
             )
         return ids
+
+    def fixed_weights(self) -> AbstractContextManager[None]:
+        """Promise that no weight changes inside: inference without gradients then folds each task once, not a batch.
+
+        For loops over batches, as in scoring; :meth:`generate` does so by itself.
+        """
+        return self.router.fixed_weights()
 
     @torch.no_grad()
     def generate(self, *args: Any, task_ids: TaskIds | None = None, **kwargs: Any) -> Any:

@@ -88,16 +88,15 @@ class Router:
         ids: ids of the newest forward, kept after it returns; None before the first.
         is_disabled: whether the adapter is switched off, so that layers behave as the base.
         allows_expansion: whether a layer may see k rows for each id, as beam search makes them.
-        fold_epoch: a token while weights are known not to change, so that layers may keep folded matrices;
-            None outside of that.
+        kept_folds: folded matrices that layers keep while weights are known not to change; None outside of that.
     """
 
     def __init__(self) -> None:
         self.ids: Tensor | None = None
         self.is_disabled = False
         self.allows_expansion = False
-        self.fold_epoch: int | None = None
-        self._epochs = 0
+        self.kept_folds: dict[tuple[object, torch.dtype], Tensor] | None = None
+        self._indicator: tuple[Tensor, Tensor] | None = None
         self._depth = 0
         self._passes: deque[_Pass] = deque(maxlen=_REMEMBERED_FORWARDS)
         self._recomputed = threading.local()
@@ -114,7 +113,7 @@ class Router:
     def route(self, ids: Tensor) -> Iterator[None]:
         """Make ``ids`` those of the forward inside; a nested forward gives the outer one its ids back."""
         outer, running = self.ids, self._start(ids)
-        self.ids, self._depth = ids, self._depth + 1
+        self.ids, self._depth, self._indicator = ids, self._depth + 1, None
         try:
             yield
         finally:
@@ -135,13 +134,20 @@ class Router:
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
         """Let layers keep their folded matrices until the end; for loops of inference such as decoding."""
-        outer = self.fold_epoch
-        self._epochs += 1
-        self.fold_epoch = self._epochs
+        outer = self.kept_folds
+        self.kept_folds = {} if outer is None else outer
         try:
             yield
         finally:
-            self.fold_epoch = outer
+            self.kept_folds = outer
+
+    def indicator(self, ids: Tensor, num_tasks: int, dtype: torch.dtype) -> Tensor:
+        """Return (M, T, 1), 1 where a row is of a task, for ids (M,); the same tensor for all layers of a forward."""
+        kept = self._indicator
+        if kept is None or kept[0] is not ids or kept[1].dtype != dtype:
+            tasks = torch.arange(num_tasks, device=ids.device)
+            kept = self._indicator = ids, (ids.unsqueeze(1) == tasks).unsqueeze(-1).to(dtype)
+        return kept[1]
 
     def current(self) -> Tensor:
         """Return the ids for a layer that runs now, in a forward or inside a checkpointed backward.

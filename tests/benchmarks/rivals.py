@@ -1,5 +1,6 @@
 """The implementations that the benchmarks compare with: PEFT LoRA, and the paper's three batched products."""
 
+import copy
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ RANK = 8
 UPS = 3
 ALPHA = 16
 TASK_NAMES = [f"task{i}" for i in range(TASKS)]
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 class PaperLinear(nn.Module):
@@ -67,3 +69,48 @@ def layers(width: int, dropout: float, ids: Tensor) -> dict[str, nn.Module]:
     ours = MTLLoRALinear(nn.Linear(width, width, bias=False).requires_grad_(False), mtl_config(dropout), router)
     nn.init.normal_(ours.lora_B, std=0.02)
     return {"base": base, "peft_lora": peft.base_model.model[0], "paper": paper, "mtl_lora": ours}
+
+
+def smollm2_135m() -> nn.Module:
+    """Return a frozen model of SmolLM2-135M's shape with random weights: its speed does not depend on their values."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).requires_grad_(False)
+
+
+def copy_of(base: nn.Module) -> nn.Module:
+    """Return new modules on the same frozen weights, so that candidates differ in nothing but their adapters."""
+    return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+
+
+def lora_config(dropout: float) -> Any:
+    """Return PEFT's configuration of the same rank and targets."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=TARGETS)
+
+
+def peft_model(base: nn.Module, dropout: float) -> nn.Module:
+    """Put PEFT's LoRA on q, k, v, o."""
+    from peft import get_peft_model
+
+    return get_peft_model(base, lora_config(dropout))
+
+
+def paper_model(base: nn.Module, holder: Any, dropout: float) -> nn.Module:
+    """Put the paper's forward on q, k, v, o; ``holder.ids`` are the rows' tasks."""
+    for path, module in list(base.named_modules()):
+        if path.rsplit(".", 1)[-1] in TARGETS:
+            parent, _, name = path.rpartition(".")
+            setattr(base.get_submodule(parent), name, PaperLinear(module, holder, dropout))
+    return base

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,16 +49,17 @@ def threads(count: int) -> Iterator[None]:
 def interleaved(
     candidates: Mapping[str, Callable[[], Any]], rounds: int = 20, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Return seconds of each candidate in each round; within a round they run one after another, forth then back."""
+    """Return seconds of each candidate in each round; within a round they take turns, in another order each round."""
     for _ in range(warm_up):
         for run in candidates.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for number in range(rounds):
-        order = list(candidates.items())
-        for name, run in order if number % 2 == 0 else reversed(order):
+    order, shuffle = list(candidates), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            run()
+            candidates[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
 

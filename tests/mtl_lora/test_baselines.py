@@ -10,7 +10,7 @@ from mtl_lora.baselines.multilora import MultiLoRALinear
 from mtl_lora.errors import AdapterFileError, ConfigError, MTLLoRAError, RoutingError
 from mtl_lora.routing import Router
 from tests.mtl_lora.conftest import clone
-from tests.reference.mtl_lora_reference import moelora_linear, multilora_linear
+from tests.reference.mtl_lora_reference import lora_linear, moelora_linear, multilora_linear
 
 TASKS = ["a", "b", "c"]
 
@@ -74,6 +74,27 @@ def test_moelora_equals_nested_loops(r, experts, shares, layout):
     y = layer(x).reshape(-1, 5)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
     for ours, theirs in zip(_grads(y, parameters), _grads(expected, parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_pefts_methods_equal_nested_loops(method):
+    torch.manual_seed(0)
+    options = {"r": 2, "lora_alpha": 6, "lora_dropout": 0.0, "target_modules": ["0"]}
+    model = build_adapter(method, nn.Sequential(nn.Linear(4, 5)).double(), TASKS, **options)
+    layer = _randomised(model).base_model[0]
+    parameters = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    magnitude = None
+    if method == "dora":
+        magnitude = layer.lora_magnitude_vector["default"].weight
+        magnitude.data.mul_(torch.linspace(0.5, 2, 5, dtype=torch.float64))
+        parameters.append(magnitude)
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    base = layer.get_base_layer()
+    expected = lora_linear(x, base.weight, base.bias, *parameters[:2], 3.0, magnitude)
+    y = model(x, task_ids=[0, 2, 1])
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(_grads(y, [x, *parameters]), _grads(expected, [x, *parameters]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 

@@ -84,6 +84,17 @@ def test_gradcheck(layout):
     assert torch.autograd.gradcheck(lambda *t: adapted_linear(*t, route, options), (x, *tensors[1:]))
 
 
+@pytest.mark.parametrize("layout", ["one", "row", "token"])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_without_gradients_the_values_are_the_same(layout, batch):
+    tensors, ids = _problem(batch, 3, 4, 5, 2, 3, 2, True, 6)
+    x, route, _ = _laid_out(tensors[0], ids, layout)
+    options = Settings(0.5, 2.0, 0.0, torch.float64)
+    expected = adapted_linear(x, *tensors[1:], route, options)
+    with torch.no_grad():
+        assert torch.equal(adapted_linear(x, *tensors[1:], route, options), expected)
+
+
 @pytest.mark.parametrize("needed", range(7))
 def test_each_gradient_alone_equals_the_joint_one(needed):
     tensors, ids = _problem(4, 2, 3, 5, 2, 3, 2, True, 1)

@@ -195,14 +195,14 @@ def test_a_nested_forward_gives_the_outer_one_its_ids_back(model):
         torch.testing.assert_close(y, 2 * layer(x))
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-def test_the_adapted_layers_compile_without_a_graph_break(model, per_token):
+@pytest.mark.parametrize("layout", ["one", "row", "token"])
+def test_the_adapted_layers_compile_without_a_graph_break(model, layout):
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for ids in ([0, 2, 1], [1, 1, 2]):
         x = torch.randn(3, 4, 6, dtype=torch.float64)
-        route = torch.tensor(ids)
-        route = route[:, None].expand(3, 4).contiguous() if per_token else route
+        row = torch.tensor(ids)
+        route = {"one": row[1], "row": row, "token": row[:, None].expand(3, 4).contiguous()}[layout]
         expected = _gradients(model, model(x, task_ids=route))
         for name, grad in _gradients(model, compiled(x, task_ids=route)).items():
             torch.testing.assert_close(grad, expected[name], rtol=1e-10, atol=1e-10)

@@ -44,6 +44,33 @@ def mtl_lora_linear(
     return torch.stack(rows)
 
 
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    scaling: float,
+    magnitude: Tensor | None = None,
+) -> Tensor:
+    """h = W' x with W' = W + s B A (arXiv 2106.09685); with magnitudes m (O,), row o of W' is scaled to the length m_o.
+
+    The latter is DoRA (arXiv 2402.09353, equation 5), whose gradient takes the length as a constant (equation 11).
+    """
+    rows = []
+    for row in x:
+        outputs = []
+        for o, line in enumerate(weight):
+            changed = [w + scaling * sum(up[o, k] * down[k, i] for k in range(len(down))) for i, w in enumerate(line)]
+            total = sum(w * value for w, value in zip(changed, row, strict=True))
+            if magnitude is not None:
+                length = sum(w.detach() ** 2 for w in changed) ** 0.5
+                total = total * magnitude[o] / length
+            outputs.append(total if bias is None else total + bias[o])
+        rows.append(torch.stack(outputs))
+    return torch.stack(rows)
+
+
 def multilora_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, downs: Tensor, ups: Tensor, scales: Tensor, scaling: float
 ) -> Tensor:
