@@ -66,7 +66,7 @@ class LossDriven(_Mixture):
     temperature: float = Field(default=1.0, gt=0)
     """The first shares are proportional to n^(1/temperature)."""
     min_share: float = Field(default=0.01, ge=0, lt=1)
-    """No task gets less."""
+    """No task gets less, nor less than one sample in a block."""
     block_samples: int = Field(default=1000, ge=1)
     """Counts are exact in each block of so many samples, by largest remainder."""
 
@@ -145,12 +145,14 @@ def loss_driven_quotas(
     Raises:
         InputError: the smallest share is larger than an equal one.
     """
-    if mixture.min_share * len(tasks) > 1:
+    least = max(mixture.min_share, 1 / mixture.block_samples)
+    if least * len(tasks) > 1:
         raise InputError(
-            f"min_share must be <= 1 / {len(tasks)} tasks = {1 / len(tasks):.3g}, got {mixture.min_share}; lower it"
+            f"min_share and 1 / block_samples must be <= 1 / {len(tasks)} tasks = {1 / len(tasks):.3g}, got "
+            f"{mixture.min_share} and {1 / mixture.block_samples:.3g}; lower the one or raise block_samples"
         )
     shares = first_shares * loss_ratios**mixture.alpha
-    return _rounded(tasks, _raised(shares / shares.sum(), mixture.min_share), mixture.block_samples)
+    return _rounded(tasks, _raised(shares / shares.sum(), least), mixture.block_samples)
 
 
 def _raised(shares: np.ndarray, least: float) -> np.ndarray:

@@ -84,6 +84,16 @@ def test_loss_driven_shares_keep_the_floor_and_follow_the_losses(
     assert again.requested == pytest.approx(quotas.requested)
 
 
+@given(ratios=st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=16))
+def test_loss_driven_shares_leave_every_task_a_sample_in_a_block(ratios: list[float]) -> None:
+    mixture = LossDriven(every_steps=1, min_share=0, block_samples=16)
+    tasks = tuple(map(str, range(len(ratios))))
+    quotas = loss_driven_quotas(mixture, tasks, np.full(len(tasks), 1 / len(tasks)), np.array(ratios))
+    assert min(quotas.counts) >= 1 and sum(quotas.counts) == 16
+    with pytest.raises(InputError, match=r"1 / 17 tasks = 0.0588, got 0.0 and 0.0625; lower the one or raise"):
+        resolve(mixture, dict.fromkeys(map(str, range(17)), 5))
+
+
 def told(stream: MixedStream, step: int) -> None:
     stream.update_mixture(step, {"big": 0.5 + step, "small": 1.0, "tiny": 0.1 * step})
 
