@@ -54,6 +54,7 @@ class S3Server:
             for name, port in zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True)
         ]
         command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # their fixed ports admit one server a machine
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         deadline = time.monotonic() + _STARTUP_S
