@@ -89,12 +89,19 @@ def prepare(
 
 
 @app.command()
-def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Say what training will do: steps, samples a task, shards."""
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Run a few micro-batches of the model; else estimate.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Say what training will do and take: steps, samples, tokens, time, memory; held back where it cannot fit."""
     from jobs import stages, tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        numbers = stages.plan(run)
+        numbers = stages.plan(run, calibrate, refuses=True)
         tables.show_plan(numbers)
         return numbers
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.config import RunConfig
 from jobs.preparation import check_drift, prepared
 from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, last_step, needs, tracker_of
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
+from pipeline.errors import HeldBack
 from pipeline.evaluation import predict, summarize, write_scores
 from pipeline.ingestion import publish
 from pipeline.progress import Track, say
 from pipeline.stream import load_manifest, manifest_sha256, merge_ledgers, plan_stream, read_split
+from pipeline.training.config import check_deepspeed
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import TrainingJob
 
 
 def check(config: RunConfig) -> None:
@@ -33,6 +39,10 @@ def check(config: RunConfig) -> None:
     Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
     _ = config.training.rank_batch_size
     config.training.check_tasks([task.name for task in config.tasks])
+    if config.training.deepspeed:
+        from pipeline.training.engine import zero_keys
+
+        check_deepspeed(config.training, zero_keys())
 
 
 def prepare(config: RunConfig, append: bool = False) -> ShardManifest:
@@ -57,8 +67,20 @@ def prepare(config: RunConfig, append: bool = False) -> ShardManifest:
     return manifest
 
 
-def plan(config: RunConfig) -> dict[str, Any]:
-    """Say what training will do, and write it as ``plan.json``."""
+def plan(config: RunConfig, calibrate: bool = False, refuses: bool = False) -> dict[str, Any]:
+    """Say what training will do and take, and write it as ``plan.json``.
+
+    Args:
+        config: of the run.
+        calibrate: measure speed and memory on a few micro-batches instead of estimating them.
+        refuses: hold the run back where the machine lacks something, instead of warning.
+
+    Raises:
+        HeldBack: it does, and ``refuses``.
+    """
+    from pipeline.training.calibration import calibrate as measure
+    from pipeline.training.planner import calibration_job, plan_training
+
     manifest = prepare(config)
     training = config.training
     epoch = plan_stream(
@@ -78,29 +100,27 @@ def plan(config: RunConfig) -> dict[str, Any]:
         "samples": steps * training.global_batch_size,
         "test_samples": {task.name: manifest.samples_of(task.name, "test") for task in manifest.tasks},
         "packed_rows": config.model.packed_rows,
+        "tokens": {
+            name: round(task.mean_length * task.given_share * steps * training.global_batch_size)
+            for name, task in epoch.tasks.items()
+        },
         "epoch": epoch.model_dump(mode="json"),
     }
+    job, is_local = _job(config), not (config.ray.address or os.environ.get("RAY_ADDRESS"))
+    found = plan_training(job, measure(calibration_job(job)) if calibrate else None, config.folder, is_local)
+    numbers["training"] = found.model_dump(mode="json")
     write_atomic(config.folder / PLAN, json.dumps(numbers, indent=2) + "\n")
+    for misfit in found.misfits:
+        if refuses:
+            raise HeldBack("; ".join(found.misfits))
+        say(f"WARNING: {misfit}")
     return numbers
 
 
-def train(config: RunConfig) -> Path:
-    """Train the adapter on Ray workers, into ``adapter/``; a finished training of the same configuration stands.
-
-    Raises:
-        InputError: the run's folder was trained with another configuration.
-    """
-    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+def _job(config: RunConfig) -> TrainingJob:
     from pipeline.training.loop import TrainingJob
 
-    claim(config)
-    plan(config)
-    adapter = config.folder / ADAPTER
-    if (adapter / PREDICTOR_FILE).is_file():
-        say(f"{adapter} is trained with this configuration; remove {config.folder} to train anew")
-        return adapter
-    tracker = tracker_of(config)
-    job = TrainingJob(
+    return TrainingJob(
         manifest_path=config.manifest_path,
         tasks=config.tasks,
         base=config.model,
@@ -111,6 +131,24 @@ def train(config: RunConfig) -> Path:
         length_grouping=config.length_grouping,
         cache=config.cache,
     )
+
+
+def train(config: RunConfig) -> Path:
+    """Train the adapter on Ray workers, into ``adapter/``; a finished training of the same configuration stands.
+
+    Raises:
+        InputError: the run's folder was trained with another configuration.
+    """
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+
+    claim(config)
+    plan(config)
+    adapter = config.folder / ADAPTER
+    if (adapter / PREDICTOR_FILE).is_file():
+        say(f"{adapter} is trained with this configuration; remove {config.folder} to train anew")
+        return adapter
+    tracker = tracker_of(config)
+    job = _job(config)
     try:
         with orchestration.cluster(config.ray):
             checkpoint = orchestration.train(job, config.folder, tracker)

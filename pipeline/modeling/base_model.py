@@ -149,17 +149,11 @@ def load_tokenizer(config: BaseModelConfig) -> Any:
     return tokenizer
 
 
-def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn.Module:
-    """Load the frozen causal language model, cut to ``num_layers`` where that is set.
+def _settings(config: BaseModelConfig) -> Any:
+    from transformers import AutoConfig
 
-    Raises:
-        InputError: ``num_layers`` is more than the model has, or the folder holds no causal language model.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = resolve_base(config)
     _quiet_transformers()
-    settings = AutoConfig.from_pretrained(folder)
+    settings = AutoConfig.from_pretrained(resolve_base(config))
     have = settings.num_hidden_layers
     if config.num_layers is not None and config.num_layers > have:
         raise InputError(
@@ -168,6 +162,31 @@ def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn
     settings.num_hidden_layers = config.num_layers or have
     if getattr(settings, "layer_types", None):
         settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
+    return settings
+
+
+def empty_base(config: BaseModelConfig) -> nn.Module:
+    """Return the model without memory for its weights, which are on the meta device: to be counted.
+
+    Raises:
+        InputError: ``num_layers`` is more than the model has.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings = _settings(config)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(settings, dtype=resolve_dtype(config.dtype)).requires_grad_(False)
+
+
+def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn.Module:
+    """Load the frozen causal language model, cut to ``num_layers`` where that is set.
+
+    Raises:
+        InputError: ``num_layers`` is more than the model has, or the folder holds no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder, settings = resolve_base(config), _settings(config)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, config=settings, dtype=resolve_dtype(config.dtype))
     except (OSError, ValueError) as error:

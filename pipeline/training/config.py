@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import InputError, did_you_mean
+
+
+class ValidationConfig(BaseModel):
+    """When the macro metric of the validation split is measured, and what follows from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every_steps: int = Field(ge=1)
+    """Optimizer steps between measurements."""
+    split: str = "validation"
+    """The split scored; the adapter handed on is the one that was best on it."""
+    samples_per_task: int = Field(default=200, ge=1)
+    """The first ones of each task."""
+    patience: int | None = Field(default=None, ge=1)
+    """So many measurements in a row without a better macro metric end the run; null: none does."""
 
 
 class TrainingConfig(BaseModel):
@@ -20,9 +35,11 @@ class TrainingConfig(BaseModel):
     """Data-parallel ranks, one process each."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO partitions optimizer states (1), gradients too (2), parameters too (3); arXiv 1910.02054."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's states in the host's memory and step there; needs ZeRO 1 to 3."""
     global_batch_size: int = Field(default=32, ge=1)
     """Samples an optimizer step, over all ranks."""
-    micro_batch_tokens: int = Field(default=2048, ge=1)
+    micro_batch_tokens: int = Field(default=1024, ge=1)
     """Tokens a rank puts through the model at once, what prompts begin with in common counted once; the rest of its
     share is accumulated. Memory grows with it."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -49,6 +66,10 @@ class TrainingConfig(BaseModel):
     """Learn a factor a task too, by the noise that stays in its loss (arXiv 1705.07115)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label's probability that is spread over all classes."""
+    validation: ValidationConfig | None = None
+    """Measure on a validation split while training; null: the last adapter is the one handed on."""
+    conflict_steps: int | None = Field(default=None, ge=1)
+    """Steps between measurements of the cosines between the tasks' gradients, on rank 0's samples; null: none."""
     checkpoint_steps: int = Field(default=200, ge=1)
     """Optimizer steps between checkpoints; one is written at the end too."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -62,6 +83,21 @@ class TrainingConfig(BaseModel):
     """Train only what belongs to these tasks alone; everything shared and every other task stays as it is."""
     ledger: bool = False
     """Write ``samples.jsonl``: step, rank, task and key of each sample trained on."""
+    deepspeed: dict[str, Any] = {}
+    """Further keys of DeepSpeed's configuration, such as ``zero_optimization: {overlap_comm: true}``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError(
+                "training.offload_optimizer must be false with zero_stage 0, got true; choose zero_stage 1, 2 or 3"
+            )
+        if self.conflict_steps and self.zero_stage == 3:
+            raise ValueError(
+                f"training.conflict_steps must be null with zero_stage 3, where no rank has the whole model, "
+                f"got {self.conflict_steps}; choose zero_stage 0, 1 or 2"
+            )
+        return self
 
     @property
     def rank_batch_size(self) -> int:
@@ -97,8 +133,69 @@ class TrainingConfig(BaseModel):
         return self.max_steps or max(1, round(self.epochs * steps_per_epoch))
 
 
+DECIDED = {
+    "train_batch_size": "training.global_batch_size",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_tokens",
+    "gradient_accumulation_steps": "training.micro_batch_tokens",
+    "gradient_clipping": "training.gradient_clipping",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype, bfloat16 or float32",
+    "optimizer": "training.learning_rate and training.weight_decay",
+    "scheduler": "training.schedule",
+    "zero_optimization.stage": "training.zero_stage",
+    "zero_optimization.offload_optimizer": "training.offload_optimizer",
+    "zero_optimization.cpu_offload": "training.offload_optimizer",
+}
+"""Keys of DeepSpeed that follow from the run's own, by the key that decides them."""
+FURTHER = (
+    "communication_data_type",
+    "comms_logger",
+    "dump_state",
+    "flops_profiler",
+    "gradient_predivide_factor",
+    "memory_breakdown",
+    "prescale_gradients",
+    "wall_clock_breakdown",
+    "zero_optimization",
+)
+"""Keys that ``training.deepspeed`` may set."""
+
+
+def check_deepspeed(config: TrainingConfig, known_zero_keys: Collection[str]) -> None:
+    """Refuse further DeepSpeed keys that are unknown or contradict the run's own.
+
+    Args:
+        config: of the training.
+        known_zero_keys: what DeepSpeed knows under ``zero_optimization``.
+
+    Raises:
+        InputError: one of them is, with the key that decides it or the nearest known one.
+    """
+    zero = config.deepspeed.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise InputError(f"training.deepspeed.zero_optimization must be a mapping, got {zero!r}; write key: value")
+    for key in (*config.deepspeed, *(f"zero_optimization.{name}" for name in zero)):
+        if key in DECIDED:
+            raise InputError(f"training.deepspeed must leave {key!r} to {DECIDED[key]}, got it set; set that instead")
+    for key in config.deepspeed:
+        if key not in FURTHER:
+            raise InputError(f"training.deepspeed must hold known keys, got {key!r}{did_you_mean(key, FURTHER)}")
+    for key in zero:
+        where = f"training.deepspeed.zero_optimization.{key}"
+        if key not in known_zero_keys:
+            raise InputError(f"{where} must be a key that DeepSpeed knows{did_you_mean(key, known_zero_keys)}")
+        if config.zero_stage < 3 and (key == "offload_param" or key.startswith("stage3_")):
+            raise InputError(
+                f"{where} must be left out with training.zero_stage {config.zero_stage}: "
+                "it partitions parameters; choose zero_stage 3"
+            )
+
+
 def deepspeed_config(config: TrainingConfig, bfloat16: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration: nothing that matters is left to its defaults."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
     return {
         "train_batch_size": config.global_batch_size,
         # Micro-batches are cut by tokens: the loop says which backward is a step's last one, and divides.
@@ -106,8 +203,10 @@ def deepspeed_config(config: TrainingConfig, bfloat16: bool) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.gradient_clipping,
         "bf16": {"enabled": bfloat16},
-        "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        **config.deepspeed,
+        "zero_optimization": zero | config.deepspeed.get("zero_optimization", {}),
     }

@@ -19,6 +19,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from pipeline.errors import InputError
 from pipeline.training.config import TrainingConfig, deepspeed_config
@@ -42,6 +43,14 @@ def join_process_group() -> None:
         # The shared-memory op serves inference only, takes a minute to compile, and a killed compile hangs later runs.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def zero_keys() -> set[str]:
+    """Return the keys that DeepSpeed knows under ``zero_optimization``."""
+    fields = DeepSpeedZeroConfig.model_fields
+    return {name for name, field in fields.items() if field.alias is None} | {
+        field.alias for field in fields.values() if field.alias
+    }
 
 
 def parameter_groups(

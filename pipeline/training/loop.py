@@ -135,7 +135,7 @@ class Trainer:
         share = self.world.num_ranks / config.global_batch_size
         for number, part in enumerate(parts, 1):
             batch = self.encoder.collate([examples[i] for i in part]).to(self.device)
-            objective_E, losses_E = self.engine(batch)
+            objective_E, losses_E, _ = self.engine(batch)
             self.engine.backward(objective_E.sum() * share, is_last=number == len(parts))
             self.guard.add(batch, losses_E)
             self.window.add(batch, losses_E)

@@ -34,8 +34,9 @@ class Objective(nn.Module):
         self._task_weight_T = torch.tensor([config.task_weights.get(task, 1.0) for task in tasks])
         self.log_variance = nn.Parameter(torch.zeros(len(tasks))) if config.uncertainty_weighting else None
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return what each example adds to the objective, and its plain cross-entropy without gradient, both (E,)."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what each example adds to the objective (E,) and, without gradient, its plain cross-entropy (E,) and
+        the log-probabilities of its classes (E, C)."""
         log_probabilities_EC = self.scorer(batch)
         plain_E = label_loss(log_probabilities_EC, batch)
         losses_E = plain_E
@@ -48,4 +49,4 @@ class Objective(nn.Module):
         if self.log_variance is not None:
             s_E = self.log_variance.float()[batch.example_task]
             losses_E = losses_E * torch.exp(-s_E) + s_E / 2
-        return losses_E, plain_E.detach()
+        return losses_E, plain_E.detach(), log_probabilities_EC.detach()

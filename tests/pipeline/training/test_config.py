@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from pipeline.errors import InputError
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
-from pipeline.training.config import TrainingConfig, deepspeed_config
-from pipeline.training.engine import parameter_groups
+from pipeline.training.config import TrainingConfig, check_deepspeed, deepspeed_config
+from pipeline.training.engine import parameter_groups, zero_keys
+
+DEEPSPEED = Path(__file__).resolve().parents[3] / "infra" / "deepspeed"
 
 
 def test_batch_is_split_over_ranks() -> None:
@@ -68,3 +73,43 @@ def test_what_a_task_has_of_its_own_may_have_its_own_rate() -> None:
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(InputError, match="must train at least one parameter"):
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.0)
+
+
+@pytest.mark.parametrize("path", sorted(DEEPSPEED.glob("*.json")), ids=lambda path: path.stem)
+def test_files_for_those_who_bring_their_own_say_what_the_typed_configuration_says(path: Path) -> None:
+    stage, _, rest = path.stem.removeprefix("zero").partition("-")
+    config = TrainingConfig(zero_stage=int(stage), offload_optimizer=rest == "offload")  # type: ignore[arg-type]
+    assert json.loads(path.read_text()) == deepspeed_config(config, bfloat16=False)
+
+
+def test_there_is_a_file_for_every_stage() -> None:
+    expected = {"zero0", "zero1", "zero2", "zero3", "zero1-offload", "zero2-offload", "zero3-offload"}
+    assert {path.stem for path in DEEPSPEED.glob("*.json")} == expected
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"zero_optimization": {"overlap_com": True}}, "did you mean 'overlap_comm'"),
+        ({"zero_optimisation": {}}, "did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"stage": 3}}, "to training.zero_stage"),
+        ({"fp16": {"enabled": True}}, "to model.dtype"),
+        ({"gradient_clipping": 0.5}, "to training.gradient_clipping"),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "choose zero_stage 3"),
+        ({"zero_optimization": True}, "must be a mapping"),
+    ],
+)
+def test_deepspeed_keys_that_are_unknown_or_contradict_are_refused(extra: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_deepspeed(TrainingConfig(deepspeed=extra), zero_keys())
+
+
+def test_further_deepspeed_keys_are_handed_on() -> None:
+    config = TrainingConfig(deepspeed={"zero_optimization": {"overlap_comm": False}}, zero_stage=1)
+    check_deepspeed(config, zero_keys())
+    assert deepspeed_config(config, False)["zero_optimization"] == {"stage": 1, "overlap_comm": False}
+
+
+def test_offload_without_partitions_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose zero_stage 1, 2 or 3"):
+        TrainingConfig(offload_optimizer=True, zero_stage=0)

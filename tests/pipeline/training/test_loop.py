@@ -151,7 +151,7 @@ def _plain_losses(manifest: Path, steps: int, settings: dict[str, Any] | None = 
     stream, losses = MixedStream(manifest, 3, 8), []
     for step in range(steps):
         batch = encoder.collate(encoder.encode(stream.samples(step, World(0, 1))))
-        loss, plain = objective(batch)
+        loss, plain, _ = objective(batch)
         optimizer.zero_grad()
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -31,7 +31,7 @@ def test_losses_are_smoothed_and_weighted_by_sample_task_and_noise(scorer: Label
     with torch.no_grad():
         objective.log_variance.copy_(torch.tensor([0.3, -0.7]))
         log_p = scorer(batch).double()
-    got, plain = objective(batch)
+    got, plain, _ = objective(batch)
     s, task_weight = [0.3, -0.7], [1.0, 2.0]
     for e, example in enumerate(EXAMPLES):
         classes = len(example.words)
@@ -48,7 +48,7 @@ def test_the_learnt_factor_settles_at_the_inverse_of_the_loss(scorer: LabelScore
     batch = pack(EXAMPLES[:1])
     objective = Objective(scorer, ["a", "b"], TrainingConfig(uncertainty_weighting=True))
     assert objective.log_variance is not None
-    _, plain = objective(batch)
+    _, plain, _ = objective(batch)
     with torch.no_grad():  # d/ds (exp(-s) w L + s/2) = 0 at exp(s) = 2 w L
         objective.log_variance[0] = (2 * 3.0 * plain[0]).log()
     objective(batch)[0].sum().backward()

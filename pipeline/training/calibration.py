@@ -1,0 +1,124 @@
+"""A few micro-batches of the real model on real samples, in a process of its own with a rank's threads and imports."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.training.loop import TrainingJob
+from pipeline.training.planner import Calibration, job_stream, sampled_examples, sampled_steps
+
+_TOKENS = (64, 192, 576)
+"""Computed tokens of the micro-batches: the first one warms up, a line through the others tells the rest."""
+
+# A rank's process holds Ray too, and this module must not import its door.
+_PROGRAM = "import pipeline.orchestration, pipeline.training.calibration as c; c.main()"
+
+
+def calibrate(job: TrainingJob) -> Calibration:
+    """Measure on this machine how fast a rank computes and what memory it takes.
+
+    Raises:
+        InputError: the model cannot be run here.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as Ray gives a worker of one CPU
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM],
+        input=pickle.dumps(job),
+        env=environment,
+        capture_output=True,
+        timeout=1800,
+    )
+    if done.returncode:
+        raise InputError(
+            f"the calibration must run the model, it failed: {done.stderr.decode()[-600:]}; "
+            "mend that, or plan with --no-calibrate"
+        )
+    return Calibration.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def _measure(job: TrainingJob) -> Calibration:
+    import torch
+
+    from pipeline.modeling.adapter import build_adapter
+    from pipeline.modeling.base_model import load_base
+    from pipeline.modeling.packing import pack
+    from pipeline.modeling.scoring import LabelScorer
+    from pipeline.training.engine import device
+    from pipeline.training.objective import Objective
+
+    where = device()
+    _reset_peak(where)
+    names = [task.name for task in job.tasks]
+    base = load_base(job.base, where)
+    objective = Objective(LabelScorer(build_adapter(job.adapter, base, names).to(where)), names, job.training).train()
+    loading, loaded = _peak_bytes(where), _held_bytes(where)
+    stream = job_stream(job)
+    steps = sampled_steps(stream, job.training.num_steps(stream.steps_per_epoch))
+    # From all steps alternately, so that short and long rows stand together.
+    by_step = sampled_examples(job, stream, steps)
+    mixed = [examples[place] for place in range(len(by_step[0])) for examples in by_step]
+    tokens, seconds, peaks = [], [], []
+    for wanted in _TOKENS:
+        chosen = mixed[:1]
+        for example in mixed[1:]:
+            if sum(e.num_tokens for e in chosen) >= wanted:
+                break
+            chosen.append(example)
+        batch = pack(chosen).to(where)
+        _reset_peak(where)
+        best = float("inf")
+        for _ in range(2 if wanted < _TOKENS[-1] else 1):
+            start = time.perf_counter()
+            objective(batch)[0].sum().backward()
+            if where.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - start)
+        tokens.append(len(batch.input_ids))
+        seconds.append(best)
+        peaks.append(_peak_bytes(where))
+    span = max(tokens[2] - tokens[1], 1)
+    slope = max((seconds[2] - seconds[1]) / span, seconds[2] / tokens[2] / 2)
+    return Calibration(
+        seconds_per_batch=max(seconds[1] - slope * tokens[1], 0.0),
+        seconds_per_token=slope,
+        loading_bytes=loading,
+        loaded_bytes=loaded,
+        bytes_per_token=max(peaks[2] - loaded, 0) / tokens[2],
+    )
+
+
+def _status_bytes(key: str) -> int:
+    with Path("/proc/self/status").open() as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def _reset_peak(where: object) -> None:
+    import torch
+
+    if getattr(where, "type", "") == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes(where: object) -> int:
+    import torch
+
+    return torch.cuda.max_memory_allocated() if getattr(where, "type", "") == "cuda" else _status_bytes("VmHWM:")
+
+
+def _held_bytes(where: object) -> int:
+    import torch
+
+    return torch.cuda.memory_allocated() if getattr(where, "type", "") == "cuda" else _status_bytes("VmRSS:")
+
+
+def main() -> None:
+    """Read a job, pickled by the parent process, from standard input and print its :class:`Calibration`."""
+    print(_measure(pickle.load(sys.stdin.buffer)).model_dump_json(), flush=True)  # noqa: T201

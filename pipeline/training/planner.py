@@ -1,0 +1,247 @@
+"""What a training run will take, said before any worker starts: time, memory, disk, and whether the machine has them.
+
+Lengths and micro-batches are those of real steps, cut as a rank will cut them. Speed and memory come from a short
+calibration of the real model on real samples, or else from counts of parameters and activations.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from pipeline.contracts import Contract
+from pipeline.modeling.adapter import build_adapter
+from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_tokenizer, resolve_base, resolve_dtype
+from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.packing import Example, micro_batches, pack
+from pipeline.stream import LossDriven, MixedStream
+from pipeline.training.loop import TrainingJob
+from pipeline.world import World
+
+SAMPLED_STEPS = 16
+_PROCESS_BYTES = 800 << 20
+"""Of a rank's process with torch, DeepSpeed and Ray imported."""
+_CPU_FLOPS, _GPU_FLOPS = 40e9, 50e12
+"""Of one rank, cautiously, where nothing was measured."""
+
+
+class Calibration(Contract):
+    """What a few micro-batches on this machine took, one process with a rank's threads."""
+
+    seconds_per_batch: float
+    seconds_per_token: float
+    """Forward and backward of a token that is computed."""
+    loading_bytes: int
+    """Peak memory until the model stands."""
+    loaded_bytes: int
+    bytes_per_token: float
+    """Of activations, at the largest moment of a step."""
+
+
+class TrainingPlan(Contract):
+    """The cost of a run. Tokens that prompts share count for each sample, computed ones once."""
+
+    parameters: int
+    trained_parameters: int
+    tokens: int
+    computed_share: float
+    """Share of the tokens that is computed; the others stand in a beginning that prompts have in common."""
+    micro_batches_per_step: float
+    """Of the rank that has most of them."""
+    largest_micro_batch_tokens: int
+    seconds: float
+    """Of all steps, without start-up."""
+    rank_bytes: int
+    """Peak memory of a rank: of its process on a CPU, else of its device."""
+    checkpoint_bytes: int
+    kept_bytes: int
+    """All checkpoints that are kept at once."""
+    calibration: Calibration | None
+    misfits: tuple[str, ...] = ()
+    """What the machine lacks, each with its remedy."""
+
+
+class _Shape(NamedTuple):
+    """The sampled steps: for each the computed tokens of each rank's micro-batches."""
+
+    steps: list[list[list[int]]]
+    tokens: int
+    computed: int
+    most_answers: int
+
+
+def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder: Path, is_local: bool) -> TrainingPlan:
+    """Return what a run will take.
+
+    Args:
+        job: the run.
+        calibration: from :func:`pipeline.training.calibration.calibrate`; None estimates from counts.
+        run_folder: where checkpoints will stand.
+        is_local: whether the ranks will run on this machine, which is then asked for what it has.
+    """
+    training = job.training
+    stream = job_stream(job)
+    num_steps = training.num_steps(stream.steps_per_epoch)
+    shape = _shape(job, stream, num_steps)
+    base = empty_base(job.base)
+    parameters = sum(p.numel() for p in base.parameters())
+    adapted = build_adapter(job.adapter, base, [task.name for task in job.tasks])
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    known = calibration or _assumed(job.base, parameters, base)
+    largest = max(max(parts) for ranks in shape.steps for parts in ranks)
+    seconds = sum(
+        max(sum(known.seconds_per_batch + known.seconds_per_token * n for n in parts) for parts in ranks)
+        for ranks in shape.steps
+    )
+    checkpoint = trained * 12 + trained * _bytes(job.base) + (64 << 10)
+    kept = checkpoint * (training.keep_checkpoints + 1 + (training.validation is not None))
+    plan = TrainingPlan(
+        parameters=parameters,
+        trained_parameters=trained,
+        tokens=round(shape.tokens * num_steps / len(shape.steps)),
+        computed_share=shape.computed / shape.tokens,
+        micro_batches_per_step=sum(max(map(len, ranks)) for ranks in shape.steps) / len(shape.steps),
+        largest_micro_batch_tokens=largest,
+        seconds=seconds * num_steps / len(shape.steps),
+        rank_bytes=_rank_bytes(job, known, trained, parameters, largest),
+        checkpoint_bytes=checkpoint,
+        kept_bytes=kept,
+        calibration=calibration,
+    )
+    return plan.model_copy(update={"misfits": tuple(_misfits(job, plan, run_folder))}) if is_local else plan
+
+
+def job_stream(job: TrainingJob) -> MixedStream:
+    """Return the stream that a job's ranks will read."""
+    return MixedStream(
+        job.manifest_path,
+        job.seed,
+        job.training.global_batch_size,
+        job.mixture,
+        length_grouping=job.length_grouping,
+        cache=job.cache,
+    )
+
+
+def sampled_examples(job: TrainingJob, stream: MixedStream, steps: Sequence[int], rank: int = 0) -> list[list[Example]]:
+    """Return a rank's tokenised samples of some steps."""
+    encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
+    world = World(rank, job.training.num_workers)
+    return [encoder.encode(stream.samples(step, world)) for step in steps]
+
+
+def sampled_steps(stream: MixedStream, num_steps: int, count: int = SAMPLED_STEPS) -> list[int]:
+    """Return steps from all over a run, or those that are known under a mixture that follows the losses."""
+    if isinstance(stream.mixture, LossDriven):
+        num_steps = min(num_steps, stream.mixture.every_steps)
+    count = min(count, num_steps)
+    return [(2 * i + 1) * num_steps // (2 * count) for i in range(count)]
+
+
+def _shape(job: TrainingJob, stream: MixedStream, num_steps: int) -> _Shape:
+    training, steps = job.training, sampled_steps(stream, num_steps)
+    tokens = computed = most_answers = 0
+    by_rank = [sampled_examples(job, stream, steps, rank) for rank in range(training.num_workers)]
+    sampled = []
+    for place in range(len(steps)):
+        ranks = []
+        for rank in by_rank:
+            examples = rank[place]
+            parts = micro_batches(examples, training.micro_batch_tokens, training.micro_batch_size)
+            packed = [pack([examples[i] for i in part]) for part in parts]
+            ranks.append([len(batch.input_ids) for batch in packed])
+            tokens += sum(batch.num_tokens for batch in packed)
+            most_answers = max(most_answers, *(len(batch.answer) for batch in packed))
+        computed += sum(map(sum, ranks))
+        sampled.append(ranks)
+    return _Shape(sampled, tokens, computed, most_answers)
+
+
+def _bytes(config: BaseModelConfig) -> int:
+    return 2 if resolve_dtype(config.dtype) is torch.bfloat16 else 4
+
+
+def _assumed(config: BaseModelConfig, parameters: int, base: torch.nn.Module) -> Calibration:
+    """Return a cautious guess from counts alone."""
+    settings = base.config.get_text_config()  # type: ignore[operator,union-attr]
+    width = _bytes(config)
+    inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
+    # What a layer of norm, attention and gated MLP saves for its backward, in values a token.
+    saved = settings.num_hidden_layers * (14 * settings.hidden_size + 5 * inner)
+    on_gpu = torch.cuda.is_available()
+    process = 0 if on_gpu else _PROCESS_BYTES
+    weights = parameters * width
+    files = sum(path.stat().st_size for path in resolve_base(config).glob("*.safetensors"))
+    return Calibration(
+        seconds_per_batch=0.0,
+        seconds_per_token=4 * parameters / (_GPU_FLOPS if on_gpu else _CPU_FLOPS),
+        loading_bytes=process + weights + files,
+        loaded_bytes=process + weights,
+        bytes_per_token=saved * width,
+    )
+
+
+def _rank_bytes(job: TrainingJob, known: Calibration, trained: int, parameters: int, largest: int) -> int:
+    training = job.training
+    weights = parameters * _bytes(job.base)
+    loaded = known.loaded_bytes
+    if training.zero_stage == 3:
+        loaded -= weights - weights // training.num_workers
+    share = training.num_workers if training.zero_stage else 1
+    optimizer = trained * (8 + 12 // share)  # gradients and copies whole; master weights and moments by rank
+    tokens = largest
+    per_token = known.bytes_per_token
+    if training.activation_checkpointing:
+        per_token *= 0.2
+    return max(known.loading_bytes, loaded + optimizer + math.ceil(per_token * tokens))
+
+
+def _misfits(job: TrainingJob, plan: TrainingPlan, run_folder: Path) -> list[str]:
+    workers, on_gpu = job.training.num_workers, torch.cuda.is_available()
+    have = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    what = "GPUs" if on_gpu else "CPUs"
+    found = []
+    if workers > have:
+        found.append(f"training.num_workers must be at most the machine's {what}, {have}, got {workers}; lower it")
+    memory = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
+    need = plan.rank_bytes * (1 if on_gpu else workers)
+    if need > memory:
+        found.append(
+            f"the ranks need {_gibibytes(need)} of memory, the {'GPU' if on_gpu else 'machine'} has "
+            f"{_gibibytes(memory)} free; lower training.micro_batch_tokens (now {job.training.micro_batch_tokens}) or "
+            "num_workers, or set training.activation_checkpointing"
+        )
+    folder = next(path for path in (run_folder, *run_folder.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if plan.kept_bytes > free:
+        found.append(
+            f"the checkpoints need {_gibibytes(plan.kept_bytes)} of disk, {folder} has {_gibibytes(free)} free; "
+            "lower training.keep_checkpoints or choose another run_root"
+        )
+    return found
+
+
+def available_bytes() -> int:
+    """Return the memory that processes can still take: of the machine, or of the container where that is less."""
+    with Path("/proc/meminfo").open() as lines:
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+def _gibibytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def calibration_job(job: TrainingJob) -> TrainingJob:
+    """Return the job of one rank alone, as the calibration runs it."""
+    return replace(job, training=job.training.model_copy(update={"num_workers": 1}))

@@ -1,0 +1,90 @@
+"""The plan against the shards it was made of, and what it says where a run does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_base
+from pipeline.training.calibration import calibrate
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import TrainingJob
+from pipeline.training.planner import Calibration, job_stream, plan_training, sampled_examples
+
+MEASURED = Calibration(
+    seconds_per_batch=0.5, seconds_per_token=0.01, loading_bytes=5, loaded_bytes=10 << 20, bytes_per_token=1000.0
+)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    folder = tmp_path_factory.mktemp("shards")
+    prepare(DataConfig(synthetic=SyntheticAdsConfig(rows_per_day=12, days=4)), synthetic_ads_tasks(), folder, seed=0)
+    return TrainingJob(
+        manifest_path=folder / "manifest.json",
+        tasks=tuple(synthetic_ads_tasks()),
+        base=BaseModelConfig(num_layers=2, dtype="float32"),
+        adapter=AdapterConfig(r=4),
+        training=TrainingConfig(num_workers=1, global_batch_size=8, max_steps=6, micro_batch_tokens=150),
+        seed=3,
+    )
+
+
+def test_an_empty_base_counts_as_the_loaded_one(job: TrainingJob) -> None:
+    counts = []
+    for base in (empty_base(job.base), load_base(job.base)):
+        adapted = build_adapter(job.adapter, base, [task.name for task in job.tasks])
+        counts.append([sum(p.numel() for p in adapted.parameters() if p.requires_grad is is_on) for is_on in (0, 1)])
+    assert counts[0] == counts[1]
+    assert counts[0][1] > 0
+
+
+def test_tokens_and_time_are_those_of_the_steps_themselves(job: TrainingJob, tmp_path: Path) -> None:
+    plan = plan_training(job, MEASURED, tmp_path, is_local=True)
+    steps = sampled_examples(job, job_stream(job), range(6))
+    tokens = sum(example.num_tokens for examples in steps for example in examples)
+    assert plan.tokens == tokens
+    batches = plan.micro_batches_per_step * 6
+    assert plan.seconds == pytest.approx(0.5 * batches + 0.01 * plan.computed_share * tokens)
+    assert plan.rank_bytes > MEASURED.loaded_bytes + 1000 * plan.largest_micro_batch_tokens
+    assert plan.misfits == ()
+
+
+def test_two_ranks_take_the_time_of_the_slower_one(job: TrainingJob, tmp_path: Path) -> None:
+    two = replace(job, training=job.training.model_copy(update={"num_workers": 2}))
+    alone = plan_training(job, MEASURED, tmp_path, is_local=True)
+    both = plan_training(two, MEASURED, tmp_path, is_local=True)
+    assert alone.seconds / 2 < both.seconds < alone.seconds
+    assert both.tokens == alone.tokens
+
+
+def test_what_the_machine_lacks_is_named_with_the_remedy(job: TrainingJob, tmp_path: Path) -> None:
+    many = replace(job, training=job.training.model_copy(update={"num_workers": 8}))
+    greedy = MEASURED.model_copy(update={"loaded_bytes": 1 << 50})
+    misfits = plan_training(many, greedy, tmp_path, is_local=True).misfits
+    assert any("memory" in misfit and "lower training.micro_batch_tokens (now 150)" in misfit for misfit in misfits)
+    assert plan_training(many, greedy, tmp_path, is_local=False).misfits == ()
+
+
+def test_parameters_that_are_partitioned_are_not_held(job: TrainingJob, tmp_path: Path) -> None:
+    big = MEASURED.model_copy(update={"loaded_bytes": 1 << 30})
+
+    def rank_bytes(stage: int) -> int:
+        training = job.training.model_copy(update={"num_workers": 2, "zero_stage": stage})
+        return plan_training(replace(job, training=training), big, tmp_path, is_local=False).rank_bytes
+
+    base = sum(p.numel() for p in empty_base(job.base).parameters()) * 4
+    assert rank_bytes(2) - rank_bytes(3) == pytest.approx(base / 2, rel=0.01)
+    assert rank_bytes(0) > rank_bytes(1) == rank_bytes(2)
+
+
+def test_calibration_runs_the_model(job: TrainingJob) -> None:
+    found = calibrate(job)
+    weights = sum(p.numel() for p in empty_base(job.base).parameters()) * 4
+    assert found.loading_bytes >= found.loaded_bytes > weights
+    assert found.seconds_per_token > 0
+    assert found.bytes_per_token > 2 * 576 * 4
