@@ -50,20 +50,24 @@ def test_drift_warns_or_holds_the_run_back(mtl_lora: Run, tmp_path: Path) -> Non
     assert mtl_lora("prepare", "--config", path, "name=earlier").code == 0
     _configuration(tmp_path, [row | {"label": 1} for row in many])
     against = f"drift.against={tmp_path}/runs/earlier/shards"
-    held = mtl_lora("plan", "--config", path, against)
+    held = mtl_lora("plan", "--no-calibrate", "--config", path, against)
     assert held.code == 3, held.err
     assert "held back: the data has drifted from" in held.err
     assert "hold: task 'spam': label_psi must be < 0.25" in held.err
     assert not (tmp_path / "runs" / "t" / "plan.json").exists()
     found = json.loads((tmp_path / "runs" / "t" / "drift.json").read_text())
     assert found["verdict"] == "hold"
-    warned = mtl_lora("plan", "--config", path, against, "drift.thresholds.label_psi={warn: 0.1, hold: 100}")
+    warned = mtl_lora(
+        "plan", "--no-calibrate", "--config", path, against, "drift.thresholds.label_psi={warn: 0.1, hold: 100}"
+    )
     assert warned.code == 0, warned.err
     assert "Drift from the earlier data" in warned.err and " warn" in warned.err
-    calm = mtl_lora("plan", "--config", path, "name=calm", f"drift.against={tmp_path}/runs/t/shards/manifest.json")
+    calm = mtl_lora(
+        "plan", "--no-calibrate", "--config", path, "name=calm", f"drift.against={tmp_path}/runs/t/shards/manifest.json"
+    )
     assert calm.code == 0, calm.err
     assert "Drift from" not in calm.err
-    missing = mtl_lora("plan", "--config", path, f"drift.against={tmp_path}/nowhere")
+    missing = mtl_lora("plan", "--no-calibrate", "--config", path, f"drift.against={tmp_path}/nowhere")
     assert missing.code == 2, missing.err
     assert "DataProfile must be a file" in missing.err
 
@@ -71,29 +75,37 @@ def test_drift_warns_or_holds_the_run_back(mtl_lora: Run, tmp_path: Path) -> Non
 def test_given_shards_serve_another_run(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
     path = _configuration(tmp_path, ROWS)
     small = ("training.global_batch_size=8", "training.micro_batch_size=4")
-    assert mtl_lora("plan", "--config", path, *small).code == 0
+    assert mtl_lora("plan", "--no-calibrate", "--config", path, *small).code == 0
     given = f"manifest={tmp_path}/runs/t/shards"
-    assert mtl_lora("plan", "--config", path, "name=second", given, *small).code == 0
+    assert mtl_lora("plan", "--no-calibrate", "--config", path, "name=second", given, *small).code == 0
     plans = [json.loads((tmp_path / "runs" / name / "plan.json").read_text()) for name in ("t", "second")]
     assert plans[0] == plans[1]
     assert not (tmp_path / "runs" / "second" / "shards").exists()
     appended = mtl_lora("prepare", "--config", path, "name=second", given, "--append")
     assert appended.code == 2, appended.err
     assert "only a run's own shards can be appended to" in appended.err
-    other = mtl_lora("plan", "--config", path, "name=third", given, "tasks.spam.metric=accuracy")
+    other = mtl_lora("plan", "--no-calibrate", "--config", path, "name=third", given, "tasks.spam.metric=accuracy")
     assert other.code == 2, other.err
     assert (
         "tasks must be those of the given shards, with equal templates and label words, ['spam'] are not" in other.err
     )
-    both = mtl_lora("plan", "--config", path, given, "publish=s3://bucket/x")
-    folder = mtl_lora("plan", "--config", path, f"publish={tmp_path}")
+    both = mtl_lora("plan", "--no-calibrate", "--config", path, given, "publish=s3://bucket/x")
+    folder = mtl_lora("plan", "--no-calibrate", "--config", path, f"publish={tmp_path}")
     assert both.code == folder.code == 2
     assert "publish must be an s3:// folder for shards that this run prepares" in both.err
 
 
 def test_plan_shows_the_epoch_of_each_task(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
     path = _configuration(tmp_path, ROWS)
-    done = mtl_lora("plan", "--config", path, "--json", "training.global_batch_size=8", "training.micro_batch_size=4")
+    done = mtl_lora(
+        "plan",
+        "--no-calibrate",
+        "--config",
+        path,
+        "--json",
+        "training.global_batch_size=8",
+        "training.micro_batch_size=4",
+    )
     assert done.code == 0, done.err
     epoch = json.loads(done.out)["epoch"]
     manifest = ShardManifest.read(tmp_path / "runs" / "t" / "shards" / "manifest.json")

@@ -26,9 +26,11 @@ def test_prepare_publishes_and_plan_reads_there_without_a_secret_on_disk(
             monkeypatch.setenv(name, value)
         path = _configuration(tmp_path, ROWS)
         cache = f"cache={{folder: {tmp_path}/cache, max_bytes: 1000000, patience_s: 20}}"
-        plain = mtl_lora("plan", "--config", path, "name=plain", *SMALL)
-        there = mtl_lora("plan", "--config", path, "publish=s3://shards/run/", cache, *SMALL)
-        given = mtl_lora("plan", "--config", path, "name=given", "manifest=s3://shards/run", cache, *SMALL)
+        plain = mtl_lora("plan", "--no-calibrate", "--config", path, "name=plain", *SMALL)
+        there = mtl_lora("plan", "--no-calibrate", "--config", path, "publish=s3://shards/run/", cache, *SMALL)
+        given = mtl_lora(
+            "plan", "--no-calibrate", "--config", path, "name=given", "manifest=s3://shards/run", cache, *SMALL
+        )
         assert plain.code == there.code == given.code == 0, plain.err + there.err + given.err
         assert "published as s3://shards/run/manifest.json" in there.err
         plans = [json.loads((tmp_path / "runs" / name / "plan.json").read_text()) for name in ("plain", "t", "given")]
@@ -38,7 +40,16 @@ def test_prepare_publishes_and_plan_reads_there_without_a_secret_on_disk(
         assert ACCESS_KEY not in written
         assert SECRET_KEY not in written + there.out + there.err + given.err
         server.kill()
-        late = mtl_lora("plan", "--config", path, "name=late", "manifest=s3://shards/run", "cache.patience_s=2", *SMALL)
+        late = mtl_lora(
+            "plan",
+            "--no-calibrate",
+            "--config",
+            path,
+            "name=late",
+            "manifest=s3://shards/run",
+            "cache.patience_s=2",
+            *SMALL,
+        )
         assert late.code == 2, late.err
         assert "must answer within 2 s, it did not" in late.err
     finally:

@@ -38,7 +38,9 @@ def test_an_empty_base_counts_as_the_loaded_one(job: TrainingJob) -> None:
     counts = []
     for base in (empty_base(job.base), load_base(job.base)):
         adapted = build_adapter(job.adapter, base, [task.name for task in job.tasks])
-        counts.append([sum(p.numel() for p in adapted.parameters() if p.requires_grad is is_on) for is_on in (0, 1)])
+        counts.append(
+            [sum(p.numel() for p in adapted.parameters() if p.requires_grad is is_on) for is_on in (False, True)]
+        )
     assert counts[0] == counts[1]
     assert counts[0][1] > 0
 
