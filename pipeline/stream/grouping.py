@@ -19,6 +19,9 @@ class LengthGrouping(BaseModel):
 
     window_steps: int = Field(default=64, ge=2)
     """Steps whose samples are sorted together: larger windows pad less and shuffle less."""
+    by_beginning: bool = False
+    """Keep samples of a task together whose first text is the same (an offer and its rivals, a query and its ads):
+    what their prompts begin with is then computed once. Pays with windows of hundreds of steps."""
 
 
 def window_of(step: int, window_steps: int, batch: int, epoch_samples: int, update_steps: int | None) -> range:
@@ -41,11 +44,34 @@ def window_of(step: int, window_steps: int, batch: int, epoch_samples: int, upda
     return range(start, stop)
 
 
-def grouped(lengths: Sequence[int], batch: int, entropy: list[int]) -> list[np.ndarray]:
-    """Return for each step of a window which of the window's samples it takes, in order of length."""
-    order = np.argsort(np.asarray(lengths), kind="stable")
-    batches = order.reshape(-1, batch)
+def grouped(
+    lengths: Sequence[int], batch: int, entropy: list[int], units: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """Return for each step of a window which of the window's samples it takes.
+
+    Args:
+        lengths: of the window's samples.
+        batch: samples a step.
+        entropy: of the shuffle of the steps.
+        units: samples of the same unit stay side by side; None where there are none. Without units a batch is ordered
+            so that its halves, and theirs, are of like length in sum: slices of ranks are then of like work.
+    """
+    array = np.asarray(lengths)
+    if units is None:
+        batches = [_balanced(part) for part in np.argsort(array, kind="stable").reshape(-1, batch)]
+    else:
+        unit = np.asarray(units)
+        longest = np.zeros(unit.max() + 1, dtype=array.dtype)
+        np.maximum.at(longest, unit, array)
+        batches = list(np.lexsort((array, unit, longest[unit])).reshape(-1, batch))
     return [batches[place] for place in np.random.default_rng(entropy).permutation(len(batches))]
+
+
+def _balanced(ascending: np.ndarray) -> np.ndarray:
+    if len(ascending) < 3:
+        return ascending
+    is_first = np.isin(np.arange(len(ascending)) % 4, (0, 3))
+    return np.concatenate([_balanced(ascending[is_first]), _balanced(ascending[~is_first])])
 
 
 def padding_share(slices: Sequence[Sequence[int]], rows: int) -> float:

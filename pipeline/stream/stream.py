@@ -198,8 +198,21 @@ class MixedStream:
     def _grouped_window(self, start: int, stop: int) -> list[list[Place]]:
         places = [place for step in range(start, stop) for place in self._plain_places(step)]
         lengths = [self._reader.length(shard, row) for shard, row in places]
-        chosen = grouped(lengths, self.global_batch_size, [self.seed, 5, start])
+        by_beginning = self.length_grouping is not None and self.length_grouping.by_beginning
+        units = self._units(places) if by_beginning else None
+        chosen = grouped(lengths, self.global_batch_size, [self.seed, 5, start], units)
         return [[places[place] for place in batch] for batch in chosen]
+
+    def _units(self, places: list[Place]) -> list[int]:
+        """Return the same number for samples of a task of several texts whose first text is the same."""
+        texts = {spec.name: spec.text_fields for spec in self.manifest.tasks}
+        known: dict[tuple[str, str | int], int] = {}
+        units = []
+        for number, (shard, row) in enumerate(places):
+            first, *others = texts[shard.task]
+            text = self._reader.sample(shard, row).fields[first] if others else number
+            units.append(known.setdefault((shard.task, text), len(known)))
+        return units
 
     def _rank_places(self, step: int, world: World) -> list[Place]:
         part = world.slice_of(self.global_batch_size)

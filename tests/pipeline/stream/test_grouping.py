@@ -69,6 +69,33 @@ def test_grouping_cuts_the_padding_and_not_the_order_of_lengths(data: Path) -> N
     assert means != sorted(means)
 
 
+def test_ranks_get_slices_of_like_length(data: Path) -> None:
+    stream = MixedStream(data, 0, 40, length_grouping=LengthGrouping(window_steps=2))
+    for step in range(6):
+        lengths = stream.lengths(step)
+        for ranks in (2, 4):
+            sums = [sum(lengths[World(rank, ranks).slice_of(40)]) for rank in range(ranks)]
+            assert max(sums) <= 1.25 * min(sums), (step, ranks, sums)
+
+
+def test_samples_with_the_same_beginning_share_a_batch(tmp_path: Path) -> None:
+    spec = TaskSpec(name="pair", template="{left} and {right}:", label_words=(" no", " yes"))
+    fields = [{"left": f"offer {n % 10}", "right": "x" * (n % 17)} for n in range(120)]
+    samples = [Sample(key=str(n), task="pair", fields=f, label=0) for n, f in enumerate(fields)]
+    shard = write_shard(tmp_path, "pair", "train", 0, samples)
+    ShardManifest(tasks=(spec,), shards=(shard,), source_sha256="0").write(tmp_path / "manifest.json")
+
+    def beginnings(by_beginning: bool) -> float:
+        grouping = LengthGrouping(window_steps=10, by_beginning=by_beginning)
+        stream = MixedStream(tmp_path, 0, 12, length_grouping=grouping)
+        batches = [[s.fields["left"] for s in stream.samples(step, World(0, 1))] for step in range(10)]
+        assert sorted(text for batch in batches for text in batch) == sorted(f["left"] for f in fields)
+        return sum(len(set(batch)) for batch in batches) / 10
+
+    assert beginnings(True) == 1
+    assert beginnings(False) > 5
+
+
 def test_grouping_keeps_within_the_updates_of_a_loss_driven_mixture(data: Path) -> None:
     mixture = LossDriven(every_steps=3, block_samples=20)
     stream = MixedStream(data, 0, 10, mixture, length_grouping=LengthGrouping(window_steps=8))
