@@ -53,25 +53,14 @@ def grouped(
         lengths: of the window's samples.
         batch: samples a step.
         entropy: of the shuffle of the steps.
-        units: samples of the same unit stay side by side; None where there are none. Without units a batch is ordered
-            so that its halves, and theirs, are of like length in sum: slices of ranks are then of like work.
+        units: samples of the same unit stay side by side; None where there are none.
     """
     array = np.asarray(lengths)
-    if units is None:
-        batches = [_balanced(part) for part in np.argsort(array, kind="stable").reshape(-1, batch)]
-    else:
-        unit = np.asarray(units)
-        longest = np.zeros(unit.max() + 1, dtype=array.dtype)
-        np.maximum.at(longest, unit, array)
-        batches = list(np.lexsort((array, unit, longest[unit])).reshape(-1, batch))
+    unit = np.arange(len(array)) if units is None else np.asarray(units)
+    longest = np.zeros(unit.max() + 1, dtype=array.dtype)
+    np.maximum.at(longest, unit, array)
+    batches = np.lexsort((array, unit, longest[unit])).reshape(-1, batch)
     return [batches[place] for place in np.random.default_rng(entropy).permutation(len(batches))]
-
-
-def _balanced(ascending: np.ndarray) -> np.ndarray:
-    if len(ascending) < 3:
-        return ascending
-    is_first = np.isin(np.arange(len(ascending)) % 4, (0, 3))
-    return np.concatenate([_balanced(ascending[is_first]), _balanced(ascending[~is_first])])
 
 
 def padding_share(slices: Sequence[Sequence[int]], rows: int) -> float:

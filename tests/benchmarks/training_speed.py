@@ -69,8 +69,8 @@ def run() -> dict[str, Any]:
             f"SmolLM2-135M fp32, all 30 layers, adapters of r = 8 on q, k, v, o, dropout 0.05; the ads suite's 9 tasks "
             f"in their proportions, rows up to 256 tokens, {ROWS} rows a batch; one process of one thread each; "
             f"{STEPS} steps after one of warm-up, at evenly spaced places of an epoch's batches in order of tokens; "
-            "useful tokens: those of the rows' prompts. Ours: packed rows, lengths grouped over 64 steps, or lengths and "
-            "beginnings over 500, DeepSpeed ZeRO 2. Trainer: DataCollatorForSeq2Seq, random order or "
+            "useful tokens: those of the rows' prompts. Ours: packed rows, lengths grouped over 64 steps, or lengths "
+            "and beginnings over 500, DeepSpeed ZeRO 2. Trainer: DataCollatorForSeq2Seq, random order or "
             "LengthGroupedSampler over the whole data."
         ),
         "rows": [

@@ -69,15 +69,6 @@ def test_grouping_cuts_the_padding_and_not_the_order_of_lengths(data: Path) -> N
     assert means != sorted(means)
 
 
-def test_ranks_get_slices_of_like_length(data: Path) -> None:
-    stream = MixedStream(data, 0, 40, length_grouping=LengthGrouping(window_steps=2))
-    for step in range(6):
-        lengths = stream.lengths(step)
-        for ranks in (2, 4):
-            sums = [sum(lengths[World(rank, ranks).slice_of(40)]) for rank in range(ranks)]
-            assert max(sums) <= 1.25 * min(sums), (step, ranks, sums)
-
-
 def test_samples_with_the_same_beginning_share_a_batch(tmp_path: Path) -> None:
     spec = TaskSpec(name="pair", template="{left} and {right}:", label_words=(" no", " yes"))
     fields = [{"left": f"offer {n % 10}", "right": "x" * (n % 17)} for n in range(120)]
