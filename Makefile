@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow check bench clean
+.PHONY: help env demo test test-slow check bench season clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ check: env ## format, lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+season: env ## twelve weeks of synthetic Ads data with every fault, through the real loop, into runs/season
+	$(BIN)/python -m tests.season
 
 bench: env ## the benchmark tables with goals and ratios, as JSON
 	$(BIN)/python -m tests.benchmarks

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from apscheduler.events import EVENT_SCHEDULER_STARTED
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.blocking import BlockingScheduler
@@ -101,9 +102,8 @@ def _remember(
     first = due if due is not None and due < now else upcoming
     add: Callable[..., Any] = scheduler.add_job
     add(fire, trigger, args=[list(command)], id=_JOB, replace_existing=True, next_run_time=first)
-    say(
-        f"retraining {config.promotion.model_name} at '{config.schedule.cron}' {config.schedule.timezone}, next {first}"
-    )
+    times = f"{config.promotion.model_name} at '{config.schedule.cron}' {config.schedule.timezone}, next {first}"
+    scheduler.add_listener(lambda _: say(f"retraining {times}"), EVENT_SCHEDULER_STARTED)
 
 
 def fire(command: Sequence[str]) -> int:

@@ -59,7 +59,7 @@ def _start(folder: Path, cron: str) -> subprocess.Popen[str]:
     )
 
 
-def _until(process: subprocess.Popen[str], words: str, limit_s: float = 90) -> str:
+def _until(process: subprocess.Popen[str], words: str, limit_s: float = 240) -> str:
     assert process.stderr is not None
     seen, end = "", time.monotonic() + limit_s
     for line in process.stderr:
