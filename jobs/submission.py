@@ -33,8 +33,9 @@ _PROGRESS = re.compile(r"^(?P<what>.+?) (?P<done>\d+)/(?P<total>\d+)[^(]*\(\d+ %
 _NOISE = re.compile(
     r" (INFO|WARNING) (job_manager|worker|sdk|packaging|authentication_token_setup)\.py|^Running entrypoint for job "
     r"|core_worker\.cc|real_accelerator\.py|FutureWarning|^  return func\(|^Setting up process group"
-    r"|^Checkpoint successfully created|^Found multiple active Ray|mlflow\.(store\.db|pyfunc)|^  warnings\.warn\("
-    r"|^Found multiple active Ray instances|^Reporting training result|^Requesting resources|^Attempting to start|^Started training worker group|^- \(ip="
+    r"|^Checkpoint successfully created|^Found multiple active Ray"
+    r"|mlflow\.(store\.db|pyfunc)|^  warnings\.warn\("
+    r"|^Reporting training result|^Requesting resources|^Attempting to start|^Started training worker group|^- \(ip="
 )
 """Lines of Ray, torch and DeepSpeed that tell the person who waits nothing; the job's own log keeps them."""
 

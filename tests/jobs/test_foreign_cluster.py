@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from tests.jobs.test_main_job import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _free_port() -> int:
@@ -44,6 +46,53 @@ def address(tmp_path: Path) -> Iterator[str]:
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(timeout=60)
+
+
+def _mtl_lora(*arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment |= {"RAY_AUTH_MODE": "token"} if token else {"RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, cwd=ROOT)
+
+
+def test_submitted_work_is_done_once_and_can_be_watched_and_stopped(address: str, tmp_path: Path) -> None:
+    at = ["--address", address]
+    verb = ["plan", "--config", "demo", f"run_root={tmp_path}/runs", "name=sent", *SMALL]
+    refused = _mtl_lora("submit", *at, *verb, token=False)
+    assert refused.returncode == 2, refused.stderr[-2000:]
+    assert "asks for its token" in refused.stderr
+
+    first = _mtl_lora("submit", "--json", *at, *verb)
+    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
+    found = json.loads(first.stdout)
+    assert found["attached"] is False
+    assert found["result"]["steps"] == 8  # the verb's own result came back
+    again = json.loads(_mtl_lora("submit", "--json", "--no-wait", *at, *verb).stdout)
+    assert again == {"job": found["job"], "attached": True}
+    state = json.loads(_mtl_lora("status", found["job"], "--json", *at).stdout)
+    assert (state["state"], state["exit_code"]) == ("SUCCEEDED", 0)
+    assert "test samples" in _mtl_lora("logs", found["job"], *at).stdout
+
+    bad = _mtl_lora(
+        "submit", *at, "plan", "--config", "demo", f"run_root={tmp_path}/runs", "training.global_batch_size=7"
+    )
+    assert bad.returncode == 2, bad.stdout[-2000:] + bad.stderr[-2000:]  # the job's own exit code
+    lacking = _mtl_lora("submit", *at, "--secret", "NO_SUCH_SECRET", *verb)
+    assert lacking.returncode == 2
+    assert "NO_SUCH_SECRET" in lacking.stderr
+
+    long = ["train", "--config", "demo", f"run_root={tmp_path}/runs", "name=long", *SMALL, "training.max_steps=5000"]
+    job = json.loads(_mtl_lora("submit", "--json", "--no-wait", *at, *long).stdout)["job"]
+    assert _mtl_lora("stop", job, *at).returncode == 0
+    deadline = time.monotonic() + 90
+    while json.loads(_mtl_lora("status", job, "--json", *at).stdout)["state"] not in ("STOPPED", "FAILED"):
+        assert time.monotonic() < deadline
+    jobs = {row["job"]: row["state"] for row in json.loads(_mtl_lora("list", "--json", *at).stdout)}
+    assert jobs[found["job"]] == "SUCCEEDED"
+    assert jobs[job] == "STOPPED"
+    unknown = _mtl_lora("status", f"{job}x", *at)
+    assert unknown.returncode == 2
+    assert job in unknown.stderr  # a near name
 
 
 def test_train_runs_on_a_cluster_that_someone_else_started(address: str, tmp_path: Path) -> None:
