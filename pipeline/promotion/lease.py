@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from pipeline.errors import HeldBack
 from pipeline.progress import say
-from pipeline.promotion.ledger import ensure_model, search_versions
+from pipeline.promotion.ledger import ensure_model, search_versions, user
 
 _BEATS = 4
 """Beats in a time-to-live."""
@@ -64,7 +64,7 @@ class Lease:
 
     def __init__(self, client: Any, model: str, ttl_s: float = 120.0, who: str = "") -> None:
         self._client, self.name, self.ttl_s = client, f"{model}-lease", ttl_s
-        self.who = who or f"{os.environ.get('USER', 'unknown')}@{socket.gethostname()}, process {os.getpid()}"
+        self.who = who or f"{user()}@{socket.gethostname()}, process {os.getpid()}"
         self._mine: int | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -89,7 +89,9 @@ class Lease:
             "beat": f"0 {time.time()}",
             "released": "",
         }
-        made = self._client.create_model_version(self.name, _SOURCE, tags=tags, description=f"held by {self.who}")
+        made = self._client.create_model_version(
+            self.name, _SOURCE, tags=tags, description=f"held by {self.who}", await_creation_for=0
+        )
         winner = next(h for h in self._chain() if h.after == int(tags["after"]))
         if winner.number != int(made.version):
             raise HeldBack(_held(winner))
@@ -173,4 +175,5 @@ def _holding(version: Any) -> Holding:
     )
 
 
-_SOURCE = "mlflow-artifacts:/lease"
+_SOURCE = "lease:/held"
+"""No file stands behind a holding; a server refuses sources in its own artifact store that no run has made."""

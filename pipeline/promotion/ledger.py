@@ -98,7 +98,7 @@ class Ledger:
             "version": str(version.version),
             "previous": "" if previous is None else str(previous),
             "why": json.dumps(list(why)),
-            "who": _user(),
+            "who": user(),
             "after": str(after),
         }
         text = f"{action}: version {version.version} after {previous or 'none'}"
@@ -137,7 +137,8 @@ def ensure_model(client: Any, name: str, description: str) -> None:
             raise
 
 
-def _user() -> str:
+def user() -> str:
+    """Return the name of who runs this process, ``unknown`` where the machine has none."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

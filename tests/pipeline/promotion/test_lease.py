@@ -31,7 +31,9 @@ def test_a_second_taker_is_refused_with_the_holder_named(registry: Registry) -> 
 
 def test_a_killed_holder_in_another_process_expires(registry: Registry) -> None:
     command = [sys.executable, "-c", HOLD, registry.name, registry.uri, "3"]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "USER": "other"})
+    holder = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "LOGNAME": "other"}
+    )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"

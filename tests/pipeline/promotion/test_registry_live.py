@@ -144,6 +144,16 @@ from tests.pipeline.promotion.conftest import PROMOTE
 uri, name, number, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 registry = Registry(name, uri)
 client, made = registry._client, [0]
+def test_the_lease_holds_on_a_server(served: str) -> None:
+    registry = Registry("leased", served)
+    with registry.lease(30) as mine:
+        with pytest.raises(HeldBack, match="one retraining at a time"):
+            registry.lease(30).__enter__()
+        mine.check()
+    with registry.lease(30):
+        pass
+
+
 class Dying:
     def __getattr__(self, method):
         def call(*args, **more):
