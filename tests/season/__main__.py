@@ -242,7 +242,7 @@ def training_workers() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "cpu_times"]):
         title = " ".join(process.info["cmdline"] or ())
-        if title.startswith("ray::RayTrainWorker") or title.startswith("ray::_RayTrainWorker"):
+        if title.startswith("ray::RayTrainWorker"):
             found.append(process)
     return found
 
