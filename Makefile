@@ -26,7 +26,7 @@ test: env ## the fast tests
 	$(BIN)/python -m pytest
 
 test-slow: env ## real clusters, two-process training, servers
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=20
 
 check: env ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

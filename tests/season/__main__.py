@@ -143,7 +143,7 @@ class Season:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--backend-store-uri", store, "--artifacts-destination", (self.folder / "mlartifacts").as_uri()]
         log = (self.folder / "mlflow.log").open("ab")
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         command += ["--serve-artifacts", "--workers", "1"]
         self.server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
         end = time.monotonic() + 240
