@@ -7,17 +7,16 @@ The mixture and Λ_t do not depend on the input, so they fold into one matrix a 
     U_t = s · (Σᵢ αᵢ Bᵢ) Λ_t    (O, R),        h = W x + U_t (A x),
 
 and a task *is* a LoRA of rank R with down-projection A and up-projection U_t. With the up-projections' columns side by
-side, U_tᵀ = C_t [B₁ … B_N]ᵀ for a small matrix C_t (R, N·R) with the blocks s α_ti Λ_tᵀ: one product folds a task.
+side, U_tᵀ = C_t [B₁ … B_N]ᵀ for a small matrix C_t (R, N·R) with the blocks s α_ti Λ_tᵀ. So a row may also be lifted to
+the N·R columns, z = C_tᵀ A x, and then all tasks share one wide product, h = W x + [B₁ … B_N] z.
 
 Axes: B batch, S sequence, I input features, O output features, R rank, T tasks, N up-projections.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-__all__ = ["Fold", "fold", "fold_backward", "folding_dtype", "mixing_weights"]
+__all__ = ["combine", "combine_backward", "fold", "folding_dtype", "mixing_weights", "stack_columns"]
 
 
 def folding_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,69 +29,50 @@ def mixing_weights(mixing_TN: Tensor, temperature: float) -> Tensor:
     return torch.softmax(mixing_TN.to(folding_dtype(mixing_TN.dtype)) / temperature, dim=-1)
 
 
-class Fold(NamedTuple):
-    """Mixture, Λ and scaling folded into one up-projection a task, and what its gradient needs.
-
-    Attributes:
-        up_TRO: Uᵀ; transposed because products with a (R, O) right-hand side are the fast ones.
-        weights_TN: the mixture α.
-        combination: C, (T, R, N·R).
-        stacked: the up-projections' columns as rows, (N·R, O).
-    """
-
-    up_TRO: Tensor
-    weights_TN: Tensor
-    combination: Tensor
-    stacked: Tensor
-
-
 def _transposed(transform: Tensor, dtype: torch.dtype) -> Tensor:
     """Return Λᵀ (T, R, R) in full."""
     transform = transform.to(dtype)
     return torch.diag_embed(transform) if transform.dim() == 2 else transform.transpose(1, 2)
 
 
-def fold(up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: float) -> Fold:
-    """Fold mixture, Λ and scaling into one up-projection a task, in :func:`folding_dtype`.
-
-    A product a task and not one for all: a task's bits then do not depend on how many other tasks there are.
+def combine(transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: float) -> tuple[Tensor, Tensor]:
+    """Return C (T, R, N·R), mixture, Λ and scaling in one small matrix a task, and the mixture α (T, N).
 
     Args:
-        up_NOR: the shared up-projections B.
         transform: Λ, (T, R, R) or its diagonal (T, R).
         mixing_TN: the mixing logits w.
         temperature: τ.
         scaling: s.
     """
-    dtype = folding_dtype(up_NOR.dtype)
-    weights_TN = mixing_weights(mixing_TN, temperature).to(dtype)
-    scaled_TRR = _transposed(transform, dtype) * scaling
-    combination = (scaled_TRR.unsqueeze(2) * weights_TN[:, None, :, None]).flatten(2)
-    stacked = up_NOR.to(dtype).transpose(1, 2).flatten(0, 1)
-    up_TRO = torch.bmm(combination, stacked.expand(combination.shape[0], -1, -1))
-    return Fold(up_TRO, weights_TN, combination, stacked)
+    weights_TN = mixing_weights(mixing_TN, temperature)
+    lambda_TRR = _transposed(transform, folding_dtype(transform.dtype)).unsqueeze(2)
+    return (lambda_TRR * (weights_TN * scaling)[:, None, :, None]).flatten(2), weights_TN
 
 
-def fold_backward(
-    grad_TRO: Tensor, folded: Fold, transform: Tensor, temperature: float, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of :func:`fold` for B (N, O, R), Λ and w (T, N), given G = ∂L/∂Uᵀ (T, R, O).
-
-    All three follow from two products with the wide axis O, ∂C = G [B₁ … B_N] and ∂[B₁ … B_N]ᵀ = Σ_t C_tᵀ G_t; the
-    blocks of ∂C give those of Λ and α, and the softmax's own backward that of w.
-    """
-    weights_TN = folded.weights_TN
-    (num_tasks, r, size_out), num_ups = grad_TRO.shape, weights_TN.shape[1]
-    grad_rows = grad_TRO.to(weights_TN.dtype).reshape(num_tasks * r, size_out)
-
-    grad_combination = (grad_rows @ folded.stacked.t()).view(num_tasks, r, num_ups, r) * scaling
-    grad_transform = (grad_combination * weights_TN[:, None, :, None]).sum(2).transpose(1, 2)
-    lambda_TRR = _transposed(transform, weights_TN.dtype)
-    grad_weights_TN = (grad_combination * lambda_TRR.unsqueeze(2)).sum((1, 3))
-    grad_stacked = folded.combination.flatten(0, 1).t() @ grad_rows
-    grad_up_NOR = grad_stacked.view(num_ups, r, size_out).transpose(1, 2)
-
-    centred_TN = grad_weights_TN - (weights_TN * grad_weights_TN).sum(-1, keepdim=True)
+def combine_backward(
+    grad_combination: Tensor, transform: Tensor, weights_TN: Tensor, temperature: float, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of :func:`combine` for Λ and w, given that for C (T, R, N·R) and the mixture α (T, N)."""
+    (num_tasks, num_ups), rank = weights_TN.shape, grad_combination.shape[1]
+    grad_TRNR = grad_combination.view(num_tasks, rank, num_ups, rank) * scaling
+    grad_transform = (grad_TRNR * weights_TN[:, None, :, None]).sum(2).transpose(1, 2)
+    grad_weights_TN = (grad_TRNR * _transposed(transform, weights_TN.dtype).unsqueeze(2)).sum((1, 3))
     if transform.dim() == 2:
         grad_transform = grad_transform.diagonal(dim1=1, dim2=2)
-    return grad_up_NOR, grad_transform, weights_TN * centred_TN / temperature
+    centred_TN = grad_weights_TN - (weights_TN * grad_weights_TN).sum(-1, keepdim=True)
+    return grad_transform, weights_TN * centred_TN / temperature
+
+
+def stack_columns(up_NOR: Tensor) -> Tensor:
+    """Return [B₁ … B_N]ᵀ (N·R, O)."""
+    return up_NOR.transpose(1, 2).flatten(0, 1)
+
+
+def fold(up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: float) -> Tensor:
+    """Return every task's Uᵀ (T, R, O) in :func:`folding_dtype`; arguments as :func:`combine`, and B (N, O, R).
+
+    A product a task and not one for all: a task's bits then do not depend on how many other tasks there are.
+    """
+    combination = combine(transform, mixing_TN, temperature, scaling)[0]
+    stacked = stack_columns(up_NOR.to(combination.dtype))
+    return torch.bmm(combination, stacked.expand(combination.shape[0], -1, -1))

@@ -1,19 +1,22 @@
 """The adapted linear map as one hand-written autograd function.
 
-Forward: ``y = x Wᵀ + b``, then ``y += (drop(x) Aᵀ) Uᵀ`` accumulated in place. Saved for the backward: the input, the
-rank-R activations and, with dropout, a mask of one byte an element. The folded matrices are made again in the
-backward, where the gradients of B, Λ and w follow from that of U by small products (functional.fold_backward).
-Without gradients the same forward runs outside of autograd.
+Forward: ``y = x Wᵀ + b``, then ``y += z [B₁ … B_N]ᵀ`` accumulated in place, where z (M, N·R) is ``drop(x) Aᵀ`` times
+the small matrix C of each row's task (functional.combine, in at least fp32). All that depends on tasks is of rank size;
+the products with the wide axes are the same few for any number and any mixture of tasks. Saved for the backward: the
+input, the rank-R activations and, with dropout, a mask of one byte an element. Without gradients the same runs outside
+of autograd.
 
 A layer's rows come in one of three layouts, told apart by the ids' dimension:
 * ``()``: one task, x is (1, M, I);
 * ``(B,)``: a task a row, x is (B, S, I);
 * ``(M, 1)``: a task a token, x is (M, I). Rank-R activations are put into their task's block of a (M, T·R) matrix
-  whose product with the stacked U (T·R, O) is one dense product; no shape depends on the data.
+  whose product with the stacked C (T·R, N·R) is one dense product; no shape depends on the data.
 
-Axes: B batch, S sequence, M rows (B·S), I in, O out, R rank, T tasks, N up-projections, E folded matrices.
+Axes: B batch, S sequence, M rows (B·S), I in, O out, R rank, T tasks, N up-projections, E small matrices.
 """
 
+import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mtl_lora.functional import Fold, fold, fold_backward
+from mtl_lora.functional import combine, combine_backward, stack_columns
 
-__all__ = ["Settings", "adapted_linear", "dropout_mask", "select_folded"]
+__all__ = ["Settings", "accumulate_up", "adapted_linear", "dropout_mask", "project_down", "select_tasks"]
+
+_BUFFER_ELEMENTS = 2**18
+_buffers = threading.local()
 
 
 class Settings(NamedTuple):
@@ -57,22 +63,52 @@ def dropout_mask(x: Tensor, probability: float) -> tuple[Tensor, float]:
         mask = torch.empty(x.shape, dtype=torch.int8, device=x.device).bernoulli_(1 - probability)
         return mask, 1 / (1 - probability)
     dropped_of_65536 = min(round(probability * 65536), 65535)
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    mask = (lanes >= dropped_of_65536 - 32768).view(torch.int8)
+    mask = torch.empty(x.shape, dtype=torch.bool)
+    flat = mask.view(-1)
+    for start in range(0, x.numel(), 4 * _BUFFER_ELEMENTS):
+        part = flat[start : start + 4 * _BUFFER_ELEMENTS]
+        draws = _buffer((part.numel() + 3) // 4, torch.int64, x.device).random_(-(2**63), None)
+        torch.ge(draws.view(torch.int16)[: part.numel()], dropped_of_65536 - 32768, out=part)
+    mask = mask.view(torch.int8)
     return mask, 65536 / (65536 - dropped_of_65536)
 
 
+def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return uninitialised memory for a moment's use; on the CPU the same each time, until the thread's next call.
+
+    What a CPU allocator hands out for a large tensor is often fresh memory, and first touching its pages costs more
+    than the element-wise operation that they are for.
+    """
+    if device.type != "cpu" or size > _BUFFER_ELEMENTS:
+        return torch.empty(size, dtype=dtype, device=device)
+    kept: Tensor | None = getattr(_buffers, str(dtype), None)
+    if kept is None:
+        with torch.inference_mode(False):
+            kept = torch.empty(_BUFFER_ELEMENTS, dtype=dtype)
+        if type(kept) is Tensor:  # not a stand-in of a tracing mode
+            setattr(_buffers, str(dtype), kept)
+    return kept[:size]
+
+
+def _row_blocks(x_MI: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of rows with a buffer of each block's shape: small ones on the CPU, all rows elsewhere."""
+    rows, size = x_MI.shape
+    step = max(1, _BUFFER_ELEMENTS // max(size, 1)) if x_MI.device.type == "cpu" else max(rows, 1)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        yield slice(start, start + count), _buffer(count * size, x_MI.dtype, x_MI.device).view(count, size)
+
+
 def _gathers_first(ids: Tensor, num_tasks: int) -> bool:
-    """Whether to take the rows' Λ and w before folding (fewer rows than tasks) or to fold all tasks."""
+    """Whether to take the rows' Λ and w before combining them (fewer rows than tasks) or to combine all tasks'."""
     return ids.dim() == 0 or (ids.dim() == 1 and ids.shape[0] < num_tasks)
 
 
-def select_folded(folded_TRO: Tensor, ids: Tensor) -> Tensor:
-    """Return the folded matrices in the layout that the ids ask for: (1, R, O), (B, R, O) or (T, R, O)."""
+def select_tasks(matrices_TRX: Tensor, ids: Tensor) -> Tensor:
+    """Return the tasks' matrices in the layout that the ids ask for, E = 1, B or T."""
     if ids.dim() == 2:
-        return folded_TRO
-    return folded_TRO.index_select(0, ids.reshape(-1))
+        return matrices_TRX
+    return matrices_TRX.index_select(0, ids.reshape(-1))
 
 
 def _spread(down_MR: Tensor, ids_M1: Tensor, num_tasks: int) -> Tensor:
@@ -83,13 +119,6 @@ def _spread(down_MR: Tensor, ids_M1: Tensor, num_tasks: int) -> Tensor:
     return blocks_MTR.scatter(1, index, down_MR.unsqueeze(1)).flatten(1)
 
 
-def _collect(blocks: Tensor, ids_M1: Tensor, rank: int) -> Tensor:
-    """Return each row's own block of (M, T·R) as (M, R)."""
-    blocks_MTR = blocks.view(blocks.shape[0], -1, rank)
-    index = ids_M1.unsqueeze(-1).expand(blocks.shape[0], 1, rank)
-    return blocks_MTR.gather(1, index).squeeze(1)
-
-
 def accumulate_up(y: Tensor, down: Tensor, folded: Tensor, ids: Tensor) -> Tensor:
     """Add ``down Uᵀ`` to y in place and return y; ``folded`` is Uᵀ (E, R, O), layouts as in the module's docstring."""
     if ids.dim() == 2:
@@ -98,11 +127,6 @@ def accumulate_up(y: Tensor, down: Tensor, folded: Tensor, ids: Tensor) -> Tenso
         y[0].addmm_(down[0], folded[0])
         return y
     return y.baddbmm_(down, folded)
-
-
-def _project_down(x: Tensor, down_RI: Tensor) -> Tensor:
-    """Return ``x Aᵀ`` as ``(A xᵀ)ᵀ``, (..., R): on CPUs products with the thin factor on the left are faster."""
-    return (down_RI @ x.flatten(0, -2).t()).t().unflatten(0, x.shape[:-1])
 
 
 def _as_OI(weight: Tensor, settings: Settings) -> Tensor:
@@ -116,6 +140,67 @@ def _base_output(x: Tensor, weight: Tensor, bias_O: Tensor | None, settings: Set
     return F.linear(x, _as_OI(weight, settings), bias_O)
 
 
+def project_down(x_MI: Tensor, down_RI: Tensor, mask_MI: Tensor | None = None) -> Tensor:
+    """Return ``A drop(x)ᵀ`` (R, M): on CPUs products with the thin factor on the left are faster."""
+    if mask_MI is None:
+        return down_RI @ x_MI.t()
+    down_RM = x_MI.new_empty(down_RI.shape[0], x_MI.shape[0])
+    for rows, buffer in _row_blocks(x_MI):
+        torch.mm(down_RI, torch.mul(x_MI[rows], mask_MI[rows], out=buffer).t(), out=down_RM[:, rows])
+    return down_RM
+
+
+def _down_weight_gradient(grad_down_RM: Tensor, x_MI: Tensor, mask_MI: Tensor | None) -> Tensor:
+    """Return the gradient of A (R, I)."""
+    if mask_MI is None:
+        return grad_down_RM @ x_MI
+    grad_RI = grad_down_RM.new_zeros(grad_down_RM.shape[0], x_MI.shape[1])
+    for rows, buffer in _row_blocks(x_MI):
+        grad_RI.addmm_(grad_down_RM[:, rows], torch.mul(x_MI[rows], mask_MI[rows], out=buffer))
+    return grad_RI
+
+
+def _add_input_gradient(grad_x_MI: Tensor, grad_down_RM: Tensor, down_RI: Tensor, mask_MI: Tensor | None) -> None:
+    """Add the low-rank path's gradient of x in place."""
+    if mask_MI is None:
+        grad_x_MI.addmm_(grad_down_RM.t(), down_RI)
+        return
+    for rows, buffer in _row_blocks(grad_x_MI):
+        torch.mm(grad_down_RM.t()[rows], down_RI, out=buffer)
+        grad_x_MI[rows].add_(buffer.mul_(mask_MI[rows]))
+
+
+def _combine_for(transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+    """Return C and α over the rows or over all tasks, whichever are fewer, and the Λ that they are made of."""
+    if _gathers_first(ids, transform.shape[0]):
+        index = ids.reshape(-1)
+        transform, mixing_TN = transform.index_select(0, index), mixing_TN.index_select(0, index)
+    return (*combine(transform, mixing_TN, settings.temperature, settings.scaling), transform)
+
+
+def _lift(down: Tensor, combination: Tensor, ids: Tensor) -> Tensor:
+    """Return z (M, N·R) for the rank-R activations in the rows' layout and C in the same (:func:`select_tasks`)."""
+    if ids.dim() == 2:
+        return _spread(down, ids, combination.shape[0]) @ combination.flatten(0, 1)
+    return torch.bmm(down, combination).flatten(0, 1)
+
+
+def _lift_backward(
+    grad_z_KM: Tensor, down: Tensor, combination: Tensor, ids: Tensor, needs_combination: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of the rank-R activations (R, M), and where asked for of C, over rows or tasks."""
+    rank, width = combination.shape[-2:]
+    if ids.dim() == 2:
+        blocks_TRM = (combination.flatten(0, 1) @ grad_z_KM).view(-1, rank, grad_z_KM.shape[1])
+        grad_down_RM = blocks_TRM.gather(0, ids.view(1, 1, -1).expand(1, rank, -1)).squeeze(0)
+        if not needs_combination:
+            return grad_down_RM, None
+        return grad_down_RM, (_spread(down, ids, combination.shape[0]).t() @ grad_z_KM.t()).view(-1, rank, width)
+    grad_z_BKS = grad_z_KM.unflatten(1, down.shape[:2]).transpose(0, 1)
+    grad_down_RM = torch.bmm(combination, grad_z_BKS).transpose(0, 1).flatten(1)
+    return grad_down_RM, torch.bmm(grad_z_BKS, down).transpose(1, 2) if needs_combination else None
+
+
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -127,17 +212,18 @@ def _forward(
     ids: Tensor,
     settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, float]:
-    """Return y and what its backward needs: x in the compute type, the dropout mask, x Aᵀ, 1 / P(kept)."""
+    """Return y and what its backward needs: x in the compute type, the dropout mask, x Aᵀ (R, M), 1 / P(kept)."""
     dtype = settings.compute_dtype
     x = x.to(dtype)
     y = _base_output(x, weight, bias_O, settings)
     mask, keep_scale = dropout_mask(x, settings.dropout) if settings.dropout else (None, 1.0)
-    down = _project_down(x if mask is None else x * mask, down_RI.to(dtype))
+    down_RM = project_down(x.flatten(0, -2), down_RI.to(dtype), None if mask is None else mask.flatten(0, -2))
     if mask is not None:
-        down.mul_(keep_scale)
-    folded = _fold_for(up_NOR, transform, mixing_TN, ids, settings)[0]
-    accumulate_up(y, down, _lay_out(folded, ids, transform.shape[0], dtype), ids)
-    return y, x, mask, down, keep_scale
+        down_RM.mul_(keep_scale)
+    combination = _select_for(_combine_for(transform, mixing_TN, ids, settings)[0], ids, transform.shape[0])
+    lifted = _lift(_as_rows(down_RM, x, combination.dtype), combination, ids).to(dtype)
+    y.view(lifted.shape[0], y.shape[-1]).addmm_(lifted, stack_columns(up_NOR.to(dtype)))
+    return y, x, mask, down_RM, keep_scale
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -158,8 +244,8 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         """Return y in the compute type, of x's shape but for the last axis O."""
         parameters = (down_RI, up_NOR, transform, mixing_TN)
-        y, x, mask, down, ctx.keep_scale = _forward(x, weight, bias_O, *parameters, ids, settings)
-        ctx.save_for_backward(x, mask, down, weight, *parameters, ids)
+        y, x, mask, down_RM, ctx.keep_scale = _forward(x, weight, bias_O, *parameters, ids, settings)
+        ctx.save_for_backward(x, mask, down_RM, weight, *parameters, ids)
         ctx.settings, ctx.has_bias = settings, bias_O is not None
         return y
 
@@ -167,85 +253,65 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, W, b, A, B, Λ and w, each only where it is asked for."""
-        x, mask, down, weight, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
+        x, mask, down_RM, weight, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
         settings: Settings = ctx.settings
-        dtype, needs, num_tasks = settings.compute_dtype, ctx.needs_input_grad, transform.shape[0]
-        folded, transform_E = _fold_for(up_NOR, transform, mixing_TN, ids, settings)
-        rows_MI, grad_rows_MO = x.flatten(0, -2), grad_y.flatten(0, -2)
+        dtype, needs = settings.compute_dtype, ctx.needs_input_grad
+        x_MI, grad_y_MO = x.flatten(0, -2), grad_y.flatten(0, -2)
+        mask_MI = None if mask is None else mask.flatten(0, -2)
 
         grad_x = grad_weight = grad_bias = grad_down_RI = grad_up = grad_transform = grad_mixing = None
-        if needs[0] or needs[3]:
-            grad_down_RM = _down_gradient(grad_y, _lay_out(folded, ids, num_tasks, dtype), ids)
-            if mask is not None:
-                grad_down_RM.mul_(ctx.keep_scale)
-        if needs[3]:
-            dropped_MI = rows_MI if mask is None else rows_MI * mask.view_as(rows_MI)
-            grad_down_RI = (grad_down_RM @ dropped_MI).to(down_RI.dtype)
         if needs[0]:
-            grad_x = grad_rows_MO @ _as_OI(weight, settings)
-            if mask is None:
-                grad_x.addmm_(grad_down_RM.t(), down_RI.to(dtype))
-            else:
-                grad_x.add_((grad_down_RM.t() @ down_RI.to(dtype)).mul_(mask.view_as(grad_x)))
-            grad_x = grad_x.view_as(x)
+            grad_x = grad_y_MO @ _as_OI(weight, settings)
         if needs[1]:
-            grad_weight = grad_rows_MO.t() @ rows_MI
+            grad_weight = grad_y_MO.t() @ x_MI
             grad_weight = (grad_weight.t() if settings.is_transposed else grad_weight).to(weight.dtype)
         if ctx.has_bias and needs[2]:
-            grad_bias = grad_rows_MO.sum(0)
-        if needs[4] or needs[5] or needs[6]:
-            grad_folded = _folded_gradient(grad_y, down, ids, folded.weights_TN.dtype, num_tasks)
-            grads = fold_backward(grad_folded, folded, transform_E, settings.temperature, settings.scaling)
-            grad_up, grad_transform, grad_mixing = _to_parameters(grads, up_NOR, transform, mixing_TN, ids, settings)
+            grad_bias = grad_y_MO.sum(0)
+        if needs[0] or any(needs[3:7]):
+            combination_E, weights_EN, transform_E = _combine_for(transform, mixing_TN, ids, settings)
+            combination = _select_for(combination_E, ids, transform.shape[0])
+            down = _as_rows(down_RM, x, combination.dtype)
+            grad_z_KM = (stack_columns(up_NOR.to(dtype)) @ grad_y_MO.t()).to(combination.dtype)
+            grads = _lift_backward(grad_z_KM, down, combination, ids, needs[5] or needs[6])
+            grad_down_RM, grad_combination = grads[0].to(dtype), grads[1]
+            if mask is not None:
+                grad_down_RM.mul_(ctx.keep_scale)
+            if grad_x is not None:
+                _add_input_gradient(grad_x, grad_down_RM, down_RI.to(dtype), mask_MI)
+                grad_x = grad_x.view_as(x)
+            if needs[3]:
+                grad_down_RI = _down_weight_gradient(grad_down_RM, x_MI, mask_MI).to(down_RI.dtype)
+            if needs[4]:
+                grad_stacked = (_lift(down, combination, ids).to(dtype).t() @ grad_y_MO).to(up_NOR.dtype)
+                grad_up = grad_stacked.unflatten(0, (up_NOR.shape[0], -1)).transpose(1, 2)
+            if grad_combination is not None:
+                grad_E = _sum_over_rows(grad_combination, ids, transform.shape[0])
+                small = combine_backward(grad_E, transform_E, weights_EN, settings.temperature, settings.scaling)
+                grad_transform, grad_mixing = _to_parameters(small, transform, mixing_TN, ids, settings)
         return grad_x, grad_weight, grad_bias, grad_down_RI, grad_up, grad_transform, grad_mixing, None, None
 
 
-def _fold_for(
-    up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings
-) -> tuple[Fold, Tensor]:
-    """Return the fold over the rows or over all tasks, whichever are fewer, and the Λ that it is made of."""
-    if _gathers_first(ids, transform.shape[0]):
-        index = ids.reshape(-1)
-        transform, mixing_TN = transform.index_select(0, index), mixing_TN.index_select(0, index)
-    return fold(up_NOR, transform, mixing_TN, settings.temperature, settings.scaling), transform
+def _as_rows(down_RM: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the rank-R activations in x's layout, (B, S, R) or (M, R), in the small matrices' type."""
+    return down_RM.to(dtype).t().unflatten(0, x.shape[:-1])
 
 
-def _lay_out(folded: Fold, ids: Tensor, num_tasks: int, dtype: torch.dtype) -> Tensor:
-    """Return the folded matrices as the layout of the rows asks for, in the compute type."""
-    up_ERO = folded.up_TRO.to(dtype)
-    return up_ERO if _gathers_first(ids, num_tasks) else select_folded(up_ERO, ids)
+def _select_for(combination: Tensor, ids: Tensor, num_tasks: int) -> Tensor:
+    return combination if _gathers_first(ids, num_tasks) else select_tasks(combination, ids)
 
 
-def _down_gradient(grad_y: Tensor, folded: Tensor, ids: Tensor) -> Tensor:
-    """Return the gradient of the rank-R activations, ``(grad_y U)ᵀ`` (R, M); thin factors stand on the left."""
-    if ids.dim() == 2:
-        return _collect(grad_y @ folded.flatten(0, 1).t(), ids, folded.shape[1]).t()
-    if folded.shape[0] == 1:
-        return folded[0] @ grad_y[0].t()
-    return torch.bmm(folded, grad_y.transpose(1, 2)).transpose(0, 1).flatten(1)
-
-
-def _folded_gradient(grad_y: Tensor, down: Tensor, ids: Tensor, dtype: torch.dtype, num_tasks: int) -> Tensor:
-    """Return Uᵀ's gradient ``downᵀ grad_y`` over rows (E = B or 1) or over all tasks (E = T), (E, R, O)."""
-    if ids.dim() == 2:
-        return (_spread(down, ids, num_tasks).t() @ grad_y).view(num_tasks, down.shape[-1], -1)
-    grad_rows = torch.bmm(down.transpose(1, 2), grad_y)
-    if _gathers_first(ids, num_tasks):
-        return grad_rows
-    grad_tasks = torch.zeros((num_tasks, *grad_rows.shape[1:]), dtype=dtype, device=grad_rows.device)
-    return grad_tasks.index_add_(0, ids, grad_rows.to(dtype))
+def _sum_over_rows(grad: Tensor, ids: Tensor, num_tasks: int) -> Tensor:
+    """Return the gradient of the small matrices as they were made: over the rows, or their sums over the tasks."""
+    if ids.dim() == 2 or _gathers_first(ids, num_tasks):
+        return grad
+    return grad.new_zeros(num_tasks, *grad.shape[1:]).index_add_(0, ids, grad)
 
 
 def _to_parameters(
-    grads: tuple[Tensor, Tensor, Tensor],
-    up_NOR: Tensor,
-    transform: Tensor,
-    mixing_TN: Tensor,
-    ids: Tensor,
-    settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Bring the fold's gradients to the parameters' shapes and types; frozen tasks get exact zeros."""
-    grad_up, grad_transform, grad_mixing = grads
+    grads: tuple[Tensor, Tensor], transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Bring the gradients of Λ and w to the parameters' shapes and types; frozen tasks get exact zeros."""
+    grad_transform, grad_mixing = grads
     if _gathers_first(ids, transform.shape[0]):
         index = ids.reshape(-1)
         grad_transform = grad_transform.new_zeros(transform.shape).index_add_(0, index, grad_transform)
@@ -255,7 +321,7 @@ def _to_parameters(
         kept[list(settings.trainable_tasks)] = True
         grad_transform = grad_transform * kept.view(-1, *[1] * (transform.dim() - 1))
         grad_mixing = grad_mixing * kept.unsqueeze(-1)
-    return grad_up.to(up_NOR.dtype), grad_transform.to(transform.dtype), grad_mixing.to(mixing_TN.dtype)
+    return grad_transform.to(transform.dtype), grad_mixing.to(mixing_TN.dtype)
 
 
 def adapted_linear(*tensors: Any) -> Tensor:
@@ -293,7 +359,6 @@ def _plain(
         kept[list(settings.trainable_tasks)] = True
         transform = torch.where(kept.view(-1, *[1] * (transform.dim() - 1)), transform, transform.detach())
         mixing_TN = torch.where(kept.unsqueeze(-1), mixing_TN, mixing_TN.detach())
-    folded = _lay_out(_fold_for(up_NOR, transform, mixing_TN, ids, settings)[0], ids, transform.shape[0], dtype)
-    if ids.dim() == 2:
-        return y + _spread(down, ids, folded.shape[0]) @ folded.flatten(0, 1)
-    return torch.baddbmm(y, down, folded)
+    combination = _select_for(_combine_for(transform, mixing_TN, ids, settings)[0], ids, transform.shape[0])
+    lifted = _lift(down.to(combination.dtype), combination, ids).to(dtype)
+    return y + (lifted @ stack_columns(up_NOR.to(dtype))).view_as(y)

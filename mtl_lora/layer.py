@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import MTLLoRAError, RoutingError
 from mtl_lora.functional import fold
-from mtl_lora.kernel import Settings, accumulate_up, adapted_linear, select_folded
+from mtl_lora.kernel import Settings, accumulate_up, adapted_linear, project_down, select_tasks
 from mtl_lora.routing import Router
 
 __all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "linear_sizes"]
@@ -250,14 +250,15 @@ class MTLLoRALinear(AdaptedLinear):
         meet all tasks' matrices in one dense product: a product a row would be many times slower than the base's.
         """
         y = self._base_forward(rows)
-        down = F.linear(rows, self.lora_A.to(rows.dtype))
+        down_RM = project_down(rows.flatten(0, -2), self.lora_A.to(rows.dtype))
+        down = down_RM.t().unflatten(0, rows.shape[:-1])
         folded_TRO = self._folded_once(rows.dtype)
         num_tasks = folded_TRO.shape[0]
         if ids.dim() == 1 and rows.shape[1] == 1 and num_tasks <= _MOST_TASKS_AT_ONCE:
             blocks = down * self.router.indicator(ids, num_tasks, rows.dtype)
             y.squeeze(1).addmm_(blocks.flatten(1), folded_TRO.flatten(0, 1))
             return y
-        return accumulate_up(y, down, select_folded(folded_TRO, ids), ids)
+        return accumulate_up(y, down, select_tasks(folded_TRO, ids), ids)
 
     def _folded_once(self, dtype: torch.dtype) -> Tensor:
         kept, key = self.router.kept_folds, (self, dtype)
@@ -270,7 +271,7 @@ class MTLLoRALinear(AdaptedLinear):
     @torch.no_grad()
     def folded(self) -> Tensor:
         """Return every task's folded up-projection U_tᵀ, scaling inside, (T, R, O), at least fp32."""
-        return fold(self.lora_B, self.lora_transform, self.lora_mixing, self.temperature, self.scaling).up_TRO
+        return fold(self.lora_B, self.lora_transform, self.lora_mixing, self.temperature, self.scaling)
 
     @torch.no_grad()
     def factors(self, task: int) -> tuple[Tensor, Tensor]:

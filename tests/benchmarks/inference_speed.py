@@ -84,7 +84,7 @@ def measure(candidates: dict[str, nn.Module], count: int, rows: int, sequence: i
             runs[name] = (
                 _decode(model, rows, **options) if sequence is None else _prefill(model, rows, sequence, **options)
             )
-        seconds = interleaved(runs, ROUNDS)
+        seconds = interleaved(runs, ROUNDS, warm_up=1)
     shape = f"decoding {rows}x1 after {PROMPT}" if sequence is None else f"prefill {rows}x{sequence}"
     where = f"{shape}, {count} thread(s)"
     noise, merged, over_base = (ratio(seconds, name, "base") for name in (CONTROL, "merged", "mixed"))
@@ -103,7 +103,7 @@ def run() -> dict[str, Any]:
     for count in sorted({1, torch.get_num_threads()}):
         for number, sequence in ((8, None), (32, None), (8, 32)):
             rows += measure(candidates, count, number, sequence)
-    rows += measure(candidates, torch.get_num_threads(), 16, 40)
+    rows += measure(candidates, torch.get_num_threads(), 16, 24)
     return {
         "question": __doc__,
         "command": "python -m tests.benchmarks inference_speed",

@@ -1,4 +1,8 @@
-"""Timing that survives a shared machine: candidates take turns in one process, and ratios are taken a round."""
+"""Timing that survives a shared machine: candidates take turns in one process, and ratios are taken a round.
+
+One thread's work is timed by the processor time it takes, which does not count what others run meanwhile; the work of
+several threads, which wait for each other, by the clock on the wall.
+"""
 
 import os
 import platform
@@ -55,12 +59,13 @@ def interleaved(
             run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     order, shuffle = list(candidates), random.Random(0).shuffle
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             candidates[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 
