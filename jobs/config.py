@@ -28,6 +28,11 @@ from pipeline.stream import CacheConfig, LengthGrouping, Mixture, Proportional
 from pipeline.tracking import TrackingConfig
 from pipeline.training.config import TrainingConfig
 
+_OPERATION = (
+    *("num_workers", "min_workers", "max_failures", "hang_timeout_s"),
+    *("checkpoint_steps", "keep_checkpoints", "log_steps", "ledger"),
+)
+"""Keys of ``training`` that may change while a run is under way: ranks come and go, the samples of a step stay."""
 PACKAGED = Path(__file__).parent / "configs"
 
 
@@ -173,6 +178,8 @@ class RunConfig(BaseModel):
             mode="json",
             include={"seed", "data", "manifest", "tasks", "model", "adapter", "mixture", "length_grouping", "training"},
         )
+        for key in _OPERATION:
+            del parts["training"][key]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def write(self) -> Path:

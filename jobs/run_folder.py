@@ -10,7 +10,7 @@ from jobs.config import RunConfig
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
 from pipeline.stream import manifest_sha256
-from pipeline.tracking import Tracker, git_commit
+from pipeline.tracking import Tracker, git_commit, read_history
 
 ADAPTER, EXPORT, PLAN, DECISION, RUN = "adapter", "export", "plan.json", "decision.json", "run.json"
 DRIFT = "drift.json"
@@ -58,8 +58,7 @@ def tracker_of(config: RunConfig) -> Tracker:
 
 def history(config: RunConfig) -> list[dict[str, Any]]:
     """Return the rows of the training history."""
-    path = config.folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_history(config.folder / "history.jsonl")
 
 
 def last_step(config: RunConfig) -> int:

@@ -20,6 +20,7 @@ from pipeline.evaluation import predict, summarize, write_scores
 from pipeline.ingestion import publish
 from pipeline.progress import Track, say
 from pipeline.stream import load_manifest, manifest_sha256, merge_ledgers, plan_stream, read_split
+from pipeline.tracking import send_history
 from pipeline.training.config import check_deepspeed
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def check(config: RunConfig) -> None:
 
     resolve_base(config.model)
     Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
-    _ = config.training.rank_batch_size
+    config.training.check_ranks()
     config.training.check_tasks([task.name for task in config.tasks])
     if config.training.deepspeed:
         from pipeline.training.engine import zero_keys
@@ -137,9 +138,11 @@ def train(config: RunConfig) -> Path:
     """Train the adapter on Ray workers, into ``adapter/``; a finished training of the same configuration stands.
 
     Raises:
-        InputError: the run's folder was trained with another configuration.
+        InputError: the run's folder was trained with another configuration, or holds another adapter's checkpoints.
     """
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+    from pipeline.training.checkpoint import Checkpoints
+    from pipeline.training.host import CHECKPOINTS, HISTORY
 
     claim(config)
     plan(config)
@@ -147,14 +150,16 @@ def train(config: RunConfig) -> Path:
     if (adapter / PREDICTOR_FILE).is_file():
         say(f"{adapter} is trained with this configuration; remove {config.folder} to train anew")
         return adapter
-    tracker = tracker_of(config)
     job = _job(config)
+    Checkpoints(config.folder / CHECKPOINTS, job.adapter_sha256).refuse_foreign()
+    tracker = tracker_of(config)
     try:
         with orchestration.cluster(config.ray):
             checkpoint = orchestration.train(job, config.folder, tracker)
-    except BaseException:
-        tracker.end("FAILED")
+    except BaseException as error:
+        tracker.end_if_reachable("KILLED" if isinstance(error, SystemExit) else "FAILED")
         raise
+    send_history(tracker, config.folder / HISTORY)
     if config.training.ledger:
         merge_ledgers(config.folder)
     staged = config.folder / f".{ADAPTER}"

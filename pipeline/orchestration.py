@@ -10,10 +10,13 @@ import asyncio
 import contextlib
 import datetime as dt
 import functools
-import json
 import logging
+import math
 import os
+import signal
 import tempfile
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,20 +26,24 @@ from typing import Any, TypeVar
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+# A job that is stopped first saves: the cluster started here waits so long before it kills.
+os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", "120")
 
 import ray
 import ray.train
 from pydantic import BaseModel, ConfigDict, Field
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.util import ActorPool
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from pipeline.contracts import Sample
 from pipeline.errors import InputError, did_you_mean
-from pipeline.progress import Track, say
-from pipeline.stream import SampleLedger
+from pipeline.progress import say
 from pipeline.tracking import Tracker
+from pipeline.training.host import CHECKPOINTS, RunHost, listen_to_sigterm, stop_file
 from pipeline.world import World
 
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -243,6 +250,12 @@ class Jobs:
         with _refusals(self.address):
             return bool(self._client.stop_job(job_id))
 
+    def await_end(self, job_id: str) -> None:
+        """Wait until a job that was told to stop has saved and ended, as long as the cluster lets it."""
+        end = time.monotonic() + float(os.environ["RAY_JOB_STOP_WAIT_TIME_S"])
+        while self.state(job_id) in ("PENDING", "RUNNING") and time.monotonic() < end:
+            time.sleep(0.2)
+
     def all(self) -> list[dict[str, Any]]:
         """Return what is known of every submitted job, the oldest first."""
         with _refusals(self.address):
@@ -308,6 +321,7 @@ def run_job(config: RayConfig, entrypoint: str, environment: Mapping[str, str], 
             return jobs.follow(job_id, show)
         except BaseException:
             jobs.stop(job_id)
+            jobs.await_end(job_id)
             raise
 
 
@@ -364,7 +378,8 @@ def _result(reference: Any) -> Any:
 def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
     """Train on Ray workers and return the folder of the last checkpoint.
 
-    A run of the same folder that was cut off goes on from its last checkpoint; a lost worker is replaced.
+    A run of the same folder that was cut off goes on from its newest whole checkpoint; a lost worker is replaced.
+    SIGTERM, to this process or to a worker's, makes all ranks save after the step they are in.
 
     Args:
         job: a :class:`pipeline.training.loop.TrainingJob`.
@@ -373,91 +388,102 @@ def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
 
     Raises:
         InputError: the cluster has fewer CPUs or GPUs than workers.
+        SystemExit: SIGTERM came; everything is saved.
     """
+    from pipeline.training.checkpoint import Checkpoints
+
+    config = job.training
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    workers = job.training.num_workers
+    least = config.min_workers or config.num_workers
     have = gpus or int(ray.cluster_resources().get("CPU", 0))
-    if have < workers:
+    if have < least:
         raise InputError(
-            f"training.num_workers must be at most the cluster's {'GPUs' if gpus else 'CPUs'}, {have}, got {workers}; "
-            "lower it or add a node"
+            f"training.{'min' if config.min_workers else 'num'}_workers must be at most the cluster's "
+            f"{'GPUs' if gpus else 'CPUs'}, {have}, got {least}; lower it or add a node"
         )
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s)
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={"job": job, "run_folder": run_folder, "tracker": tracker},
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker={"CPU": 1}),
+        torch_config=_WorkerConfig(backend="nccl" if gpus else "gloo", timeout_s=math.ceil(config.hang_timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=(least, config.num_workers) if config.min_workers else config.num_workers,  # type: ignore[arg-type]
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": 1},
+        ),
         run_config=RunConfig(
-            name="checkpoints",
+            name=".ray",
             storage_path=str(run_folder.resolve()),
-            failure_config=FailureConfig(max_failures=job.training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.training.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    result = trainer.fit()
-    if result.checkpoint is None:
+    stop = stop_file(run_folder)
+    with _sigterm_asks(stop):
+        trainer.fit()
+    if stop.exists():
+        stop.unlink()
+        say(f"stopped by SIGTERM, saved in {stop.parent}; the same command goes on from there")
+        raise SystemExit(128 + signal.SIGTERM)
+    found = Checkpoints(stop.parent, job.adapter_sha256).newest()
+    if found is None:
         raise RuntimeError("a finished training run must leave a checkpoint, got none; see the worker's log above")
-    return Path(result.checkpoint.path)
+    return found
+
+
+@contextlib.contextmanager
+def _sigterm_asks(stop: Path) -> Iterator[None]:
+    """Within it the first SIGTERM makes the file that asks the ranks to stop; a second one acts as before."""
+    stop.parent.mkdir(parents=True, exist_ok=True)
+    stop.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        stop.touch()
+
+    signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _WorkerBackend(_TorchBackend):
+    """Torch's set-up of the workers; and SIGTERM is listened to, which only the main thread can arrange."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(listen_to_sigterm)
+
+
+class _WorkerConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_WorkerBackend]:
+        return _WorkerBackend
 
 
 def _train_rank(settings: dict[str, Any]) -> None:
-    from pipeline.training.loop import Trainer
-
-    context = ray.train.get_context()
+    context, job, run_folder = ray.train.get_context(), settings["job"], settings["run_folder"]
     world = World(context.get_world_rank(), context.get_world_size())
-    with _RayHost(world, settings["run_folder"], settings["tracker"]) as host:
-        Trainer(settings["job"], world, host).run()
+    with RunHost(run_folder, world, job.training.hang_timeout_s, settings["tracker"], _node_drains) as host:
+        from pipeline.training.loop import Trainer
+
+        finished = Trainer(job, world, host, run_folder / CHECKPOINTS).run()
+    if not finished and not stop_file(run_folder).exists():
+        raise PreemptedError("a rank was told to stop, all have saved; training goes on with other workers")
 
 
-class _RayHost(contextlib.ExitStack):
-    """What a rank asks of its surroundings, answered by Ray, MLflow and the run folder."""
-
-    def __init__(self, world: World, run_folder: Path, tracker: Tracker | None) -> None:
-        super().__init__()
-        self.world, self.tracker = world, tracker
-        self.history_path = run_folder / "history.jsonl"
-        self.run_folder, self.start_step = run_folder, 0
-        self.ledger: SampleLedger | None = None
-        self.track: Track | None = None
-
-    def resume(self) -> Path | None:
-        checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else Path(self.enter_context(checkpoint.as_directory()))
-
-    def started(self, step: int, num_steps: int) -> None:
-        self.start_step = step
-        if self.world.rank == 0:
-            _drop_rows_after(self.history_path, step)
-            self.track = self.enter_context(Track("train", num_steps, "steps"))
-            self.track.done = step
-
-    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-
-    def log(self, row: dict[str, Any]) -> None:
-        with self.history_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.track is not None:
-            note = f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s"
-            self.track.advance(row["step"] - self.track.done, note)
-        if self.tracker is not None:
-            flat = {k: v for k, v in row.items() if isinstance(v, float)}
-            flat |= {f"loss/{task}": loss for task, loss in row["task_loss"].items()}
-            self.tracker.log_metrics(flat, row["step"])
-
-    def trained_on(self, step: int, rank: int, samples: Sequence[Sample]) -> None:
-        if self.ledger is None:
-            self.ledger = self.enter_context(SampleLedger(self.run_folder, self.world, self.start_step))
-        self.ledger.record(step, samples)
+class PreemptedError(RuntimeError):
+    """Workers stopped because one of them had to; the run goes on from the checkpoint that they left."""
 
 
-def _drop_rows_after(path: Path, step: int) -> None:
-    """Forget the rows of later steps, which a resumed run will write again."""
-    if path.exists():
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+def _node_drains() -> bool:
+    """Whether Ray drains a worker's node, as it does before a machine is taken away."""
+    # The public ray.train.get_preemption_info() is a collective call of some ten milliseconds.
+    return get_train_context().preemption_context.preemption_info is not None
 
 
 class ScoringPool:

@@ -1,19 +1,29 @@
 """The one door to MLflow tracking: one run a job, written by the driver and by rank 0.
 
+Rank 0 writes into a file and goes on; a thread carries the rows to MLflow, now or when the server is back.
+
 The embedded default is sqlite beside the runs; a server is named by ``tracking.uri`` or ``MLFLOW_TRACKING_URI``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import queue
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
+
+from pipeline.contracts import write_atomic
+from pipeline.progress import say
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -89,11 +99,18 @@ class Tracker:
         for first in range(0, len(flat), 100):
             self._client.log_batch(self.run_id, params=flat[first : first + 100])
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Log numbers of one step in one call; those that are None or not finite are left out."""
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int, time_ms: int | None = None) -> None:
+        """Log numbers of one step in one call; those that are None or not finite are left out.
+
+        Args:
+            metrics: by name.
+            step: of the run.
+            time_ms: when they were measured, since 1970; now, where it is not given. The same number of the same step
+                and time is stored once, however often it is logged.
+        """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
+        now = int(time.time() * 1000) if time_ms is None else time_ms
         rows = [Metric(k, float(v), now, step) for k, v in metrics.items() if v is not None and abs(v) < float("inf")]
         if rows:
             self._client.log_batch(self.run_id, metrics=rows)
@@ -111,6 +128,131 @@ class Tracker:
     def end(self, status: str = "FINISHED") -> None:
         """Close the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status)
+
+    def end_if_reachable(self, status: str) -> None:
+        """Close the run, or leave it open where the server is away: for a job that must end now."""
+        before = os.environ.get(_RETRIES)
+        os.environ[_RETRIES] = "0"
+        with contextlib.suppress(Exception):
+            self.end(status)
+        del os.environ[_RETRIES]
+        if before is not None:
+            os.environ[_RETRIES] = before
+
+
+class History:
+    """The history of a training run: a row to a line of a file, and from there to MLflow; used as a context manager.
+
+    Training never waits for MLflow. Rows are sent in order by a thread; while the server is away they stand in the
+    file, and ``PATH.sent`` holds the last step that arrived. What is left at the end is sent by :func:`send_history`.
+
+    Args:
+        path: the file.
+        tracker: the MLflow run; None: the file is all.
+        step: rows of later steps are dropped, for a run that goes on from there.
+    """
+
+    def __init__(self, path: Path, tracker: Tracker | None, step: int) -> None:
+        self.path, self.tracker = path, tracker
+        rows = [row for row in read_history(path) if row["step"] <= step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._monitors: list[Any] = []
+        self._thread = threading.Thread(target=self._carry, name="History", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.tracker is not None:
+            self._thread.start()
+        return self
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write a row, with the time and the machine's load; it has a ``step``."""
+        whole = {**row, "time_ms": int(time.time() * 1000), "system": self._system()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(whole) + "\n")
+        self._rows.put(whole)
+
+    def _carry(self) -> None:
+        tracker = self.tracker
+        if tracker is None:
+            return
+        os.environ.setdefault(_RETRIES, "0")  # this thread tries again itself
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitors = SystemMetricsMonitor(tracker.run_id, tracking_uri=tracker.uri).monitors
+        sent = _last_sent(self.path)
+        waiting: list[dict[str, Any]] = read_history(self.path)
+        while True:
+            for row in waiting:  # a run that went on from a checkpoint repeats rows that are there already
+                while row["step"] > sent and not _sent(tracker, self.path, row):
+                    if self._closing.wait(_RETRY_S):
+                        return
+                sent = max(sent, row["step"])
+            row_or_end = self._rows.get()
+            if row_or_end is None:
+                return
+            waiting = [row_or_end]
+
+    def _system(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for monitor in self._monitors:
+            monitor.collect_metrics()
+            found |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
+        return found
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread.is_alive():
+            self._closing.set()
+            self._rows.put(None)
+            self._thread.join(_CLOSE_S)
+
+
+_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_RETRY_S = 5.0
+_CLOSE_S = 20.0
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a history; a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    with path.open() as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def send_history(tracker: Tracker, path: Path) -> None:
+    """Send the rows that have not reached MLflow; where its server is away, say so and leave them for the next time."""
+    sent = _last_sent(path)
+    for row in read_history(path):
+        if row["step"] > sent and not _sent(tracker, path, row):
+            say(f"WARNING: MLflow at {tracker.uri} is away; {path} keeps the rows from step {row['step']} for it")
+            return
+
+
+def _last_sent(path: Path) -> int:
+    mark = path.with_name(f"{path.name}.sent")
+    return int(mark.read_text()) if mark.is_file() else -1
+
+
+def _sent(tracker: Tracker, path: Path, row: Mapping[str, Any]) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    numbers: dict[str, float | None] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            numbers |= {f"{key.removeprefix('task_')}/{name}": each for name, each in value.items()}
+        elif isinstance(value, int | float) and key not in ("step", "num_steps", "time_ms"):
+            numbers[key] = value
+    try:
+        tracker.log_metrics(numbers, row["step"], row.get("time_ms"))
+    except (MlflowException, OSError):
+        return False
+    write_atomic(path.with_name(f"{path.name}.sent"), str(row["step"]))
+    return True
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

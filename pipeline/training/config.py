@@ -74,8 +74,13 @@ class TrainingConfig(BaseModel):
     """Optimizer steps between checkpoints; one is written at the end too."""
     keep_checkpoints: int = Field(default=2, ge=1)
     log_steps: int = Field(default=10, ge=1)
-    max_failures: int = Field(default=2, ge=0)
-    """How often a lost worker is replaced, going on from the last checkpoint."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Fewest ranks to go on with while nodes are missing, and back to ``num_workers``; null: wait for all."""
+    max_failures: int = Field(default=2, ge=-1)
+    """How often lost workers are replaced, going on from the newest checkpoint; -1: always. Nodes that Ray drains do
+    not count."""
+    hang_timeout_s: float = Field(default=600.0, gt=0)
+    """A rank that ends no step for so long counts as hung and is replaced; loading must take less, too."""
     warm_start: Path | None = None
     """Folder of a trained adapter on the same base to begin with: tasks that it lacks start from the mean of its
     tasks, tasks that are gone are left out."""
@@ -127,6 +132,20 @@ class TrainingConfig(BaseModel):
                 raise InputError(
                     f"training.task_weights.{name} must be > 0, got {weight}; leave the task out to train without it"
                 )
+
+    def check_ranks(self) -> None:
+        """Check that every number of ranks the run may have divides the batch.
+
+        Raises:
+            InputError: one does not, or the least is more than the most.
+        """
+        least = self.min_workers or self.num_workers
+        if least > self.num_workers:
+            raise InputError(
+                f"training.min_workers must be at most num_workers, {self.num_workers}, got {least}; lower it"
+            )
+        for ranks in range(least, self.num_workers + 1):
+            _ = self.model_copy(update={"num_workers": ranks}).rank_batch_size
 
     def num_steps(self, steps_per_epoch: float) -> int:
         """Optimizer steps of the whole run."""

@@ -1,30 +1,27 @@
-"""The only door to DeepSpeed: process group, engine, checkpoints.
-
-A checkpoint holds the trainable parameters, the optimizer state and a client state; frozen weights stay out.
-"""
+"""The only door to DeepSpeed: process group, engine, and the state of training as whole tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+from deepspeed import utils as zero
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from pipeline.errors import InputError
 from pipeline.training.config import TrainingConfig, deepspeed_config
 
-TAG = "state"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def device() -> torch.device:
@@ -82,14 +79,6 @@ def parameter_groups(
     ]
 
 
-def _drop_tied_frozen(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    """Leave out the second names of frozen tied weights, which DeepSpeed's exclusion of frozen weights overlooks."""
-    first_names = {name for name, _ in module.named_parameters()}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad and name not in first_names:
-            state_dict.pop(prefix + name, None)
-
-
 class Engine:
     """A module under DeepSpeed ZeRO with AdamW and a learning-rate schedule.
 
@@ -108,7 +97,6 @@ class Engine:
             name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
             return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
-        module.register_state_dict_post_hook(_drop_tied_frozen)
         groups = parameter_groups(module, config.weight_decay, config.task_learning_rate)
         optimizer = AdamW(groups, lr=config.learning_rate)
         self.engine, *_ = deepspeed.initialize(
@@ -142,29 +130,121 @@ class Engine:
         """The learning rate of the next step."""
         return float(self.engine.get_lr()[0])
 
-    def save(self, folder: Path, client_state: dict[str, Any]) -> None:
-        """Write this rank's part of a checkpoint; every rank calls it."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, client_state=client_state, exclude_frozen_parameters=True)
+    def save(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what training goes on from, the same on any ranks and ZeRO stage; every rank calls it after a step.
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Load a checkpoint of the same number of ranks and return its client state.
+        Returns:
+            ``weight/NAME``, ``exp_avg/NAME`` and ``exp_avg_sq/NAME`` of each trainable parameter, whole, fp32, on CPU;
+            and plain values.
+        """
+        self._link_moments()
+        tensors = {}
+        for name, parameter in self._trained():
+            tensors[f"weight/{name}"] = self._whole(parameter)
+            tensors |= {f"{key}/{name}": self._whole(parameter, key) for key in _MOMENTS}
+        steps = {int(state["step"]) for state in self.engine.basic_optimizer.state.values()}
+        schedule = self.engine.lr_scheduler.state_dict()
+        return tensors, {"optimizer_step": max(steps), "schedule": schedule}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], step: int) -> None:
+        """Go on from what :meth:`save` returned after so many steps.
 
         Raises:
-            InputError: the folder holds no checkpoint of this engine.
+            InputError: the tensors are not those of this module.
         """
-        loaded, client_state = self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
-        if loaded is None:
-            raise InputError(f"a checkpoint must hold the tag {TAG!r}, found none in {folder}; remove the folder")
-        return client_state
+        expected = {f"{key}/{name}" for name, _ in self._trained() for key in ("weight", *_MOMENTS)}
+        if expected != set(tensors):
+            raise InputError(
+                f"a checkpoint must hold exactly the module's trainable tensors, {len(expected)}, got {len(tensors)} "
+                f"({sorted(expected ^ set(tensors))[:3]} in one only); start anew in another folder"
+            )
+        self._make_optimizer_state(values["optimizer_step"])
+        with self.whole_parameters(modified=True):
+            for name, parameter in self._trained():
+                parameter.data.copy_(tensors[f"weight/{name}"])
+        for name, parameter in self._trained():
+            self._set_whole(parameter, tensors[f"weight/{name}"])
+            for key in _MOMENTS:
+                self._set_whole(parameter, tensors[f"{key}/{name}"], key)
+        self.engine.lr_scheduler.load_state_dict(dict(values["schedule"]))
+        groups = self.engine.basic_optimizer.param_groups
+        for group, rate in zip(groups, self.engine.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.engine.global_steps = step
+        self.engine.global_samples = step * self.engine.train_batch_size()
+        self.engine.micro_steps = step * self.engine.gradient_accumulation_steps()
+
+    def _trained(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.engine.module.named_parameters() if p.requires_grad]
+
+    def _whole(self, parameter: nn.Parameter, key: str | None = None) -> Tensor:
+        """Return a parameter's fp32 master weight, or the moment ``key``, gathered from all ranks."""
+        if self.zero_stage == 0:
+            value = self._unsharded(parameter, key)
+        elif key is None:
+            value = zero.safe_get_full_fp32_param(parameter)
+        else:
+            value = zero.safe_get_full_optimizer_state(parameter, key)
+        return value.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+    def _set_whole(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
+        """Set a parameter's fp32 master weight, or the moment ``key``: this rank's part of it."""
+        if self.zero_stage == 0:
+            self._unsharded(parameter, key).data.copy_(value)
+            return
+        if self.zero_stage == 3:  # the setter of whole values fails where a part is padded
+            part = parameter.ds_tensor.numel()
+            ranks, rank = deepspeed.comm.get_world_size(), deepspeed.comm.get_rank()
+            flat = nn.functional.pad(value.flatten(), (0, part * ranks - value.numel()))
+            mine = flat[part * rank : part * (rank + 1)]
+            if key is None:
+                zero.safe_set_local_fp32_param(parameter, mine)
+            else:
+                zero.safe_set_local_optimizer_state(parameter, mine, key)
+        elif key is None:
+            zero.safe_set_full_fp32_param(parameter, value)
+        else:
+            zero.safe_set_full_optimizer_state(parameter, value, key)
+
+    def _unsharded(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        wrapper, master = self.engine.optimizer, parameter
+        for halves, masters in zip(
+            getattr(wrapper, "fp16_groups", []), getattr(wrapper, "fp32_groups", []), strict=True
+        ):  # bfloat16: the optimizer works on fp32 copies
+            for half, copy in zip(halves, masters, strict=True):
+                master = copy if half is parameter else master
+        return master if key is None else self.engine.basic_optimizer.state[master][key]
+
+    def _make_optimizer_state(self, step: int) -> None:
+        """Give a fresh optimizer the state that its first step would have made, to be filled."""
+        inner, wrapper = self.engine.basic_optimizer, self.engine.optimizer
+        if self.zero_stage == 3:
+            flats = list(wrapper.fp32_partitioned_groups_flat)
+        else:
+            flats = [flat for group in inner.param_groups for flat in group["params"]]
+        for flat in flats:
+            count = torch.tensor(float(step)) if isinstance(inner, AdamW) else step
+            inner.state[flat] = {"step": count} | {key: torch.zeros_like(flat) for key in _MOMENTS}
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        # DeepSpeed 0.19.8 does this once, after the first group's first step, when other groups have no moments yet.
+        if self.zero_stage in (1, 2):
+            self.engine.optimizer._hp_optimizer_states_linked = False
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     @contextlib.contextmanager
-    def whole_parameters(self) -> Iterator[None]:
-        """Within it the trainable parameters are whole on every rank, also under ZeRO 3."""
+    def whole_parameters(self, modified: bool = False) -> Iterator[None]:
+        """Within it the trainable parameters are whole on every rank, also under ZeRO 3.
+
+        Args:
+            modified: the parameters are written to within; rank 0's values count.
+        """
         if self.zero_stage < 3:
             yield
             return
-        trained = [p for p in self.engine.module.parameters() if p.requires_grad]
-        with deepspeed.zero.GatheredParameters(trained):
+        trained = [parameter for _, parameter in self._trained()]
+        with deepspeed.zero.GatheredParameters(trained, modifier_rank=0 if modified else None):
             yield
 
 
@@ -186,3 +266,9 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def from_rank_zero(value: int) -> int:
+    """Return rank 0's value on every rank."""
+    mine = value if deepspeed.comm.get_rank() == 0 else 0
+    return int(reduce_sum(torch.tensor([mine], device=device())))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +21,9 @@ from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import Batch, micro_batches
 from pipeline.modeling.scoring import LabelScorer
 from pipeline.stream import CacheConfig, LengthGrouping, MixedStream
+from pipeline.training.checkpoint import Checkpoints, adapter_sha256, read_checkpoint
 from pipeline.training.config import TrainingConfig
-from pipeline.training.engine import Engine, device, join_process_group, largest, reduce_sum
+from pipeline.training.engine import Engine, device, from_rank_zero, join_process_group, largest, reduce_sum
 from pipeline.training.finite import FiniteGuard
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
@@ -43,18 +44,20 @@ class TrainingJob:
     length_grouping: LengthGrouping | None = None
     cache: CacheConfig | None = None
 
+    @cached_property
+    def adapter_sha256(self) -> str:
+        """Digest of adapter, tasks and base; asked for once, it travels with the job."""
+        return adapter_sha256(self.adapter, self.base, self.tasks)
+
 
 class Host(Protocol):
     """What a rank asks of its surroundings: orchestration answers with Ray, MLflow and the run folder."""
 
-    def resume(self) -> Path | None:
-        """Return the folder of the checkpoint to go on from, None at the first start."""
-
     def started(self, step: int, num_steps: int) -> None:
         """Hear at which step training begins; called by every rank."""
 
-    def checkpoint(self, write: Callable[[Path], None], metrics: dict[str, Any]) -> None:
-        """Keep a checkpoint: ``write`` fills a folder; called by every rank."""
+    def stops(self) -> bool:
+        """Whether this rank is told to stop; asked after each step."""
 
     def log(self, row: dict[str, Any]) -> None:
         """Take one row of the history; called by rank 0."""
@@ -76,9 +79,18 @@ def start_adapter(job: TrainingJob, base: nn.Module) -> AdapterModel:
 
 
 class Trainer:
-    """The state of one rank."""
+    """The state of one rank.
 
-    def __init__(self, job: TrainingJob, world: World, host: Host) -> None:
+    Args:
+        job: what to train; the number of ranks that counts is the world's.
+        world: this rank among all.
+        host: its surroundings.
+        checkpoint_root: folder of the run's checkpoints, shared by all ranks.
+    """
+
+    def __init__(self, job: TrainingJob, world: World, host: Host, checkpoint_root: Path) -> None:
+        self.checkpoints = Checkpoints(checkpoint_root, job.adapter_sha256, job.training.keep_checkpoints)
+        job = replace(job, training=job.training.model_copy(update={"num_workers": world.num_ranks}))
         self.job, self.world, self.host = job, world, host
         join_process_group()
         torch.manual_seed(job.seed)
@@ -104,8 +116,12 @@ class Trainer:
         self.window = _Window(len(job.tasks), self.device)
         self.mixture_losses = MixtureLosses(self.stream, [t.name for t in job.tasks], self.device)
 
-    def run(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the last step."""
+    def run(self) -> bool:
+        """Train from the newest checkpoint, or from the start, to the last step or until a rank is told to stop.
+
+        Returns:
+            Whether the last step is done. A checkpoint of the last step that was done stands either way.
+        """
         start = self._load()
         self.host.started(start, self.num_steps)
         self.adapter.train()
@@ -119,10 +135,14 @@ class Trainer:
             self._train_step(step, samples)
             done = step + 1
             self.mixture_losses.end_step(done)
-            if done % config.log_steps == 0 or done == self.num_steps:
+            last = self._any_stops() or done == self.num_steps
+            if done % config.log_steps == 0 or last:
                 self._log(done)
-            if done % config.checkpoint_steps == 0 or done == self.num_steps:
-                self.host.checkpoint(partial(self._save, done), {"step": done})
+            if done % config.checkpoint_steps == 0 or last:
+                self._save(done)
+            if last:
+                return done == self.num_steps
+        return True
 
     def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
         torch.manual_seed(_seed(self.job.seed, step, self.world.rank))
@@ -169,24 +189,33 @@ class Trainer:
             }
         )
 
-    def _save(self, step: int, folder: Path) -> None:
-        self.engine.save(
-            folder, {"step": step, "identity": self._identity(), "mixture": self.mixture_losses.state_dict()}
-        )
+    def _any_stops(self) -> bool:
+        # All ranks must leave at the same step, whichever of them was told to.
+        return bool(reduce_sum(torch.tensor([float(self.host.stops())], device=self.device)) > 0)
+
+    def _save(self, step: int, best: bool = False) -> None:
+        tensors, values = self.engine.save()
+        state = {"step": step, "engine": values, "mixture": self.mixture_losses.state_dict()}
         with self.engine.whole_parameters():
             if self.world.rank == 0:
-                self.adapter.save_pretrained(folder / "adapter")
+                self.checkpoints.save(
+                    step,
+                    tensors,
+                    state,
+                    self.adapter.save_pretrained,
+                    num_ranks=self.world.num_ranks,
+                    zero_stage=self.job.training.zero_stage,
+                    best=best,
+                )
 
     def _load(self) -> int:
-        folder = self.host.resume()
-        if folder is None:
-            return 0
-        state = self.engine.load(folder)
-        self.mixture_losses.load_state_dict(state["mixture"])
-        return int(state["step"])
-
-    def _identity(self) -> dict[str, Any]:
-        return {"tasks": [t.name for t in self.job.tasks], "adapter": self.job.adapter.model_dump(mode="json")}
+        found = self.checkpoints.newest() if self.world.rank == 0 else None
+        step = from_rank_zero(int(found.name.rpartition("-")[2]) if found else 0)
+        if step:
+            tensors, state = read_checkpoint(self.checkpoints.folder(step))
+            self.engine.load(tensors, state["engine"], step)
+            self.mixture_losses.load_state_dict(state["mixture"])
+        return step
 
 
 class _Window:

@@ -63,10 +63,10 @@ def test_ledger_is_the_global_order(run: RunConfig) -> None:
 
 
 def test_checkpoint_holds_adapter_and_optimizer_only(run: RunConfig) -> None:
-    newest = max((run.folder / "checkpoints").glob("checkpoint_2*"))
+    newest = max((run.folder / "checkpoints").glob("step-*"))
     adapter = sum(p.stat().st_size for p in (newest / "adapter").iterdir())
-    state = sum(p.stat().st_size for p in (newest / "state").iterdir())
-    assert state < 6 * adapter  # weights, and an optimizer's three fp32 copies; the base alone is 100 times as large
+    whole = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file())
+    assert whole < 4.5 * adapter  # weights twice and two moments, fp32; the base alone is 100 times as large
 
 
 def test_champion_answers_mixed_tasks_from_anywhere(run: RunConfig, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ _STARTUP_S = 60
 
 
 class S3Server:
-    """One SeaweedFS process; it can be killed and started again on the same ports and data."""
+    """One SeaweedFS process; it can be killed and started again on the same address, ports and data."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.folder, self.host = folder, host
         folder.mkdir(parents=True, exist_ok=True)
         identity = {
             "name": "tester",
@@ -30,7 +30,7 @@ class S3Server:
         }
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         self._ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
-        self.url = f"http://127.0.0.1:{self._ports['s3']}"
+        self.url = f"http://{host}:{self._ports['s3']}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def environment(self, access_key: str = ACCESS_KEY, secret_key: str = SECRET_KEY) -> dict[str, str]:
@@ -46,7 +46,7 @@ class S3Server:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         ports = self._ports
-        command = [str(weed()), "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"]
+        command = [str(weed()), "server", f"-dir={self.folder}", f"-ip={self.host}", f"-ip.bind={self.host}", "-s3"]
         command += [f"-s3.config={self.folder / 's3.json'}", f"-s3.port={ports['s3']}", "-volume.max=20"]
         command += [f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer")]
         command += [

@@ -32,10 +32,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @contextlib.contextmanager
-def server(backend: str, artifacts: Path, log: Path) -> Iterator[str]:
-    """Run an MLflow server until the block ends."""
+def server(backend: str, artifacts: Path, log: Path, port: int = 0) -> Iterator[str]:
+    """Run an MLflow server until the block ends, which kills it; on a free port, unless one is given."""
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", port))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", backend, "--artifacts-destination", artifacts.as_uri(), "--serve-artifacts"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 6
 WORKER = """
-import json, os, shutil, sys
+import json, os, signal, sys
 from pathlib import Path
 
 from pipeline.ingestion import synthetic_ads_tasks
@@ -35,24 +36,19 @@ parent, settings = folder, json.loads(sys.argv[8])
 
 
 class Host:
-    def resume(self):
-        found = sorted(folder.glob("checkpoint-*"))
-        return found[-1] if found else None
-
     def started(self, step, num_steps):
         pass
 
-    def checkpoint(self, write, metrics):
-        write(folder / f"checkpoint-{metrics['step']:04d}")
-        if metrics["step"] == stop:
-            os._exit(0)
+    def stops(self):
+        return False
 
     def log(self, row):
         with (folder / "history.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\\n")
 
     def trained_on(self, step, rank, samples):
-        pass
+        if step == stop:  # the step after the checkpoint
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 stages = sys.argv[3].split(",")
@@ -62,14 +58,14 @@ for stage in stages:
         folder.mkdir(exist_ok=True)
     training = TrainingConfig(
         num_workers=ranks, zero_stage=int(stage), global_batch_size=8, micro_batch_tokens=40, max_steps=steps,
-        checkpoint_steps=3, log_steps=1, **{"learning_rate": 1e-2, **settings},
+        checkpoint_steps=3, log_steps=1, ledger=bool(stop), **{"learning_rate": 1e-2, **settings},
     )
     job = TrainingJob(
         manifest_path=Path(sys.argv[6]), tasks=synthetic_ads_tasks(),
         base=BaseModelConfig(num_layers=2, dtype="float32"),
         adapter=AdapterConfig(r=4, lora_dropout=float(sys.argv[7])), training=training, seed=3,
     )
-    Trainer(job, World(rank, ranks), Host()).run()
+    assert Trainer(job, World(rank, ranks), Host(), folder / "checkpoints").run()
 """
 
 
@@ -117,7 +113,8 @@ def _train(
         for process in processes:
             process.kill()
     told = "\n".join(output[-3000:] for output in outputs)
-    assert all(p.returncode == expected_code for p in processes), told
+    codes = [p.returncode for p in processes]
+    assert -signal.SIGKILL in codes if stop else all(code == expected_code for code in codes), told
     return told
 
 
@@ -191,5 +188,7 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, manifest: Path) -> 
     _train(tmp_path / "cut", manifest, 2, "2", stop=3, dropout=0.1)
     _train(tmp_path / "cut", manifest, 2, "2", dropout=0.1)
     assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
-    adapters = [tmp_path / name / "checkpoint-0006/adapter/adapter_model.safetensors" for name in ("whole", "cut")]
+    adapters = [
+        tmp_path / name / "checkpoints/step-00000006/adapter/adapter_model.safetensors" for name in ("whole", "cut")
+    ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()

@@ -1,0 +1,96 @@
+"""What surrounds one rank: the run folder's history and ledger, MLflow, being told to stop, being found hung."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts import Sample
+from pipeline.progress import Track
+from pipeline.stream import SampleLedger
+from pipeline.tracking import History, Tracker
+from pipeline.world import World
+
+CHECKPOINTS, HISTORY = "checkpoints", "history.jsonl"
+"""Names in a run's folder."""
+_terminated = threading.Event()
+
+
+def listen_to_sigterm() -> None:
+    """Take SIGTERM as the wish to save and stop from now on; called in the main thread of a rank's process."""
+    signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
+
+
+def stop_file(run_folder: Path) -> Path:
+    """Return the file whose presence tells all ranks to save and stop."""
+    return run_folder / CHECKPOINTS / ".stop"
+
+
+class RunHost(contextlib.ExitStack):
+    """Surroundings of a rank in a run's folder, which all ranks share; used as a context manager.
+
+    A rank that ends no step for ``hang_timeout_s`` writes down where its threads stand and exits with code 1, and so
+    do those that wait for it: the run then goes on from the newest checkpoint.
+
+    Args:
+        run_folder: holds ``checkpoints/``, ``history.jsonl`` and the ledger.
+        world: the rank among all.
+        hang_timeout_s: also the longest that loading may take.
+        tracker: MLflow run that rank 0 writes to.
+        leaving: whether this rank's machine is about to go away.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        world: World,
+        hang_timeout_s: float,
+        tracker: Tracker | None = None,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self.run_folder, self.world, self.tracker = run_folder, world, tracker
+        self.hang_timeout_s, self.leaving = hang_timeout_s, leaving
+        self.start_step = 0
+        self.ledger: SampleLedger | None = None
+        self.track: Track | None = None
+        self.history: History | None = None
+        self.callback(faulthandler.cancel_dump_traceback_later)
+        self._alive()
+
+    def _alive(self) -> None:
+        faulthandler.dump_traceback_later(self.hang_timeout_s, exit=True, file=sys.__stderr__ or sys.stderr)
+
+    def started(self, step: int, num_steps: int) -> None:
+        """Begin at a step: rows of later ones, which will be written again, are dropped."""
+        self._alive()
+        self.start_step = step
+        if self.world.rank == 0:
+            self.history = self.enter_context(History(self.run_folder / HISTORY, self.tracker, step))
+            self.track = self.enter_context(Track("train", num_steps, "steps"))
+            self.track.done = step
+
+    def stops(self) -> bool:
+        """Whether this rank is told to stop; being asked is the sign that it lives."""
+        self._alive()
+        return _terminated.is_set() or self.leaving() or stop_file(self.run_folder).exists()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Write one row of the history, which goes to MLflow from there."""
+        if self.history is not None:
+            self.history.append(row)
+        if self.track is not None:
+            note = f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s"
+            self.track.advance(row["step"] - self.track.done, note)
+
+    def trained_on(self, step: int, rank: int, samples: Sequence[Sample]) -> None:
+        """Write one step's samples into the ledger."""
+        if self.ledger is None:
+            self.ledger = self.enter_context(SampleLedger(self.run_folder, self.world, self.start_step))
+        self.ledger.record(step, samples)

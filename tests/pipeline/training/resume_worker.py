@@ -1,0 +1,73 @@
+"""One rank of short runs, one after the other: ``resume_worker.py FOLDER MANIFEST BASE RUN:STAGE:DTYPE:STOP ...``.
+
+Each run trains in ``FOLDER/RUN`` from its newest checkpoint to the step STOP, at which its last rank is told to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from pipeline.ingestion import synthetic_ads_tasks
+from pipeline.modeling.adapter import AdapterConfig
+from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Trainer, TrainingJob
+from pipeline.world import World
+
+STEPS = 4
+
+
+class Host:
+    """Told to stop on the last rank alone, once so many steps are done."""
+
+    def __init__(self, folder: Path, world: World, stop: int) -> None:
+        self.folder, self.world, self.stop = folder, world, stop
+        self.done = 0
+
+    def started(self, step: int, num_steps: int) -> None:
+        self.done = step
+
+    def stops(self) -> bool:
+        self.done += 1
+        return self.world.rank == self.world.num_ranks - 1 and self.done == self.stop
+
+    def log(self, row: dict[str, object]) -> None:
+        with (self.folder / "history.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def trained_on(self, step: int, rank: int, samples: object) -> None:
+        raise AssertionError("the ledger is off")
+
+
+def main() -> None:
+    folder, manifest, base = map(Path, sys.argv[1:4])
+    world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    for run in sys.argv[4:]:
+        name, stage, dtype, stop = run.split(":")
+        (folder / name).mkdir(exist_ok=True)
+        job = TrainingJob(
+            manifest_path=manifest,
+            tasks=synthetic_ads_tasks(),
+            base=BaseModelConfig(base=str(base), dtype=dtype),  # type: ignore[arg-type]
+            # an odd rank, which two processes do not divide: ZeRO pads their parts
+            adapter=AdapterConfig(r=3, lora_dropout=0.0 if name.startswith("elastic") else 0.1),
+            training=TrainingConfig(
+                zero_stage=int(stage),  # type: ignore[arg-type]
+                global_batch_size=8,
+                micro_batch_size=4,
+                max_steps=STEPS,
+                checkpoint_steps=100,
+                log_steps=1,
+                learning_rate=1e-2,
+            ),
+            seed=3,
+        )
+        finished = Trainer(job, world, Host(folder / name, world, int(stop)), folder / name / "checkpoints").run()
+        assert finished == (int(stop) == STEPS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Killed, terminated and hung processes of a real run under Ray: it ends with the bits of the unbroken one."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.training.running_job import (
+    RunningJob,
+    adapter_bytes,
+    history,
+    ledger_is_the_global_order,
+    prepare_ground,
+    write_config,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    prepare_ground(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of one node that outlives its drivers."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path, address: str) -> Path:
+    """Folder of the unbroken run."""
+    with RunningJob(write_config(root, "whole"), address=address) as job:
+        assert job.end() == 0, job.tail()
+    return job.folder
+
+
+def _equals(folder: Path, whole: Path) -> None:
+    assert adapter_bytes(folder) == adapter_bytes(whole)
+    assert ledger_is_the_global_order(folder, 16)
+    assert [row["loss"] for row in history(folder)] == [row["loss"] for row in history(whole)]
+
+
+def test_killed_terminated_and_hung_workers(root: Path, address: str, whole: Path) -> None:
+    config = write_config(root, "workers", hang_timeout_s=20)
+    with RunningJob(config, address=address) as job:
+        job.signal_rank(1, signal.SIGKILL, 4)
+        job.await_progress(6)
+        step = job.await_step(0, 8)
+        job.signal_rank(0, signal.SIGTERM, step)
+        job.await_progress(step + 2)
+        assert any("step-000000" in p.name and int(p.name[5:]) % 4 for p in (job.folder / "checkpoints").iterdir())
+        hung = job.signal_rank(1, signal.SIGSTOP, 12)
+        job.await_progress(14)
+        assert time.monotonic() - hung < 90  # found in 20 s, the rest is starting anew
+        assert job.end() == 0, job.tail()
+    assert "most recent call first" in job.log.read_text()  # where the ranks that waited for the hung one stood
+    _equals(job.folder, whole)
+
+
+def test_terminated_driver_saves_and_killed_cluster_is_survived(root: Path, whole: Path) -> None:
+    config = write_config(root, "driver")
+    with RunningJob(config) as job:  # a cluster of its own
+        job.await_step(0, 5)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.end() == 128 + signal.SIGTERM, job.tail()
+    saved = max(int(p.name[5:]) for p in (job.folder / "checkpoints").glob("step-*"))
+    assert saved == history(job.folder)[-1]["step"]
+    with RunningJob(config) as job:
+        job.await_step(0, saved + 2)
+        job.kill_everything()
+    assert not (job.folder / "adapter").exists()
+    with RunningJob(config) as job:
+        assert job.end() == 0, job.tail()
+    _equals(job.folder, whole)

@@ -1,0 +1,53 @@
+"""A run that is stopped and taken up again: the same bits on the same ranks, the same losses on other ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from tests.pipeline.training.ranks import run_ranks, tiny_base
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+WORKER = Path(__file__).with_name("resume_worker.py")
+ELASTIC = [f"{stage}:float32" for stage in (0, 1, 2, 3)]
+KINDS = [*ELASTIC, "0:bfloat16", "2:bfloat16", "3:bfloat16"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of runs named KIND-STAGE:DTYPE: whole, cut at step 2, and elastic over 2, 1 and 2 ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    prepare(DataConfig(synthetic=SyntheticAdsConfig(rows_per_day=12, days=4)), synthetic_ads_tasks(), folder, seed=0)
+    common = [folder, folder / "manifest.json", tiny_base(folder / "base")]
+
+    def named(name: str, kinds: list[str], stop: int) -> list[str]:
+        return [f"{name}-{kind.replace(':', '-')}:{kind}:{stop}" for kind in kinds]
+
+    runs = [*named("whole", KINDS, 4), *named("cut", KINDS, 2), *named("cut", KINDS, 4)]
+    run_ranks(WORKER, [*common, *runs, *named("elastic_whole", ELASTIC, 4), *named("elastic", ELASTIC, 1)], 2)
+    run_ranks(WORKER, [*common, *named("elastic", ELASTIC, 2)], 1)
+    run_ranks(WORKER, [*common, *named("elastic", ELASTIC, 4)], 2)
+    return folder
+
+
+def _losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", [kind.replace(":", "-") for kind in KINDS])
+def test_stopped_run_ends_with_the_bits_of_the_whole_one(runs: Path, kind: str) -> None:
+    whole, cut = runs / f"whole-{kind}", runs / f"cut-{kind}"
+    assert _losses(cut) == _losses(whole)
+    for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors", "state.json"):
+        ends = [run / "checkpoints" / "step-00000004" / name for run in (whole, cut)]
+        assert ends[0].read_bytes() == ends[1].read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", [kind.replace(":", "-") for kind in ELASTIC])
+def test_run_over_two_one_and_two_ranks_has_the_losses_of_the_whole_one(runs: Path, kind: str) -> None:
+    elastic, whole = _losses(runs / f"elastic-{kind}"), _losses(runs / f"elastic_whole-{kind}")
+    assert elastic == pytest.approx(whole, abs=1e-4)

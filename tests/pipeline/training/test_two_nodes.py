@@ -1,0 +1,117 @@
+"""One run over two Ray nodes in network namespaces of their own, shards from S3; one node dies in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.contracts import CheckpointManifest
+from pipeline.ingestion import publish
+from tests.pipeline.s3_server import BUCKET, S3Server
+from tests.pipeline.training.running_job import (
+    RunningJob,
+    history,
+    ledger_is_the_global_order,
+    prepare_ground,
+    write_config,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+PREFIX, HOST, NODES = "mtlnode", "10.231.7.254", {"mtlnode1": "10.231.7.1", "mtlnode2": "10.231.7.2"}
+PORT = 6399
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=20)
+
+
+@pytest.fixture
+def network() -> Iterator[None]:
+    """Two namespaces, each with its own address and loopback, joined by a bridge on which this machine has one too."""
+    try:
+        _ip("link", "add", PREFIX, "type", "bridge")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs the right to make network namespaces: {error}")
+    try:
+        _ip("addr", "add", f"{HOST}/24", "dev", PREFIX)
+        _ip("link", "set", PREFIX, "up")
+        for name, address in NODES.items():
+            _ip("netns", "add", name)
+            _ip("link", "add", f"{name}v", "type", "veth", "peer", "name", "eth0", "netns", name)
+            _ip("link", "set", f"{name}v", "master", PREFIX, "up")
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth0")
+            _ip("-n", name, "link", "set", "eth0", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield
+    finally:
+        for name in NODES:
+            _kill_all(name)
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("netns", "del", name)
+        _ip("link", "del", PREFIX)
+
+
+def _kill_all(name: str) -> None:
+    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, timeout=20)
+    for pid in found.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _start_node(name: str, log: Path, *arguments: str) -> None:
+    command = ["ip", "netns", "exec", name, str(Path(sys.executable).with_name("ray")), "start", "--num-cpus=1"]
+    command += ["--object-store-memory=100000000", f"--node-ip-address={NODES[name]}", "--disable-usage-stats"]
+    with log.open("ab") as out:
+        done = subprocess.run([*command, *arguments], stdout=out, stderr=out, timeout=90)
+    assert done.returncode == 0, log.read_text()[-3000:]
+
+
+def test_run_goes_on_without_the_node_that_died(tmp_path: Path, network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = S3Server(tmp_path / "s3", HOST)
+    server.start()
+    variables = server.environment() | {
+        "RAY_AUTH_MODE": "disabled",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+        "DS_ACCELERATOR": "cpu",
+    }
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    prepare_ground(tmp_path)
+    config = write_config(
+        tmp_path, "two_nodes", manifest=publish(tmp_path / "shards", f"s3://{BUCKET}/two_nodes"), min_workers=1
+    )
+    head, other = NODES
+    try:
+        _start_node(head, tmp_path / "nodes.log", "--head", f"--port={PORT}", "--include-dashboard=false")
+        _start_node(other, tmp_path / "nodes.log", f"--address={NODES[head]}:{PORT}")
+        prefix = ("ip", "netns", "exec", head)
+        with RunningJob(config, address=f"{NODES[head]}:{PORT}", prefix=prefix) as job:
+            job.await_step(1, 5)
+            first = max((job.folder / "checkpoints").glob("step-*"))
+            assert CheckpointManifest.read(first / "manifest.json").num_ranks == 2
+            killed = time.monotonic()
+            _kill_all(other)
+            job.await_progress(9)
+            assert time.monotonic() - killed < 120
+            assert job.end() == 0, job.tail()
+        last = max((job.folder / "checkpoints").glob("step-*"))
+        assert CheckpointManifest.read(last / "manifest.json").num_ranks == 1
+        assert ledger_is_the_global_order(job.folder, 16)
+        assert [row["step"] for row in history(job.folder)] == list(range(1, 17))
+        ranks = [json.loads(line)["rank"] for line in (job.folder / "samples.jsonl").read_text().splitlines()]
+        assert set(ranks[: 16 * 4]) == {0, 1}
+        assert set(ranks[-16:]) == {0}
+    finally:
+        server.kill()
