@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts import Sample
-from pipeline.progress import Track
+from pipeline.progress import Track, say
 from pipeline.stream import SampleLedger
 from pipeline.tracking import History, Tracker
 from pipeline.world import World
@@ -24,6 +24,9 @@ _terminated = threading.Event()
 
 def listen_to_sigterm() -> None:
     """Take SIGTERM as the wish to save and stop from now on; called in the main thread of a rank's process."""
+    if threading.current_thread() is not threading.main_thread():
+        say("WARNING: SIGTERM cannot be listened to from here: a terminated worker goes on from the last checkpoint")
+        return
     signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
 
 
