@@ -1,23 +1,20 @@
-"""Do 95 % intervals cover in 95 % of test sets, and how often is a challenger no better than the champion promoted?"""
+"""Do 95 % intervals cover in 95 % of test sets?"""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import expit, ndtr
 
 from pipeline.contracts import TaskSpec
-from pipeline.evaluation import compare, summarize
 from pipeline.evaluation.delong import auc_difference, auc_interval
 from pipeline.evaluation.frame import TaskScores
 from pipeline.evaluation.intervals import bca_interval, left_out_weights, plain_value, replicate
 from pipeline.evaluation.metrics import statistics
-from pipeline.promotion.policy import GatesConfig, decide
-from tests.benchmarks.timing import hardware, row, versions
+from tests.benchmarks.timing import hardware, row, side_by_side, versions
 
-SIMULATIONS, BOOTSTRAPPED, WEEKS, POWER_WEEKS = 5000, 1500, 1000, 300
+SIMULATIONS, BOOTSTRAPPED = 5000, 1500
 SETTINGS = ((100, 0.3, 1.2), (200, 0.1, 1.0), (400, 0.5, 2.0), (1000, 0.1, 0.6), (2000, 0.2, 1.0))
 """Samples, positive rate, distance of the classes in standard deviations."""
 SPEC = TaskSpec(name="t", template="{x}", label_words=(" no", " yes"))
@@ -107,72 +104,17 @@ def bootstrap_coverage(num: int, rate: float, apart: float) -> list[dict[str, An
     return [_row(f"coverage of {name} {truth[name]:.3f}, {num} samples, rate {rate}", h) for name, h in hits.items()]
 
 
-TASKS = tuple(TaskSpec(name=n, template="{x}", label_words=(" no", " yes")) for n in ("ad", "keyword", "page"))
-DATA = {"manifest_sha256": "0" * 64, "split": "test"}
-
-
-def _week(rng: np.random.Generator, num: int, noises: tuple[float, float]) -> list[pd.DataFrame]:
-    """Return the scores of two models on one fresh holdout: labels by a logit that each sees through its own noise."""
-    parts: list[list[pd.DataFrame]] = [[], []]
-    for task in TASKS:
-        logit = 2.0 * rng.normal(size=num) - 0.5
-        labels = (rng.random(num) < expit(logit)).astype(float)
-        for part, noise in zip(parts, noises, strict=True):
-            p = expit(logit + noise * rng.normal(size=num))
-            scores = list(np.stack([1 - p, p], axis=1))
-            keys = [f"{i:05d}" for i in range(num)]
-            part.append(
-                pd.DataFrame({"key": keys, "task": task.name, "label": labels, "scores": scores, "group": None})
-            )
-    return [pd.concat(part, ignore_index=True) for part in parts]
-
-
-def promotions(weeks: int, num: int, challenger: float, champion: float, gates: GatesConfig) -> dict[str, float]:
-    """Return the share of weeks with each verdict."""
-    rng, verdicts = np.random.default_rng(5), []
-    for _ in range(weeks):
-        ours, theirs = _week(rng, num, (challenger, champion))
-        against = compare(ours, theirs, TASKS, candidate_name="c", reference_name="h", data=DATA)
-        reports = [summarize(f, TASKS, model=m, data=DATA, replicates=40) for m, f in (("c", ours), ("h", theirs))]
-        verdicts.append(decide(reports[0], None, reports[1], gates, against_champion=against).verdict)
-    return {name: verdicts.count(name) / weeks for name in ("PROMOTE", "HOLD", "REJECT")}
-
-
-def false_promotions() -> list[dict[str, Any]]:
-    """Promote no challenger whose distribution is the champion's; say how often a real gain is seen."""
-    rows = []
-    for gain in ("macro", ("ad",)):
-        gates = GatesConfig(beat_base=False, gain=gain, margin=0.02, min_samples=50)
-        shares = promotions(WEEKS if gain == "macro" else POWER_WEEKS, 500, 0.8, 0.8, gates)
-        value = shares["PROMOTE"]
-        what = "the macro mean" if gain == "macro" else "one named task"
-        rows.append(row(f"false promotions, gain asked of {what}", "<= 0.05", value, value <= 0.05, shares=shares))
-    for num, challenger in ((500, 0.6), (500, 0.4), (2000, 0.6)):
-        gates = GatesConfig(beat_base=False, margin=0.02, min_samples=50)
-        shares = promotions(POWER_WEEKS, num, challenger, 0.8, gates)
-        rng = np.random.default_rng(6)
-        ours, theirs = _week(rng, 60_000, (challenger, 0.8))
-        found = compare(ours, theirs, TASKS, candidate_name="c", reference_name="h", data=DATA)
-        gain_text = f"{found.macro.difference:+.4f}"
-        measure = f"power: promoted with a true macro AUC gain of {gain_text}, 3 tasks of {num} samples"
-        rows.append(row(measure, "reported", shares["PROMOTE"], None, shares=shares, weeks=POWER_WEEKS))
-    return rows
-
-
 def run() -> dict[str, Any]:
-    """Simulate coverage, false promotions and power."""
-    rows = [auc_coverage(*setting) for setting in SETTINGS]
-    rows += [difference_coverage(*setting) for setting in SETTINGS]
-    rows += [clustered_coverage(60, 8), clustered_coverage(200, 5)]
-    for setting in (SETTINGS[0], SETTINGS[2], SETTINGS[4]):
-        rows += bootstrap_coverage(*setting)
-    rows += false_promotions()
+    """Simulate coverage."""
+    parts: list[tuple[Any, ...]] = [(bootstrap_coverage, *SETTINGS[i]) for i in (4, 2, 0)]
+    parts += [(clustered_coverage, 60, 8), (clustered_coverage, 200, 5)]
+    parts += [(f, *setting) for f in (difference_coverage, auc_coverage) for setting in SETTINGS]
     return {
         "question": __doc__,
         "command": "python -m tests.benchmarks evaluation_trust",
         "hardware": hardware(),
         "versions": versions("numpy", "scipy", "pandas"),
         "protocol": "fixed seeds; the truth of AUC is the binormal formula, of the others a sample of 4 million",
-        "rows": rows,
+        "rows": side_by_side(parts),
         "not_measured": "intervals of ECE, F1 and Matthews: with few predicted positives no bootstrap covers them",
     }

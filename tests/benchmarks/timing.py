@@ -9,9 +9,11 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,14 @@ def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
 def milliseconds(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """Return each candidate's median in milliseconds."""
     return {name: round(1000 * statistics.median(values), 3) for name, values in seconds.items()}
+
+
+def side_by_side(parts: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """Call functions with their arguments, a process of one thread a core, and return their rows in order."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        found = [future.result() for future in [pool.submit(*part) for part in parts]]
+    return [line for lines in found for line in (lines if isinstance(lines, list) else [lines])]
 
 
 def row(measure: str, goal: str, value: float, is_met: bool | None, **details: Any) -> dict[str, Any]:
