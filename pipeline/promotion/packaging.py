@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -34,15 +35,18 @@ REQUIREMENTS = (
     "transformers",
 )
 """What ``pipeline.modeling`` and ``mtl_lora`` import to answer; each is pinned to the version that registered."""
+PEFT_METHODS = ("lora", "dora")
+"""Methods whose layers are PEFT's own."""
 PREDICTOR, BUNDLED_BASE = "predictor", "base"
 """Folders of the packaged model, under ``artifacts``."""
 PACKAGES = ("contracts.py", "errors.py", "progress.py", "world.py", "__init__.py", "modeling")
 """The part of ``pipeline`` that travels with the model."""
 
 
-def requirements() -> list[str]:
-    """Return the model's exact requirements."""
-    return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
+def requirements(method: str = "mtl_lora") -> list[str]:
+    """Return the exact requirements of a model with an adapter of this method."""
+    names = (*REQUIREMENTS, "peft") if method in PEFT_METHODS else REQUIREMENTS
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
 def input_example(specs: tuple[TaskSpec, ...]) -> pd.DataFrame:
@@ -94,6 +98,7 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
     if not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"a model to register must hold adapter_model.safetensors, {folder} does not; train first")
     spec = PredictorSpec.read(folder / PREDICTOR_FILE)
+    method = json.loads((folder / "mtl_lora_config.json").read_text()).get("method", "mtl_lora")
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
         artifacts = {PREDICTOR: str(shutil.copytree(folder, Path(scratch) / PREDICTOR))}
@@ -104,7 +109,7 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts=artifacts,
             code_paths=[str(path) for path in _code(Path(scratch) / "code")],
-            pip_requirements=requirements(),
+            pip_requirements=requirements(method),
             signature=signature(spec.tasks),
             input_example=input_example(spec.tasks),
         )
