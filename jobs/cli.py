@@ -38,6 +38,7 @@ Config = Annotated[
 ]
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Values over the file's.")]
+REFERENCE = "base, run:NAME, models:/NAME@champion, a version number or alias, a folder export/TASK"
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, last on standard output.")]
 
 
@@ -151,12 +152,20 @@ def promote(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fal
 
 
 @app.command()
-def compare(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Compare the run with the champion (the untrained base where there is none) on the same samples, in pairs."""
+def compare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    candidate: Annotated[str | None, typer.Option(help=f"Model to judge: {REFERENCE}. [default: the run]")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Model to judge it by. [default: the champion; the base where there is none]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare any two models on the run's test samples, in pairs."""
     from jobs import release, tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        found = release.compare(run)
+        found = release.compare(run, candidate, reference)
         tables.show_comparison(found)
         return found.model_dump(mode="json", by_alias=True)
 

@@ -7,13 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
+
 from jobs.config import RunConfig
-from jobs.run_folder import ADAPTER, DECISION, DRIFT, RUN, history, needs, tracker_of
-from jobs.stages import scored, scoring_pool, standing_report
+from jobs.references import scores_of
+from jobs.run_folder import ADAPTER, DECISION, DRIFT, EXPORT, RUN, history, needs, tracker_of
+from jobs.stages import evaluation_paths, scored, scoring_pool, standing_report
 from pipeline import orchestration
 from pipeline.contracts import Comparison, Contract, EvaluationReport, PromotionDecision, write_atomic
+from pipeline.errors import HeldBack, InputError
 from pipeline.evaluation import read_scores
+from pipeline.evaluation.adapter_view import adapter_view
 from pipeline.evaluation.compare import compare as compare_scores
+from pipeline.evaluation.features import TaskFeatures, read_features
+from pipeline.evaluation.parity import export_parity
+from pipeline.evaluation.predict import spread
 from pipeline.evaluation.report import write_report
 from pipeline.ingestion import DriftReport
 from pipeline.progress import say
@@ -21,19 +29,26 @@ from pipeline.promotion.card import model_card
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.policy import decide
 from pipeline.promotion.registry import Registry, Version
-from pipeline.stream import load_manifest, manifest_sha256
+from pipeline.stream import load_manifest, manifest_sha256, read_split
 from pipeline.tracking import git_commit
 
 C = TypeVar("C", bound=Contract)
+Scored = tuple[str, pd.DataFrame]
+"""A model's name in words, and its scores."""
 
 
 def promote(config: RunConfig) -> PromotionDecision:
     """Register the adapter as challenger, score the champion on the same samples, decide, and move the alias.
 
+    Before the alias moves each exported task must answer as the adapter does, by PEFT alone; else the verdict is
+    REJECT.
+
     Raises:
-        InputError: the run was not evaluated.
+        InputError: the run was not evaluated or not exported.
     """
     needs(config.folder / "evaluation.json", "evaluate")
+    for task in config.tasks:
+        needs(config.folder / EXPORT / task.name / "adapter_config.json", "export")
     candidate = EvaluationReport.read(config.folder / "evaluation.json")
     base = EvaluationReport.read(config.folder / "evaluation_base.json")
     registry = Registry(config.promotion.model_name, config.tracking.uri)
@@ -47,6 +62,8 @@ def promote(config: RunConfig) -> PromotionDecision:
     decision = decide(candidate, base, opponent, config.promotion.gates, against_champion=paired).model_copy(
         update={"candidate": str(version.number), "champion": str(champion.number) if champion else None}
     )
+    if decision.verdict == "PROMOTE":
+        decision = _held_to_exports(config, decision)
     decision.write(config.folder / DECISION)
     tracker_of(config).set_tags({"verdict": decision.verdict, "model_version": str(version.number)})
     if decision.verdict == "PROMOTE":
@@ -54,33 +71,61 @@ def promote(config: RunConfig) -> PromotionDecision:
     return decision
 
 
+_PARITY_SAMPLES = 8
+"""Holdout samples of each task on which its export is compared with the adapter."""
+
+
+def _held_to_exports(config: RunConfig, decision: PromotionDecision) -> PromotionDecision:
+    samples = spread(
+        list(read_split(config.manifest_path, config.evaluation.split, cache=config.cache)), _PARITY_SAMPLES
+    )
+    exports = {task.name: config.folder / EXPORT / task.name for task in config.tasks}
+    try:
+        apart = max(export_parity(config.folder / ADAPTER, exports, samples).values())
+    except HeldBack as refusal:
+        return decision.model_copy(update={"verdict": "REJECT", "reasons": (str(refusal),)})
+    words = (
+        f"exports answer as the adapter does, {apart:.1g} apart at most in log-probability on {len(samples)} samples"
+    )
+    return decision.model_copy(update={"reasons": (*decision.reasons, words)})
+
+
 def _against(config: RunConfig, suffix: str, reference: str, candidate: str) -> Comparison:
     """Compare this run's scores with those of another model on the same samples, in pairs."""
-    data = {"manifest_sha256": manifest_sha256(config.manifest_path), "split": config.evaluation.split}
+    ours, theirs = (read_scores(evaluation_paths(config, end)[0]) for end in ("", suffix))
+    return _compared(config, (candidate, ours), (reference, theirs))
+
+
+def _compared(config: RunConfig, candidate: Scored, reference: Scored) -> Comparison:
     return compare_scores(
-        read_scores(config.folder / "scores.parquet"),
-        read_scores(config.folder / f"scores_{suffix}.parquet"),
+        candidate[1],
+        reference[1],
         config.tasks,
-        candidate_name=candidate,
-        reference_name=reference,
-        data=data,
+        candidate_name=candidate[0],
+        reference_name=reference[0],
+        data={"manifest_sha256": manifest_sha256(config.manifest_path), "split": config.evaluation.split},
         seed=config.seed,
     )
 
 
-def compare(config: RunConfig) -> Comparison:
-    """Compare this run with the champion on the run's test samples; with the untrained base where there is none.
+def compare(config: RunConfig, candidate: str | None = None, reference: str | None = None) -> Comparison:
+    """Compare any two models on the run's test samples.
+
+    Args:
+        config: of the run whose test samples are scored.
+        candidate: see :data:`jobs.references.FORMS`; the run itself by default.
+        reference: the same; the champion by default, the untrained base where there is none.
 
     Raises:
-        InputError: the run was not evaluated.
+        InputError: the run was not evaluated, or there is no such model.
     """
-    needs(config.folder / "scores.parquet", "evaluate")
-    registry = Registry(config.promotion.model_name, config.tracking.uri)
-    champion = registry.champion()
-    if champion is None:
-        return _against(config, "base", "untrained base", config.name)
-    _score_champion(config, registry, champion.number)
-    return _against(config, "champion", f"champion, version {champion.number}", config.name)
+    if candidate is None:
+        needs(config.folder / "scores.parquet", "evaluate")
+    ours = scores_of(config, candidate or f"run:{config.name}")
+    if reference is None:
+        champion = Registry(config.promotion.model_name, config.tracking.uri).champion()
+        reference = str(champion.number) if champion else "base"
+    return _compared(config, ours, scores_of(config, reference))
 
 
 def rollback(config: RunConfig, to: str | None, why: str) -> dict[str, Any]:
@@ -191,32 +236,78 @@ def _score_champion(config: RunConfig, registry: Registry, number: int) -> Evalu
 
 
 def report(config: RunConfig) -> Path:
-    """Write ``report.html`` from what the run's folder holds, and store it with the MLflow run."""
+    """Write ``report.html`` from what the run's folder holds, and store it with the MLflow run.
+
+    Raises:
+        InputError: the run was not evaluated, or ``evaluation.lora_run`` was not, or not on the same samples.
+    """
     needs(config.folder / "evaluation.json", "evaluate")
-    candidate = EvaluationReport.read(config.folder / "evaluation.json")
-    path = config.folder / "report.html"
-    manifest = load_manifest(config.manifest_path)[0]
+    path, champion = config.folder / "report.html", _known(EvaluationReport, evaluation_paths(config, "champion")[1])
+    opponent = "champion" if champion else "base"
+    scores = {end: evaluation_paths(config, end)[0] for end in ("", "base", "champion")}
+    view = adapter_view(config.folder / ADAPTER) if (config.folder / ADAPTER).is_dir() else None
+    features, note = _features(config)
     write_report(
         path,
         run_name=config.name,
         config=config.model_dump(mode="json"),
-        manifest=manifest,
-        candidate=candidate,
+        manifest=load_manifest(config.manifest_path)[0],
+        candidate=EvaluationReport.read(config.folder / "evaluation.json"),
         base=_known(EvaluationReport, config.folder / "evaluation_base.json"),
-        champion=_known(EvaluationReport, config.folder / "evaluation_champion.json"),
+        champion=champion,
         decision=_known(PromotionDecision, config.folder / DECISION),
-        scores=read_scores(config.folder / "scores.parquet"),
-        base_scores=read_scores(config.folder / "scores_base.parquet"),
+        scores=read_scores(scores[""]),
+        base_scores=read_scores(scores["base"]),
+        champion_scores=read_scores(scores["champion"]) if champion else None,
         history=history(config),
+        mixing=view.mixing if view else None,
+        lambda_distance=view.lambda_distance if view else None,
+        lineage=_lineage(config),
+        comparison=_against(config, opponent, "champion" if champion else "untrained base", "candidate"),
         drift=_known(DriftReport, config.folder / DRIFT),
-        lineage={
-            "manifest_sha256": manifest_sha256(config.manifest_path),
-            "git_commit": git_commit(),
-            "config_sha256": config.digest(),
-        },
+        features=features,
+        features_note=note,
     )
     tracker_of(config).log_artifact(path)
     return path
+
+
+def _lineage(config: RunConfig) -> dict[str, Any]:
+    """Return what the registry says of the run's version, or, before there is one, what the version would say."""
+    known = json.loads((config.folder / RUN).read_text()) if (config.folder / RUN).is_file() else {}
+    if known.get("version") and known.get("mlflow_uri") == config.tracking.uri:
+        return lineage(Registry(config.promotion.model_name, config.tracking.uri), known["version"]).rows()
+    return {
+        "manifest_sha256": manifest_sha256(config.manifest_path),
+        "git_commit": git_commit(),
+        "config_sha256": config.digest(),
+    }
+
+
+_METHODS = {"mtl_lora": "MTL-LoRA", "lora": "LoRA", "dora": "DoRA", "multilora": "MultiLoRA", "moelora": "MoELoRA"}
+
+
+def _features(config: RunConfig) -> tuple[dict[str, TaskFeatures] | None, str]:
+    """Return the task features of LoRA, or of the untrained base, and of this run, with what to say of them."""
+    ours = evaluation_paths(config, "")[2]
+    if not ours.is_file():
+        return None, ""
+    mine, name = read_features(ours), _METHODS[config.adapter.method]
+    rival = config.evaluation.lora_run
+    if rival is None:
+        base = read_features(evaluation_paths(config, "base")[2])
+        note = "Beside it the untrained base, since no run of LoRA on the same data was named (evaluation.lora_run)."
+        return {"Untrained base": base, f"{name}, trained": mine}, note
+    path = config.run_root / rival / ours.name
+    needs(path, f"evaluate, in the run {rival}, evaluation.lora_run of this one,")
+    theirs = read_features(path)
+    if (theirs.tasks, theirs.keys) != (mine.tasks, mine.keys):
+        raise InputError(
+            f"evaluation.lora_run must have scored the same samples as this run, {rival!r} has not; "
+            "prepare it with the same data and seed"
+        )
+    method = json.loads((config.run_root / rival / ADAPTER / "mtl_lora_config.json").read_text())["method"]
+    return {f"{_METHODS[method]}, run {rival}": theirs, f"{name}, this run": mine}, ""
 
 
 def _known(contract: type[C], path: Path) -> C | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from contextlib import AbstractContextManager
@@ -17,6 +18,8 @@ from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
 from pipeline.errors import HeldBack
 from pipeline.evaluation import predict, summarize, write_scores
+from pipeline.evaluation.features import write_features
+from pipeline.evaluation.predict import spread
 from pipeline.ingestion import publish
 from pipeline.progress import Track, say
 from pipeline.stream import load_manifest, manifest_sha256, merge_ledgers, plan_stream, read_split
@@ -213,11 +216,15 @@ def scored(
     read = partial(read_split, config.manifest_path, split, cache=config.cache)
     samples = [sample for task in specs for sample in read(task=task.name)]
     name = suffix or config.name
+    shown = spread(samples, _FEATURES_PER_TASK)
     with Track(f"evaluate {name}", len(samples), "samples") as track:
         pool.model, pool.progress = model, track.advance
+        pool.wanted, pool.states = frozenset((sample.task, sample.key) for sample in shown), {}
         scores = predict(pool, samples, chunk=len(samples))
-    scores_path, report_path = _evaluation_paths(config, suffix)
+    timed = spread(samples, math.ceil(_LATENCY_ROWS / len(specs))) if _times(config, suffix) else []
+    scores_path, report_path, features_path = evaluation_paths(config, suffix)
     write_scores(scores_path, scores)
+    write_features(features_path, pool.states)
     summary = summarize(
         scores,
         specs,
@@ -226,27 +233,48 @@ def scored(
         best_attainable=manifest.best_attainable,
         seed=config.seed,
     )
+    summary = summary.model_copy(update={"latency_ms": pool.latency_ms(timed) if timed else None})
     summary.write(report_path)
     return summary
 
 
-def _evaluation_paths(config: RunConfig, suffix: str) -> tuple[Path, Path]:
-    end = f"_{suffix}" if suffix else ""
-    return config.folder / f"scores{end}.parquet", config.folder / f"evaluation{end}.json"
+_FEATURES_PER_TASK = 60
+"""Samples of each task whose hidden states are kept for the report's planes."""
+_LATENCY_ROWS = 32
+"""Rows over all tasks that are answered one at a time where a gate limits the latency."""
+
+
+def _times(config: RunConfig, suffix: str) -> bool:
+    return config.promotion.gates.max_latency_ms is not None and suffix != "base"
+
+
+def evaluation_paths(config: RunConfig, suffix: str) -> tuple[Path, Path, Path]:
+    """Return the files of one model's evaluation: scores, report, features; ``suffix`` as for :func:`scored`."""
+    end, folder = f"_{suffix}" if suffix else "", config.folder
+    return folder / f"scores{end}.parquet", folder / f"evaluation{end}.json", folder / f"features{end}.safetensors"
 
 
 def _scored_data(config: RunConfig) -> dict[str, str]:
     return {"manifest_sha256": manifest_sha256(config.manifest_path), "split": config.evaluation.split}
 
 
-def standing_report(config: RunConfig, suffix: str) -> EvaluationReport | None:
-    """Return the report that stands already, if it is of the same samples and no older than the adapter."""
-    scores_path, report_path = _evaluation_paths(config, suffix)
+def standing_report(config: RunConfig, suffix: str, adapter: Path | None = None) -> EvaluationReport | None:
+    """Return the report that stands already, if it is of the same samples and no older than the adapter.
+
+    Args:
+        config: of the run.
+        suffix: of its files, as for :func:`scored`.
+        adapter: folder of the model that was scored; the run's own where the suffix is empty.
+    """
+    scores_path, report_path, _ = evaluation_paths(config, suffix)
+    adapter = config.folder / ADAPTER if suffix == "" else adapter
     if not (report_path.is_file() and scores_path.is_file()):
         return None
-    if suffix == "" and report_path.stat().st_mtime < (config.folder / ADAPTER).stat().st_mtime:
+    if adapter is not None and report_path.stat().st_mtime < adapter.stat().st_mtime:
         return None
     found = EvaluationReport.read(report_path)
+    if _times(config, suffix) and found.latency_ms is None:
+        return None
     return found if _scored_data(config).items() <= found.data.items() else None
 
 

@@ -94,6 +94,8 @@ def show_comparison(found: Comparison) -> None:
         table.add_column(column, justify="right" if column in ("samples", "difference") else "left")
     for name, task in found.tasks.items():
         table.add_row(name, str(task.metric), str(task.n), _difference(task), task.verdict)
+    for name, model in found.only_one.items():
+        table.add_row(name, "", "", "", f"answered by {model} alone")
     table.add_section()
     table.add_row("macro mean", "", "", _difference(found.macro), "")
     _print(table)

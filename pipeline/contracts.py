@@ -304,6 +304,8 @@ class EvaluationReport(Contract):
     """``manifest_sha256`` and ``split`` of the samples scored."""
     tasks: dict[str, TaskResult]
     macro: MacroResult
+    latency_ms: float | None = None
+    """Median time to answer one row alone; measured where a gate limits it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 

@@ -490,7 +490,7 @@ class ScoringPool:
     """Workers that score samples side by side; asked like one scorer.
 
     Args:
-        load: returns, on a worker, scorers by name; each one's ``probabilities(samples)`` scores them.
+        load: returns, on a worker, scorers by name (see :class:`pipeline.modeling.scoring.Scorer`).
         num_workers: processes of one CPU each, and one GPU each where the cluster has as many.
     """
 
@@ -501,21 +501,30 @@ class ScoringPool:
         self.model = "trained"
         """Name of the scorer that is asked."""
         self.progress: Callable[[int], None] | None = None
+        self.wanted: frozenset[tuple[str, str]] = frozenset()
+        """Task and key of the samples whose hidden states are kept."""
+        self.states: dict[tuple[str, str], Any] = {}
+        """The hidden states (H,) of the wanted samples that were scored."""
 
     def probabilities(self, samples: Sequence[Sample]) -> list[Any]:
         """Return each sample's class probabilities, in the order given."""
         # In like company there is little padding; longest first, so that no worker is left with the longest at the end.
         order = sorted(range(len(samples)), key=lambda i: -sum(map(len, samples[i].fields.values())))
         chunks = [order[first : first + _CHUNK] for first in range(0, len(order), _CHUNK)]
-        tasks = [(self.model, chunk, [samples[i] for i in chunk]) for chunk in chunks]
+        tasks = [(self.model, chunk, [samples[i] for i in chunk], self.wanted) for chunk in chunks]
         results: list[Any] = [None] * len(samples)
         pool = ActorPool(self.actors)
-        for chunk, probabilities in pool.map_unordered(lambda actor, task: actor.score.remote(*task), tasks):
+        for chunk, probabilities, states in pool.map_unordered(lambda actor, task: actor.score.remote(*task), tasks):
+            self.states.update(states)
             for i, row in zip(chunk, probabilities, strict=True):
                 results[i] = row
             if self.progress is not None:
                 self.progress(len(chunk))
         return results
+
+    def latency_ms(self, samples: Sequence[Sample]) -> float:
+        """Return the median time in milliseconds in which one worker answers one row alone, the others idle."""
+        return float(ray.get(self.actors[0].latency_ms.remote(self.model, list(samples))))
 
 
 @contextlib.contextmanager
@@ -537,5 +546,15 @@ class _ScoringWorker:
     def __init__(self, load: Callable[[], dict[str, Any]]) -> None:
         self.scorers = load()
 
-    def score(self, model: str, chunk: list[int], samples: Sequence[Sample]) -> tuple[list[int], list[Any]]:
-        return chunk, self.scorers[model].probabilities(samples)
+    def score(
+        self, model: str, chunk: list[int], samples: Sequence[Sample], wanted: frozenset[tuple[str, str]]
+    ) -> tuple[list[int], list[Any], dict[tuple[str, str], Any]]:
+        answers = self.scorers[model].answers(samples)
+        states = {(s.task, s.key): state for s, (_, state) in zip(samples, answers, strict=True)}
+        kept = {name: state for name, state in states.items() if name in wanted}
+        return chunk, [probabilities for probabilities, _ in answers], kept
+
+    def latency_ms(self, model: str, samples: Sequence[Sample]) -> float:
+        from pipeline.evaluation.predict import latency_ms
+
+        return latency_ms(self.scorers[model], samples)

@@ -65,6 +65,7 @@ class Chart:
     ) -> None:
         self.x, self.y, self.width, self.height = _widened(x), _widened(y), width, height
         self.about = about
+        self.left, self.bottom = (RIGHT, TOP) if bare else (LEFT, BOTTOM)
         self._parts: list[str] = []
         if not bare:
             self._axes(x_label, y_label)
@@ -72,12 +73,12 @@ class Chart:
     def px(self, value: float) -> float:
         """Return the horizontal pixel of a value."""
         low, high = self.x
-        return LEFT + (value - low) / (high - low) * (self.width - LEFT - RIGHT)
+        return self.left + (value - low) / (high - low) * (self.width - self.left - RIGHT)
 
     def py(self, value: float) -> float:
         """Return the vertical pixel of a value."""
         low, high = self.y
-        return self.height - BOTTOM - (value - low) / (high - low) * (self.height - TOP - BOTTOM)
+        return self.height - self.bottom - (value - low) / (high - low) * (self.height - TOP - self.bottom)
 
     def _axes(self, x_label: str, y_label: str) -> None:
         left, right, top, bottom = LEFT, self.width - RIGHT, TOP, self.height - BOTTOM
@@ -147,6 +148,10 @@ def wrap(content: str, width: float, height: float, about: str) -> Markup:
     return Markup(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(about)}">{content}</svg>')
 
 
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 def _widened(ends: tuple[float, float]) -> tuple[float, float]:
     low, high = ends
     return (low, high) if high > low else (low - 0.5, high + 0.5)
@@ -172,25 +177,23 @@ def heat_map(
         row_title: what the rows are.
         column_title: what the columns are.
     """
-    label = min(max((len(r) for r in rows), default=0), 26) * 6.2 + 14 + (14 if row_title else 0)
+    rows, columns = [_cut(name, 32) for name in rows], [_cut(name, 22) for name in columns]
+    label = max((len(r) for r in rows), default=0) * 6.2 + 14 + (14 if row_title else 0)
     cell_w = max(26.0, min(64.0, (360 - label) / max(len(columns), 1)))
     cell_h = 26.0
     turn = any(len(c) * 6.2 > cell_w for c in columns)
-    top = (min(max(len(c) for c in columns), 22) * 4.6 + 14 if turn else 20) + (14 if column_title else 0)
-    width, height = label + cell_w * len(columns) + 6, top + cell_h * len(rows) + 6
+    top = (max(len(c) for c in columns) * 4.6 + 14 if turn else 20) + (14 if column_title else 0)
+    beyond = max(len(columns[-1]) * 4.6 - cell_w / 2, 0) if turn else 0.0
+    width, height = label + cell_w * len(columns) + 6 + beyond, top + cell_h * len(rows) + 6
     peak = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
     parts: list[str] = []
     for j, name in enumerate(columns):
         x, y = label + cell_w * (j + 0.5), top - 7
         anchor, rotate = ("start", f' transform="rotate(-45 {x:.1f} {y:.1f})"') if turn else ("middle", "")
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{rotate}>{escape(name[:24])}</text>'
-        )
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{rotate}>{escape(name)}</text>')
     for i, name in enumerate(rows):
         y = top + cell_h * i
-        parts.append(
-            f'<text class="tick" x="{label - 8:.1f}" y="{y + 17:.1f}" text-anchor="end">{escape(name[:26])}</text>'
-        )
+        parts.append(f'<text class="tick" x="{label - 8:.1f}" y="{y + 17:.1f}" text-anchor="end">{escape(name)}</text>')
         for j in range(len(columns)):
             value = float(values[i, j])
             if not math.isfinite(value):

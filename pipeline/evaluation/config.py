@@ -15,3 +15,6 @@ class EvaluationConfig(BaseModel):
     batch_tokens: int = Field(default=2048, ge=64)
     """Most tokens, padding included, that go through the model at once."""
     split: str = "test"
+    lora_run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """A run of LoRA on the same data, evaluated: the report shows its task features beside this run's (the paper's
+    figure 1). Null: the untrained base's."""

@@ -6,16 +6,15 @@ Axes: N samples, H hidden, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
-from pipeline.contracts import Sample
+from pipeline.contracts import write_atomic
 from pipeline.evaluation.frame import Floats
-
-CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -25,38 +24,31 @@ class TaskFeatures:
     Args:
         features: (N, H) hidden state at the answer position.
         tasks: (N,) task of each sample.
+        keys: (N,) key of each sample in its task.
     """
 
     features: Floats
     tasks: list[str]
+    keys: list[str]
 
 
-def task_features(scorer: Any, samples: Sequence[Sample]) -> TaskFeatures:
-    """Return the hidden state from which each sample is answered.
+def write_features(path: Path, states: Mapping[tuple[str, str], np.ndarray]) -> None:
+    """Write the hidden states (H,) of samples by task and key, sorted, as safetensors, atomically."""
+    from safetensors.numpy import save
 
-    Args:
-        scorer: a :class:`pipeline.modeling.scoring.Scorer`.
-        samples: of any tasks.
-    """
-    import torch
+    names = sorted(states)
+    stacked = np.stack([states[name] for name in names]).astype(np.float32)
+    write_atomic(path, save({"features": stacked}, {"samples": json.dumps(names)}))
 
-    seen: list[Any] = []
-    embeddings = scorer.model.language_model.get_output_embeddings()
-    hook = embeddings.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].float().cpu()))
-    parts = []
-    try:
-        with torch.inference_mode():
-            for first in range(0, len(samples), CHUNK):
-                batch = scorer.encoder.collate(scorer.encoder.encode(samples[first : first + CHUNK])).to(scorer.device)
-                scorer.model(batch)
-                # The first answer position of an example is its prompt's end; further ones are within long words.
-                owner = batch.term_slot // batch.class_mask.shape[1]
-                start = torch.full((len(batch.class_mask),), len(seen[-1]), device=owner.device)
-                start = start.scatter_reduce(0, owner, batch.term_answer, "amin")
-                parts.append(seen.pop()[start.cpu()].double().numpy())
-    finally:
-        hook.remove()
-    return TaskFeatures(np.concatenate(parts), [sample.task for sample in samples])
+
+def read_features(path: Path) -> TaskFeatures:
+    """Read what :func:`write_features` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        names = json.loads(file.metadata()["samples"])
+        features = file.get_tensor("features").astype(np.float64)
+    return TaskFeatures(features, [task for task, _ in names], [key for _, key in names])
 
 
 def plane(features: Floats, seed: int = 0) -> Floats:

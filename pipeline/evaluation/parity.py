@@ -50,7 +50,10 @@ def export_parity(
                 f"task {name!r} must have a holdout sample to compare its export on, got none; add samples"
             )
     expected = _multi_task(adapter, spec, by_task)
-    differences = {name: _largest(expected[name], _exported(exports[name], spec, by_task[name])) for name in by_task}
+    differences = {
+        name: _largest(expected[name], exported_scorer(exports[name], spec).probabilities(part))
+        for name, part in by_task.items()
+    }
     apart = {name: gap for name, gap in differences.items() if not gap <= tolerance}
     if apart:
         worst = max(apart, key=lambda name: apart[name])
@@ -61,30 +64,58 @@ def export_parity(
     return differences
 
 
+def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
+    """Return a scorer of an exported task: PEFT's adapter on a fresh base, on CUDA where there is one.
+
+    Args:
+        folder: of the exported task.
+        spec: a :class:`pipeline.modeling.predictor.PredictorSpec` with its base and its task.
+        batch_tokens: see :class:`pipeline.modeling.scoring.Scorer`.
+
+    Raises:
+        InputError: the adapter does not fit the base: PEFT itself only warns, and leaves layers as they were.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    from pipeline.modeling.base_model import load_base
+    from pipeline.modeling.predictor import default_device
+
+    base: Any = load_base(spec.base, default_device())
+    try:
+        model = PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the exported adapter {folder} must fit the base {spec.base.base!r}: {error}") from error
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        given = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 - not a mapping
+    placed = {name for name in get_peft_model_state_dict(model) if ".lora_" in name}
+    if given != placed:
+        raise InputError(
+            f"the exported adapter {folder} must fit the base {spec.base.base!r} with {spec.base.num_layers or 'all'} "
+            f"layers, got {len(given - placed)} tensors without a place and {len(placed - given)} places without a "
+            "tensor; name the base and model.num_layers that it was trained on"
+        )
+    # The base itself, its layers now PEFT's: the scorer asks it like any Hugging Face model.
+    return _scorer(model.get_base_model(), spec, batch_tokens)
+
+
 def _multi_task(adapter: Path, spec: Any, by_task: Mapping[str, list[Sample]]) -> dict[str, list[np.ndarray]]:
     from pipeline.modeling.adapter import load_adapter
     from pipeline.modeling.base_model import load_base
+    from pipeline.modeling.predictor import default_device
 
-    scorer = _scorer(load_adapter(load_base(spec.base), adapter, [task.name for task in spec.tasks]), spec)
+    base = load_base(spec.base, default_device())
+    scorer = _scorer(load_adapter(base, adapter, [task.name for task in spec.tasks]), spec)
     return {name: scorer.probabilities(samples) for name, samples in by_task.items()}
 
 
-def _exported(folder: Path, spec: Any, samples: list[Sample]) -> list[np.ndarray]:
-    from peft import PeftModel
-
-    from pipeline.modeling.base_model import load_base
-
-    base: Any = load_base(spec.base)
-    # The base itself, its layers now PEFT's: the scorer asks it like any Hugging Face model.
-    return _scorer(PeftModel.from_pretrained(base, str(folder)).get_base_model(), spec).probabilities(samples)
-
-
-def _scorer(model: Any, spec: Any) -> Any:
+def _scorer(model: Any, spec: Any, batch_tokens: int = 2048) -> Any:
     from pipeline.modeling.base_model import load_tokenizer
     from pipeline.modeling.encoding import Encoder
     from pipeline.modeling.scoring import LabelScorer, Scorer
 
-    return Scorer(LabelScorer(model), Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length))
+    encoder = Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length)
+    return Scorer(LabelScorer(model), encoder, batch_tokens)
 
 
 def _largest(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:

@@ -138,18 +138,17 @@ def agreement(sample: TaskScores, most: int = 600) -> Markup:
     return chart.svg()
 
 
-def learning_curve(history: Sequence[Mapping[str, Any]], width: int = 680, height: int = 280) -> Markup:
+def learning_curve(
+    history: Sequence[Mapping[str, Any]], order: Sequence[str], width: int = 680, height: int = 280
+) -> Markup:
     """Draw training loss over steps, smoothed, and the tasks' own losses in the order of :func:`logged_tasks`."""
     steps = np.array([row["step"] for row in history], np.float64)
     total = np.array([row["loss"] for row in history], np.float64)
-    tasks: dict[str, list[tuple[float, float]]] = {}
-    for row in history:
-        for task, loss in (row.get("task_loss") or {}).items():
-            if loss is not None:
-                tasks.setdefault(task, []).append((row["step"], loss))
-    smooth = {
-        name: (np.array([p[0] for p in points]), smoothed([p[1] for p in points])) for name, points in tasks.items()
-    }
+    smooth: dict[str, tuple[Floats, Floats]] = {}
+    for task in logged_tasks(history, order):
+        points = [(row["step"], (row.get("task_loss") or {}).get(task)) for row in history]
+        x, y = np.array([point for point in points if point[1] is not None], np.float64).T
+        smooth[task] = x, smoothed(y)
     every = np.concatenate([smoothed(total), *(y for _, y in smooth.values())])
     top = float(np.nanquantile(np.append(total, every), 0.99)) * 1.08
     chart = Chart((float(steps[0]), float(steps[-1])), (0.0, top), "step", "loss", "Learning curve", width, height)
@@ -159,11 +158,10 @@ def learning_curve(history: Sequence[Mapping[str, Any]], width: int = 680, heigh
     return chart.svg()
 
 
-def logged_tasks(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the tasks of a training log in the order of their first loss."""
-    return list(
-        dict.fromkeys(t for row in history for t, loss in (row.get("task_loss") or {}).items() if loss is not None)
-    )
+def logged_tasks(history: Sequence[Mapping[str, Any]], order: Sequence[str]) -> list[str]:
+    """Return the tasks that a training log has a loss of, in the order given."""
+    logged = {t for row in history for t, loss in (row.get("task_loss") or {}).items() if loss is not None}
+    return [task for task in order if task in logged]
 
 
 def smoothed(values: Sequence[float] | Floats, share: float = 0.05) -> Floats:

@@ -76,6 +76,19 @@ def latency_ms(scorer: Scorer, samples: Sequence[Sample], warm_up: int = 3) -> f
     return 1000 * float(np.median(times))
 
 
+def spread(samples: Sequence[Sample], per_task: int) -> list[Sample]:
+    """Return up to ``per_task`` samples of each task, evenly over its own."""
+    by_task: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_task.setdefault(sample.task, []).append(sample)
+    return [
+        part[len(part) * i // count]
+        for part in by_task.values()
+        for count in (min(per_task, len(part)),)
+        for i in range(count)
+    ]
+
+
 def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     iterator = iter(samples)
     while part := list(islice(iterator, size)):

@@ -72,6 +72,7 @@ def write_report(
     comparison: Comparison | None = None,
     drift: Any = None,
     features: Mapping[str, TaskFeatures] | None = None,
+    features_note: str = "",
 ) -> None:
     """Write the page; a part without its input is left out.
 
@@ -87,15 +88,18 @@ def write_report(
         scores: the candidate's scores, for the plots.
         base_scores: the untrained model's.
         champion_scores: the champion's.
-        history: training log, one row a logged step (``step``, ``loss``, ``task_loss``, ``lr``, ``tokens_per_s``).
+        history: training log, one row a logged step (``step``, ``loss``, ``task_loss``, ``learning_rate``,
+            ``tokens_per_s``).
         mixing: task → weight of each up-projection.
         lambda_distance: task → task → distance of their Λ.
         lineage: what the model was made from, by name.
         comparison: paired differences to another model, shown in the table of tasks.
         drift: :class:`pipeline.ingestion.drift.DriftReport` against an earlier window.
         features: model (``LoRA``, ``MTL-LoRA``) → task features of the same samples, drawn side by side.
+        features_note: said under them.
     """
-    planes, feature_tasks = feature_planes(features)
+    names = [spec.name for spec in manifest.tasks]
+    planes, feature_tasks = feature_planes(features, names)
     given = {"candidate": candidate, "champion": champion, "base": base}
     reports = {name: report for name, report in given.items() if report is not None}
     frames = {"candidate": scores, "champion": champion_scores, "base": base_scores}
@@ -110,8 +114,10 @@ def write_report(
             rows=_rows(reports),
             averaged=_averaged(candidate),
             sections=[_section(spec, reports, samples) for spec in manifest.tasks if spec.name in candidate.tasks],
-            curves=[plots.learning_curve(history), plots.learning_curve(history, 340, 250)] if history else [],
-            curve_tasks=plots.logged_tasks(history or ()),
+            curves=[plots.learning_curve(history, names, *size) for size in ((680, 280), (340, 250))]
+            if history
+            else [],
+            curve_tasks=plots.logged_tasks(history or (), names),
             pace=[chart for chart in pace(history) if chart[1]] if history else [],
             mixing=mixing_map(mixing),
             distances=distance_map(lambda_distance),
@@ -122,6 +128,7 @@ def write_report(
             drift_rows=drift_rows(drift),
             planes=planes,
             feature_tasks=feature_tasks,
+            features_note=features_note,
             config=yaml.safe_dump(dict(config), sort_keys=False) if config else "",
         )
     )

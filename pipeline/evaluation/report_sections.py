@@ -17,7 +17,7 @@ from pipeline.evaluation.features import TaskFeatures, plane, separation
 def pace(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup | None]]:
     """Return the charts of learning rate and speed, each with its caption; None where the log lacks one."""
     return [
-        ("Learning rate", plots.series(history, "lr", "learning rate")),
+        ("Learning rate", plots.series(history, "learning_rate", "learning rate")),
         ("Speed", plots.series(history, "tokens_per_s", "tokens / s")),
     ]
 
@@ -28,7 +28,9 @@ def mixing_map(mixing: Mapping[str, Sequence[float]] | None) -> Markup | None:
         return None
     values = np.array([list(row) for row in mixing.values()], np.float64)
     columns = [f"B{i + 1}" for i in range(values.shape[1])]
-    return heat_map(values, list(mixing), columns, "Mixing weights of each task", column_title="up-projection")
+    return heat_map(
+        values, [_words(name) for name in mixing], columns, "Mixing weights of each task", column_title="up-projection"
+    )
 
 
 def distance_map(distances: Mapping[str, Mapping[str, float]] | None) -> Markup | None:
@@ -37,7 +39,13 @@ def distance_map(distances: Mapping[str, Mapping[str, float]] | None) -> Markup 
         return None
     names = list(distances)
     values = np.array([[distances[a].get(b, np.nan) for b in names] for a in names], np.float64)
-    return heat_map(values, names, names, "Distances between the tasks' transformations")
+    numbers = [str(i + 1) for i in range(len(names))]
+    rows = [f"{_words(name)}  {number}" for name, number in zip(names, numbers, strict=True)]
+    return heat_map(values, rows, numbers, "Distances between the tasks' transformations")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def data_rows(manifest: ShardManifest) -> list[dict[str, Any]]:
@@ -63,12 +71,13 @@ def data_rows(manifest: ShardManifest) -> list[dict[str, Any]]:
 
 
 def feature_planes(
-    features: Mapping[str, TaskFeatures] | None,
+    features: Mapping[str, TaskFeatures] | None, order: Sequence[str]
 ) -> tuple[list[tuple[str, float, Markup]], list[str]]:
     """Return each model's t-SNE plane with its separation of the tasks, and the tasks in the order of their colours."""
     if not features:
         return [], []
-    names = list(dict.fromkeys(task for found in features.values() for task in found.tasks))
+    there = {task for found in features.values() for task in found.tasks}
+    names = [name for name in order if name in there]
     planes = []
     for model, found in features.items():
         codes = np.array([names.index(task) for task in found.tasks])

@@ -34,7 +34,18 @@ class LabelScorer(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
+        return self._label_scores(self._answer_states(batch), batch)
+
+    def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` does, and the hidden state at the end of each example's prompt, (E, H)."""
         hidden_PH = self._answer_states(batch)
+        examples, classes = batch.class_mask.shape
+        # The first answer position of an example is its prompt's end; further ones are within long words.
+        first_E = torch.full((examples,), len(hidden_PH), device=hidden_PH.device)
+        first_E = first_E.scatter_reduce(0, batch.term_slot // classes, batch.term_answer, "amin")
+        return self._label_scores(hidden_PH, batch), hidden_PH[first_E]
+
+    def _label_scores(self, hidden_PH: Tensor, batch: Batch) -> Tensor:
         logits_PV = self.language_model.get_output_embeddings()(hidden_PH).float()
         word_K = logits_PV[batch.term_answer, batch.term_token] - logits_PV.logsumexp(-1)[batch.term_answer]
         examples, classes = batch.class_mask.shape
@@ -88,7 +99,6 @@ class Scorer:
         self.model, self.encoder, self.batch_tokens = model.eval(), encoder, batch_tokens
         self.device = next(model.parameters()).device
 
-    @torch.inference_mode()
     def probabilities(
         self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
@@ -98,13 +108,21 @@ class Scorer:
             samples: of any tasks, mixed.
             progress: called with the number of samples that were just scored.
         """
+        return [probabilities for probabilities, _ in self.answers(samples, progress)]
+
+    @torch.inference_mode()
+    def answers(
+        self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return each sample's class probabilities and the hidden state (H,), fp32, from which it was answered."""
         examples = self.encoder.encode(samples)
-        results: list[np.ndarray] = [np.empty(0)] * len(examples)
+        results = [(np.empty(0), np.empty(0))] * len(examples)
         for chunk in micro_batches(examples, self.batch_tokens):
             batch = self.encoder.collate([examples[i] for i in chunk]).to(self.device)
-            probabilities = self.model(batch).double().exp().cpu().numpy()
-            for i, row in zip(chunk, probabilities, strict=True):
-                results[i] = row[: len(examples[i].words)]
+            scores, states = self.model.answer(batch)
+            rows = zip(scores.double().exp().cpu().numpy(), states.float().cpu().numpy(), strict=True)
+            for i, (row, state) in zip(chunk, rows, strict=True):
+                results[i] = row[: len(examples[i].words)], state
             if progress is not None:
                 progress(len(chunk))
         return results

@@ -66,7 +66,6 @@ def decide(
     gates: GatesConfig,
     *,
     against_champion: Comparison | None = None,
-    latency_ms: float | None = None,
 ) -> PromotionDecision:
     """Decide on a candidate.
 
@@ -76,7 +75,6 @@ def decide(
         champion: what the present champion scored on the same samples; None where there is none yet.
         gates: the limits.
         against_champion: the paired comparison of candidate and champion.
-        latency_ms: the candidate's median time a row; asked for where the gates limit it.
 
     Returns:
         PROMOTE where all gates pass, REJECT where one finds against the candidate, else HOLD.
@@ -86,7 +84,7 @@ def decide(
         findings += _task_findings(name, result, base, champion, against_champion, gates)
     findings += _missing_tasks(candidate, champion, gates)
     findings += _gain(against_champion, gates) if champion is not None else ()
-    findings += _latency(latency_ms, gates)
+    findings += _latency(candidate, champion, gates)
     rejects = [f for f in findings if f.verdict == "REJECT"]
     holds = [f for f in findings if f.verdict == "HOLD"]
     passed = [f.words for f in findings if f.verdict == "PASS" and not f.task]
@@ -229,14 +227,17 @@ def _gain(comparison: Comparison | None, gates: GatesConfig) -> Iterator[Finding
             yield Finding("PASS", f"{name} {found.difference:+.4f}, adjusted p = {found.p_holm:.3g}")
 
 
-def _latency(latency_ms: float | None, gates: GatesConfig) -> Iterator[Finding]:
+def _latency(candidate: EvaluationReport, champion: EvaluationReport | None, gates: GatesConfig) -> Iterator[Finding]:
     if gates.max_latency_ms is None:
         return
-    if latency_ms is None:
-        yield Finding("HOLD", f"latency was not measured, the gate allows {gates.max_latency_ms:g} ms")
+    for report, whose in ((candidate, "the candidate's"), (champion, "the champion's")):
+        if report is not None and report.latency_ms is None:
+            yield Finding("HOLD", f"{whose} latency was not measured, the gate allows {gates.max_latency_ms:g} ms")
+    if candidate.latency_ms is None:
         return
-    words = f"{latency_ms:.1f} ms a row, limit {gates.max_latency_ms:g} ms"
-    yield Finding("PASS" if latency_ms <= gates.max_latency_ms else "REJECT", words)
+    against = f", the champion's {champion.latency_ms:.1f} ms" if champion and champion.latency_ms is not None else ""
+    words = f"{candidate.latency_ms:.1f} ms a row{against}, limit {gates.max_latency_ms:g} ms"
+    yield Finding("PASS" if candidate.latency_ms <= gates.max_latency_ms else "REJECT", words)
 
 
 def _title(result: TaskResult) -> str:

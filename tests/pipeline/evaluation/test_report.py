@@ -68,7 +68,7 @@ def everything() -> dict:
     }
     names = [s.name for s in SPECS]
     rng = np.random.default_rng(0)
-    points = TaskFeatures(rng.normal(size=(40, 5)), [names[i % 4] for i in range(40)])
+    points = TaskFeatures(rng.normal(size=(40, 5)), [names[i % 4] for i in range(40)], [str(i) for i in range(40)])
     return {
         "run_name": "a <script>run</script>",
         "config": {"model": {"num_layers": 6}},
@@ -81,7 +81,7 @@ def everything() -> dict:
         "base_scores": base,
         "champion_scores": theirs,
         "history": [
-            {"step": i, "loss": 1 / i, "task_loss": {"pick": 2 / i}, "lr": 1e-4, "tokens_per_s": 300.0}
+            {"step": i, "loss": 1 / i, "task_loss": {"pick": 2 / i}, "learning_rate": 1e-4, "tokens_per_s": 300.0}
             for i in range(1, 30)
         ],
         "mixing": {n: [0.5, 0.3, 0.2] for n in names},
@@ -94,6 +94,7 @@ def everything() -> dict:
             reasons=("labels moved",),
         ),
         "features": {"LoRA": points, "MTL-LoRA": points},
+        "features_note": "a note on features",
     }
 
 
@@ -129,11 +130,20 @@ def test_the_whole_page_is_self_contained_and_escapes_what_it_is_given(tmp_path:
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)|url\(|@import|<script|https?://", text)
     assert "a &lt;script&gt;run" in text
     assert "&lt;b&gt;sport" in text
-    for words in ("HOLD", "no gain &amp; no loss", "Paired differences", "ROC curve", "Confusion", "Learning curve"):
+    for words in (
+        "HOLD",
+        "no gain &amp; no loss",
+        "Paired differences",
+        "ROC curve",
+        "Confusion",
+        "Learning curve",
+        "Learning rate",
+    ):
         assert words in text
     for words in (
         "Which up-projection",
         "silhouette",
+        "a note on features",
         "labels moved",
         "abc",
         "num_layers",
@@ -158,7 +168,7 @@ OPTIONAL = (
     "comparison",
     "drift",
     "features",
-)
+)  # features_note is a text
 
 
 def test_any_part_may_be_missing(tmp_path: Path) -> None:

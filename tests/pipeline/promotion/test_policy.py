@@ -23,15 +23,16 @@ def base_report(noise=8.0, one_class=""):
     return report(scores(noise, seed=77, one_class=one_class), "base")
 
 
-def judged(candidate, champion=None, gates=GATES, base_noise=8.0, **more):
+def judged(candidate, champion=None, gates=GATES, base_noise=8.0, latency_ms=(None, None), **more):
     base = base_report(base_noise, more.pop("one_class", ""))
     against, opponent = None, None
     if champion is not None:
-        opponent = report(champion, "7")
+        opponent = report(champion, "7").model_copy(update={"latency_ms": latency_ms[1]})
         against = compare(
             candidate, champion, specs(), candidate_name="c", reference_name="7", data=DATA, replicates=200
         )
-    return decide(report(candidate, "c"), base, opponent, gates, against_champion=against, **more)
+    ours = report(candidate, "c").model_copy(update={"latency_ms": latency_ms[0]})
+    return decide(ours, base, opponent, gates, against_champion=against, **more)
 
 
 CHAMPION = {"noise": 0.8, "seed": 1}
@@ -110,8 +111,10 @@ def test_other_samples_of_the_same_manifest_are_another_holdout() -> None:
 @pytest.mark.parametrize(
     ("gates", "more", "verdict"),
     [
-        ({"max_latency_ms": 5.0}, {"latency_ms": 4.0}, "PROMOTE"),
-        ({"max_latency_ms": 5.0}, {"latency_ms": 6.0}, "REJECT"),
+        ({"max_latency_ms": 5.0}, {"latency_ms": (4.0, 9.0)}, "PROMOTE"),
+        ({"max_latency_ms": 5.0}, {"latency_ms": (6.0, 4.0)}, "REJECT"),
+        ({"max_latency_ms": 5.0}, {"latency_ms": (None, 4.0)}, "HOLD"),
+        ({"max_latency_ms": 5.0}, {"latency_ms": (4.0, None)}, "HOLD"),
         ({"max_latency_ms": 5.0}, {}, "HOLD"),
         ({"min_samples": 901}, {}, "HOLD"),
         ({"gain": ("query_ad",)}, {}, "PROMOTE"),
