@@ -47,7 +47,7 @@ def _decode(model: nn.Module, rows: int, **routing: Any) -> Callable[[], None]:
     @torch.inference_mode()
     def run() -> None:
         model(token, past_key_values=kept, use_cache=True, **routing)
-        kept.crop(PROMPT)
+        kept.crop(-1)
 
     return run
 
