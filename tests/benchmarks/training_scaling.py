@@ -29,7 +29,7 @@ def run() -> dict[str, Any]:
     from pipeline.training.planner import calibration_job, job_stream, plan_training
 
     with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"manifest": str(prepared(Path(folder))), "rows": ROWS}
+        settings: dict[str, Any] = {"manifest": str(prepared()), "rows": ROWS}
         common = {"max_steps": STEPS, "log_steps": 1, "checkpoint_steps": 1000}
         two = {**common, "num_workers": 2}
         job = job_of(settings, **two)

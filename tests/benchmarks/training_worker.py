@@ -84,7 +84,7 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
     trainer.adapter.train()
     lengths = [sum(trainer.stream.lengths(step)) for step in range(trainer.stream.steps_per_epoch)]
     tokens, seconds = 0, 0.0
-    for number, step in enumerate([0, *spread(lengths, steps)]):
+    for number, step in enumerate([lengths.index(min(lengths)), *spread(lengths, steps)]):
         start = time.perf_counter()
         samples = trainer.stream.samples(step, World(0, 1))
         trainer._train_step(step, samples)
@@ -113,7 +113,7 @@ def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
         order = torch.randperm(len(examples), generator=generator).tolist()
     batches = [order[first : first + rows] for first in range(0, len(order) - rows + 1, rows)]
     padded = [rows * max(len(examples[i].prompt) for i in batch) for batch in batches]
-    chosen = [batches[0], *(batches[i] for i in spread(padded, steps))]
+    chosen = [batches[i] for i in (padded.index(min(padded)), *spread(padded, steps))]
     times: list[float] = []
 
     class Clock(TrainerCallback):
