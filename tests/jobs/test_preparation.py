@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from pipeline.contracts import ShardManifest
@@ -116,3 +117,23 @@ def test_plan_shows_the_epoch_of_each_task(mtl_lora: Run, tmp_path: Path) -> Non
     assert manifest_sha256(tmp_path / "runs" / "t" / "shards") == manifest_sha256(
         tmp_path / "runs" / "t" / "shards" / "manifest.json"
     )
+
+
+def test_plan_holds_back_a_run_that_the_machine_cannot_take(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
+    path = _configuration(tmp_path, ROWS)
+    many = ("training.global_batch_size=8", "training.num_workers=8")
+    held = mtl_lora("plan", "--no-calibrate", "--config", path, *many, "model.max_length=16")
+    cores = len(os.sched_getaffinity(0))
+    if cores < 8:
+        assert held.code == 3, held.err
+        assert f"training.num_workers must be at most the machine's CPUs, {cores}, got 8; lower it" in held.err
+    numbers = json.loads((tmp_path / "runs" / "t" / "plan.json").read_text())
+    assert numbers["tokens"]["spam"] > 0
+    assert numbers["training"]["rank_bytes"] > 4 * numbers["training"]["parameters"]
+    assert "Training, estimated" in held.err
+    unknown = mtl_lora("plan", "--no-calibrate", "--config", path, "training.task_weights={span: 2}")
+    assert unknown.code == 2
+    assert "training.task_weights must name tasks, got 'span'; did you mean 'spam'?" in unknown.err
+    double = mtl_lora("plan", "--no-calibrate", "--config", path, "training.deepspeed={zero_optimization: {stage: 1}}")
+    assert double.code == 2
+    assert "must leave 'zero_optimization.stage' to training.zero_stage" in double.err
