@@ -166,6 +166,13 @@ def test_losses_equal_one_plain_process_under_every_stage(tmp_path: Path, manife
         assert _losses(tmp_path / stage) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
 
 
+def test_losses_with_the_optimizer_on_the_host_are_the_same(tmp_path: Path, manifest: Path) -> None:
+    _train(tmp_path, manifest, 1, "1,2,3", settings={"offload_optimizer": True, "activation_checkpointing": True})
+    expected = _plain_losses(manifest, STEPS)
+    for stage in "123":
+        assert _losses(tmp_path / stage) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
+
+
 def test_learnt_task_weights_equal_one_plain_process(tmp_path: Path, manifest: Path) -> None:
     settings = {"uncertainty_weighting": True, "label_smoothing": 0.1, "task_weights": {"query_ad_relevance": 2.0}}
     _train(tmp_path, manifest, 2, "1,3", settings=settings)
