@@ -87,6 +87,8 @@ def plan(config: RunConfig, calibrate: bool = False, refuses: bool = False) -> d
 
     manifest = prepare(config)
     training = config.training
+    if training.validation is not None:
+        training.validation.check_split(manifest)
     epoch = plan_stream(
         config.manifest_path,
         config.seed,
@@ -154,11 +156,14 @@ def train(config: RunConfig) -> Path:
         say(f"{adapter} is trained with this configuration; remove {config.folder} to train anew")
         return adapter
     job = _job(config)
-    Checkpoints(config.folder / CHECKPOINTS, job.adapter_sha256).refuse_foreign()
+    checkpoints = Checkpoints(config.folder / CHECKPOINTS, job.adapter_sha256)
+    checkpoints.refuse_foreign()
     tracker = tracker_of(config)
     try:
         with orchestration.cluster(config.ray):
             checkpoint = orchestration.train(job, config.folder, tracker)
+        if config.training.validation is not None:
+            checkpoint = checkpoints.best() or checkpoint
     except BaseException as error:
         tracker.end_if_reachable("KILLED" if isinstance(error, SystemExit) else "FAILED")
         raise

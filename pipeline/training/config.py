@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError, did_you_mean
 
 
@@ -24,6 +25,20 @@ class ValidationConfig(BaseModel):
     """The first ones of each task."""
     patience: int | None = Field(default=None, ge=1)
     """So many measurements in a row without a better macro metric end the run; null: none does."""
+
+    def check_split(self, manifest: ShardManifest) -> None:
+        """Refuse a split in which a task has no sample.
+
+        Raises:
+            InputError: one has none.
+        """
+        missing = [task.name for task in manifest.tasks if not manifest.samples_of(task.name, self.split)]
+        if missing:
+            raise InputError(
+                f"training.validation.split must have samples of every task, {self.split!r} has none of {missing}; "
+                f"there are {sorted({shard.split for shard in manifest.shards})}; add TASK/{self.split} files or "
+                "name another split"
+            )
 
 
 class TrainingConfig(BaseModel):

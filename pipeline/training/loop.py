@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_lora import AdapterModel
+from mtl_lora.analysis import gradient_cosine
 from mtl_lora.tasks import freeze_shared
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
@@ -27,6 +28,7 @@ from pipeline.training.engine import Engine, device, from_rank_zero, join_proces
 from pipeline.training.finite import FiniteGuard
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
+from pipeline.training.validation import Validation
 from pipeline.world import World
 
 
@@ -111,16 +113,22 @@ class Trainer:
         objective = Objective(LabelScorer(self.adapter), [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        self.objective = objective
         self.engine = Engine(objective, job.training, self.num_steps, bfloat16)
         self.guard = FiniteGuard(objective, self.device)
         self.window = _Window(len(job.tasks), self.device)
+        self.measured: dict[str, Any] = {}
+        self.validation: Validation | None = None
+        if (asked := job.training.validation) is not None:
+            self.validation = Validation(asked, job.manifest_path, job.tasks, self.encoder, world, job.cache)
         self.mixture_losses = MixtureLosses(self.stream, [t.name for t in job.tasks], self.device)
 
     def run(self) -> bool:
         """Train from the newest checkpoint, or from the start, to the last step or until a rank is told to stop.
 
         Returns:
-            Whether the last step is done. A checkpoint of the last step that was done stands either way.
+            Whether the run is over: the last step is done, or validation has waited long enough. A checkpoint of the
+            last step that was done stands either way.
         """
         start = self._load()
         self.host.started(start, self.num_steps)
@@ -135,13 +143,15 @@ class Trainer:
             self._train_step(step, samples)
             done = step + 1
             self.mixture_losses.end_step(done)
-            last = self._any_stops() or done == self.num_steps
-            if done % config.log_steps == 0 or last:
+            has_news, is_best = self._measure(done, samples)
+            is_over = done == self.num_steps or (self.validation is not None and self.validation.is_over)
+            last = self._any_stops() or is_over
+            if done % config.log_steps == 0 or has_news or last:
                 self._log(done)
-            if done % config.checkpoint_steps == 0 or last:
-                self._save(done)
+            if done % config.checkpoint_steps == 0 or is_best or last:
+                self._save(done, best=is_best)
             if last:
-                return done == self.num_steps
+                return is_over
         return True
 
     def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
@@ -165,6 +175,41 @@ class Trainer:
         if self.job.training.ledger:
             self.host.trained_on(step, self.world.rank, samples)
 
+    def _measure(self, done: int, samples: Sequence[Sample]) -> tuple[bool, bool]:
+        """Measure what is due, outside of the time that counts; return whether anything was, and whether the adapter
+        is the best one so far."""
+        config, start = self.job.training, time.monotonic()
+        conflict_is_due = config.conflict_steps is not None and done % config.conflict_steps == 0
+        validation_is_due = self.validation is not None and (self.validation.is_due(done) or done == self.num_steps)
+        self.adapter.eval()
+        if conflict_is_due and self.world.rank == 0:
+            self.measured |= self._conflict(samples)
+        if self.validation is not None and validation_is_due:
+            values = self.validation.measure(done, self.engine, self.device, config.micro_batch_tokens)
+            self.measured |= {"validation": values, "validation_macro": values["macro"]}
+        self.adapter.train()
+        self.window.start += time.monotonic() - start
+        is_best = validation_is_due and self.validation is not None and self.validation.best_step == done
+        return conflict_is_due or validation_is_due, is_best
+
+    def _conflict(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        by_task: dict[str, list[Sample]] = {}
+        for sample in samples:
+            by_task.setdefault(sample.task, []).append(sample)
+
+        def loss(part: list[Sample]) -> Tensor:
+            mean: Tensor = self.objective(self.encoder.collate(self.encoder.encode(part)).to(self.device))[0].mean()
+            return mean
+
+        names, cosines_TT = gradient_cosine(self.adapter, {name: partial(loss, p) for name, p in by_task.items()})
+        pairs = {
+            f"{one}|{other}": float(cosines_TT[i, j])
+            for i, one in enumerate(names)
+            for j, other in enumerate(names[:i])
+        }
+        against = sum(cosine < 0 for cosine in pairs.values())
+        return {"gradient_cosine": pairs, "gradient_conflict": against / len(pairs)} if pairs else {}
+
     def _log(self, step: int) -> None:
         sums_T2, tokens, seconds = self.window.collect()
         if self.world.rank:
@@ -186,8 +231,10 @@ class Trainer:
                 "gradient_norm": self.engine.gradient_norm,
                 "tokens_per_s": tokens / seconds,
                 "data_wait_share": self.window.last_wait_s / seconds,
+                **self.measured,
             }
         )
+        self.measured = {}
 
     def _any_stops(self) -> bool:
         # All ranks must leave at the same step, whichever of them was told to.
@@ -196,6 +243,8 @@ class Trainer:
     def _save(self, step: int, best: bool = False) -> None:
         tensors, values = self.engine.save()
         state = {"step": step, "engine": values, "mixture": self.mixture_losses.state_dict()}
+        if self.validation is not None:
+            state["validation"] = self.validation.state_dict()
         with self.engine.whole_parameters():
             if self.world.rank == 0:
                 self.checkpoints.save(
@@ -215,6 +264,8 @@ class Trainer:
             tensors, state = read_checkpoint(self.checkpoints.folder(step))
             self.engine.load(tensors, state["engine"], step)
             self.mixture_losses.load_state_dict(state["mixture"])
+            if self.validation is not None and "validation" in state:
+                self.validation.load_state_dict(state["validation"])
         return step
 
 

@@ -199,3 +199,46 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, manifest: Path) -> 
         tmp_path / name / "checkpoints/step-00000006/adapter/adapter_model.safetensors" for name in ("whole", "cut")
     ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_validation_keeps_the_best_adapter_and_ends_a_run_without_progress(tmp_path: Path, manifest: Path) -> None:
+    validation = {"every_steps": 1, "split": "test", "samples_per_task": 16, "patience": 2}
+    _train(tmp_path, manifest, 2, "1,3", settings={"validation": validation, "learning_rate": 0.3})
+    for stage in "13":
+        rows = [json.loads(line) for line in (tmp_path / stage / "history.jsonl").read_text().splitlines()]
+        macros = [row["validation_macro"] for row in rows]
+        best = macros.index(max(macros)) + 1
+        assert len(rows) == min(best + 2, STEPS)
+        marks = list((tmp_path / stage).rglob("best"))
+        assert [mark.read_text().strip() for mark in marks] == [f"step-{best:08d}"]
+        adapter = marks[0].parent / f"step-{best:08d}" / "adapter"
+        assert _values(adapter, manifest, 16) == pytest.approx(rows[best - 1]["validation"], abs=1e-6)
+
+
+def _values(adapter: Path, manifest: Path, samples_per_task: int) -> dict[str, float]:
+    """Each task's metric and their mean, by the evaluation stage's own code on the saved adapter."""
+    from itertools import islice
+
+    from pipeline.evaluation import predict, summarize
+    from pipeline.modeling.adapter import load_adapter
+    from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
+    from pipeline.modeling.encoding import Encoder
+    from pipeline.modeling.scoring import LabelScorer, Scorer
+    from pipeline.stream import read_split
+
+    base, tasks = BaseModelConfig(num_layers=2, dtype="float32"), synthetic_ads_tasks()
+    adapted = load_adapter(load_base(base), adapter, [task.name for task in tasks])
+    scorer = Scorer(LabelScorer(adapted), Encoder(load_tokenizer(base), tasks, base.max_length))
+    samples = [s for task in tasks for s in islice(read_split(manifest, "test", task=task.name), samples_per_task)]
+    report = summarize(predict(scorer, samples), tasks, model="x", data={}, replicates=20)
+    values = {name: result.value for name, result in report.tasks.items()} | {"macro": report.macro.value}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def test_conflict_between_tasks_is_measured_and_changes_nothing(tmp_path: Path, manifest: Path) -> None:
+    _train(tmp_path / "plain", manifest, 1, "2", dropout=0.1)
+    _train(tmp_path / "measured", manifest, 1, "2", dropout=0.1, settings={"conflict_steps": 2})
+    assert _losses(tmp_path / "measured") == _losses(tmp_path / "plain")
+    rows = [json.loads(line) for line in (tmp_path / "measured" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "gradient_conflict" in row] == [2, 4, 6]
+    assert all(-1 <= cosine <= 1 for row in rows for cosine in row.get("gradient_cosine", {}).values())
