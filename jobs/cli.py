@@ -102,8 +102,10 @@ def plan(
     from jobs import stages, tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        numbers = stages.plan(run, calibrate, refuses=True)
+        numbers = stages.plan(run, calibrate)
         tables.show_plan(numbers)
+        if misfits := numbers["training"]["misfits"]:
+            raise HeldBack("; ".join(misfits))
         return numbers
 
     _run(config, overrides, as_json, verb)

@@ -71,16 +71,12 @@ def prepare(config: RunConfig, append: bool = False) -> ShardManifest:
     return manifest
 
 
-def plan(config: RunConfig, calibrate: bool = False, refuses: bool = False) -> dict[str, Any]:
+def plan(config: RunConfig, calibrate: bool = False) -> dict[str, Any]:
     """Say what training will do and take, and write it as ``plan.json``.
 
     Args:
         config: of the run.
         calibrate: measure speed and memory on a few micro-batches instead of estimating them.
-        refuses: hold the run back where the machine lacks something, instead of warning.
-
-    Raises:
-        HeldBack: it does, and ``refuses``.
     """
     from pipeline.training.calibration import calibrate as measure
     from pipeline.training.planner import calibration_job, plan_training
@@ -116,10 +112,6 @@ def plan(config: RunConfig, calibrate: bool = False, refuses: bool = False) -> d
     found = plan_training(job, measure(calibration_job(job)) if calibrate else None, config.folder, is_local)
     numbers["training"] = found.model_dump(mode="json")
     write_atomic(config.folder / PLAN, json.dumps(numbers, indent=2) + "\n")
-    for misfit in found.misfits:
-        if refuses:
-            raise HeldBack("; ".join(found.misfits))
-        say(f"WARNING: {misfit}")
     return numbers
 
 
@@ -150,7 +142,8 @@ def train(config: RunConfig) -> Path:
     from pipeline.training.host import CHECKPOINTS, HISTORY
 
     claim(config)
-    plan(config)
+    for misfit in plan(config)["training"]["misfits"]:
+        say(f"WARNING: {misfit}")
     adapter = config.folder / ADAPTER
     if (adapter / PREDICTOR_FILE).is_file():
         say(f"{adapter} is trained with this configuration; remove {config.folder} to train anew")
