@@ -16,7 +16,6 @@ from jobs.preparation import check_drift, prepared
 from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, last_step, needs, tracker_of
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
-from pipeline.errors import HeldBack
 from pipeline.evaluation import predict, summarize, write_scores
 from pipeline.evaluation.features import write_features
 from pipeline.evaluation.predict import spread
