@@ -202,7 +202,7 @@ def heat_map(
             parts.append(
                 f'<rect class="cell" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell_w - 2:.1f}" '
                 f'height="{cell_h - 2:.1f}" rx="3" style="fill-opacity:{0.06 + 0.86 * share:.3f}"/>'
-                f'<text class="cellnumber{" on" if share > 0.55 else ""}" x="{x + cell_w / 2:.1f}" y="{y + 17:.1f}" '
+                f'<text class="cellnumber{" on" if share > 0.66 else ""}" x="{x + cell_w / 2:.1f}" y="{y + 17:.1f}" '
                 f'text-anchor="middle">{escape(form(value))}</text>'
             )
     if column_title:

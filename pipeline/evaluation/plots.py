@@ -180,7 +180,7 @@ def series(history: Sequence[Mapping[str, Any]], key: str, label: str) -> Markup
     if len(rows) < 2:
         return None
     x, y = np.array(rows, np.float64).T
-    chart = Chart((float(x[0]), float(x[-1])), (0.0, float(y.max()) * 1.08), "step", label, f"{label} over steps")
+    chart = Chart((float(x[0]), float(x[-1])), (0.0, float(y.max()) * 1.08), "step", "", f"{label} over steps")
     chart.line(x, y, "total")
     return chart.svg()
 

@@ -18,7 +18,7 @@ def pace(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup | None]
     """Return the charts of learning rate and speed, each with its caption; None where the log lacks one."""
     return [
         ("Learning rate", plots.series(history, "learning_rate", "learning rate")),
-        ("Speed", plots.series(history, "tokens_per_s", "tokens / s")),
+        ("Tokens a second", plots.series(history, "tokens_per_s", "tokens a second")),
     ]
 
 
@@ -40,7 +40,7 @@ def distance_map(distances: Mapping[str, Mapping[str, float]] | None) -> Markup 
     names = list(distances)
     values = np.array([[distances[a].get(b, np.nan) for b in names] for a in names], np.float64)
     numbers = [str(i + 1) for i in range(len(names))]
-    rows = [f"{_words(name)}  {number}" for name, number in zip(names, numbers, strict=True)]
+    rows = [f"{_words(name)} · {number}" for name, number in zip(names, numbers, strict=True)]
     return heat_map(values, rows, numbers, "Distances between the tasks' transformations")
 
 
