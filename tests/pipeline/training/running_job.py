@@ -107,7 +107,7 @@ class RunningJob:
     def _part(self, rank: int) -> Path:
         return self.folder / f".samples-rank-{rank:05d}.jsonl"
 
-    def rank_pid(self, rank: int, wait_s: float = 60) -> int:
+    def rank_pid(self, rank: int, wait_s: float = 120) -> int:
         """Return the process of a rank: the one that has the rank's ledger open for writing."""
         part = str(self._part(rank))
 
@@ -127,7 +127,7 @@ class RunningJob:
         lines = [line for line in self._part(rank).read_text().split("\n")[:-1] if line]
         return json.loads(lines[-1])["step"] if lines else -1
 
-    def await_step(self, rank: int, step: int, wait_s: float = 120) -> int:
+    def await_step(self, rank: int, step: int, wait_s: float = 300) -> int:
         """Wait until a rank has trained on a step or a later one; return which."""
 
         def reached() -> int | None:
@@ -158,13 +158,13 @@ class RunningJob:
         path = self.folder / "history.jsonl"
         return path.stat().st_ino if path.is_file() else 0
 
-    def await_restart(self, begun_before: int, wait_s: float = 120) -> tuple[float, int]:
+    def await_restart(self, begun_before: int, wait_s: float = 300) -> tuple[float, int]:
         """Wait until ranks begin to train once more; return when, on the wall clock, and from which step."""
         self.wait_for(lambda: int(self.begun() not in (0, begun_before)), "training did not begin again", wait_s)
         rows = history(self.folder)
         return (self.folder / "history.jsonl").stat().st_mtime, rows[-1]["step"] if rows else 0
 
-    def await_progress(self, after: int, wait_s: float = 120) -> float:
+    def await_progress(self, after: int, wait_s: float = 300) -> float:
         """Wait until a step beyond ``after`` stands in the history; return when, on the monotonic clock."""
 
         def beyond() -> int | None:
