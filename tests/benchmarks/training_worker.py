@@ -83,15 +83,16 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
     trainer = Trainer(job_of(settings, max_steps=steps + 1), World(0, 1), Host(), Path(settings["folder"]))
     trainer.adapter.train()
     lengths = [sum(trainer.stream.lengths(step)) for step in range(trainer.stream.steps_per_epoch)]
-    tokens, seconds = 0, 0.0
+    tokens, seconds, cpu_s = 0, 0.0, 0.0
     for number, step in enumerate([lengths.index(min(lengths)), *spread(lengths, steps)]):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         samples = trainer.stream.samples(step, World(0, 1))
         trainer._train_step(step, samples)
         if number:  # the first one warms up
             seconds += time.perf_counter() - start
+            cpu_s += time.process_time() - cpu_start
             tokens += sum(example.num_tokens for example in trainer.encoder.encode(samples))
-    return {"tokens_per_s": tokens / seconds, "tokens": tokens, "seconds": seconds}
+    return {"tokens_per_s": tokens / seconds, "tokens": tokens, "seconds": seconds, "cpu_s": cpu_s}
 
 
 def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
@@ -114,14 +115,14 @@ def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
     batches = [order[first : first + rows] for first in range(0, len(order) - rows + 1, rows)]
     padded = [rows * max(len(examples[i].prompt) for i in batch) for batch in batches]
     chosen = [batches[i] for i in (padded.index(min(padded)), *spread(padded, steps))]
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
+            times.append((time.perf_counter(), time.process_time()))
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
+            times.append((time.perf_counter(), time.process_time()))
 
     model = load_base(job.base.model_copy(update={"packed_rows": False}))
     lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=list(job.adapter.target_modules))
@@ -145,8 +146,8 @@ def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
         callbacks=[Clock()],
     ).train()
     tokens = sum(examples[i].num_tokens for batch in chosen[1:] for i in batch)
-    seconds = times[-1] - times[1]
-    return {"tokens_per_s": tokens / seconds, "tokens": tokens, "seconds": seconds}
+    seconds, cpu_s = (end - start for start, end in zip(times[1], times[-1], strict=True))
+    return {"tokens_per_s": tokens / seconds, "tokens": tokens, "seconds": seconds, "cpu_s": cpu_s}
 
 
 def _row(example: Example) -> dict[str, list[int]]:

@@ -57,8 +57,8 @@ for stage in stages:
         folder = parent / stage
         folder.mkdir(exist_ok=True)
     training = TrainingConfig(
-        num_workers=ranks, zero_stage=int(stage), global_batch_size=8, micro_batch_tokens=40, max_steps=steps,
-        checkpoint_steps=3, log_steps=1, ledger=bool(stop), **{"learning_rate": 1e-2, **settings},
+        num_workers=ranks, zero_stage=int(stage), global_batch_size=8, max_steps=steps,
+        checkpoint_steps=3, log_steps=1, ledger=bool(stop), **{"learning_rate": 1e-2, "micro_batch_tokens": 40, **settings},
     )
     job = TrainingJob(
         manifest_path=Path(sys.argv[6]), tasks=synthetic_ads_tasks(),
@@ -203,7 +203,8 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, manifest: Path) -> 
 
 def test_validation_keeps_the_best_adapter_and_ends_a_run_without_progress(tmp_path: Path, manifest: Path) -> None:
     validation = {"every_steps": 1, "split": "test", "samples_per_task": 16, "patience": 2}
-    _train(tmp_path, manifest, 2, "1,3", settings={"validation": validation, "learning_rate": 0.3})
+    settings = {"validation": validation, "learning_rate": 0.3, "micro_batch_tokens": 1024}
+    _train(tmp_path, manifest, 2, "1,3", settings=settings)
     for stage in "13":
         rows = [json.loads(line) for line in (tmp_path / stage / "history.jsonl").read_text().splitlines()]
         macros = [row["validation_macro"] for row in rows]
