@@ -58,7 +58,8 @@ for stage in stages:
         folder.mkdir(exist_ok=True)
     training = TrainingConfig(
         num_workers=ranks, zero_stage=int(stage), global_batch_size=8, max_steps=steps,
-        checkpoint_steps=3, log_steps=1, ledger=bool(stop), **{"learning_rate": 1e-2, "micro_batch_tokens": 40, **settings},
+        checkpoint_steps=3, log_steps=1, ledger=bool(stop),
+        **{"learning_rate": 1e-2, "micro_batch_tokens": 40, **settings},
     )
     job = TrainingJob(
         manifest_path=Path(sys.argv[6]), tasks=synthetic_ads_tasks(),
