@@ -27,7 +27,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 START = dt.date(2026, 1, 5)
 ADS = SyntheticAdsConfig(rows_per_day=24)
-RETRAIN = "import sys; from jobs.cli import main; sys.argv = ['mtl-lora', 'retrain', *sys.argv[1:]]; main()"
+COMMAND = "import sys; from jobs.cli import main; sys.argv = ['mtl-lora', 'retrain', *sys.argv[1:]]; main()"
+DIRECT = """
+import json, pathlib, sys
+from jobs.config import load_config
+from jobs.retrain import retrain
+from pipeline import orchestration
+from pipeline.errors import HeldBack
+config = load_config(pathlib.Path(sys.argv[2]))
+try:
+    with orchestration.cluster(config.ray):
+        print(json.dumps(retrain(config)))
+except HeldBack as held:
+    sys.exit(print(held, flush=True) or 3)
+"""
+"""The same as the command within a job: half a minute sooner."""
 
 
 def bring(root: Path, first: int, count: int, tasks: int = 4) -> None:
@@ -65,15 +79,15 @@ def settings(folder: Path, tasks: int = 4, **more: Any) -> Path:
     return path
 
 
-def start(path: Path, *more: str) -> subprocess.Popen[str]:
+def start(path: Path, *more: str, code: str = DIRECT) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", RETRAIN, "--config", str(path), "--json", *more]
+    command = [sys.executable, "-c", code, "--config", str(path), *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
 def retrain(path: Path, *more: str, code: int = 0) -> str:
-    process = start(path, *more)
+    process = start(path, *more, code=COMMAND if more else DIRECT)
     try:
         out, _ = process.communicate(timeout=400)
     finally:
@@ -114,20 +128,20 @@ def test_three_weeks(tmp_path: Path) -> None:
     one_epoch = {"max_steps": None, "epochs": 1.0}
     path = settings(tmp_path, tasks=3, training=one_epoch)
     bring(tmp_path / "partitions", 0, 3, tasks=3)
-    assert '"verdict": "PROMOTE"' in retrain(path)
+    assert '"verdict": "PROMOTE"' in retrain(path, "--json")
     first = registry_of(path).champion()
     assert first is not None
     assert first.tags["trained_until"] == (START + dt.timedelta(days=1)).isoformat()
     before = new_samples(champion_folder(path))
 
-    out = retrain(path)  # the same data again: no cluster is started, nothing is done
+    out = retrain(path, "--json")  # the same data again: no cluster is started, nothing is done
     assert '"verdict": "NOTHING_NEW"' in out
     assert "Starting a local Ray cluster" not in out
 
     # Two further days bring a fourth task; only its own parts are trained, from the champion on.
     bring(tmp_path / "partitions", 3, 2, tasks=4)
     path = settings(tmp_path, tasks=4, training=one_epoch, retraining={"only_new_tasks": True})
-    assert '"champion": 1' in retrain(path, "--dry-run")
+    assert '"champion": 1' in retrain(path, "--dry-run", "--json")
     assert '"verdict": "PROMOTE"' in retrain(path)
     second = registry_of(path).champion()
     assert second is not None
@@ -142,30 +156,28 @@ def test_three_weeks(tmp_path: Path) -> None:
     assert len(set(before)) == len(before)
     assert len(set(after)) == len(after)
 
-    # Labels of one task are turned round: held before anything is trained, the champion stays, the reason names it.
+    # As if the champion had been near perfect on one task: then its labels must have changed. Held before anything is
+    # trained, the champion stays, the reason names the task.
+    metrics = json.loads(second.tags["metrics"]) | {"query_ad_relevance": 0.999}
+    registry = registry_of(path)
+    registry._client.set_model_version_tag(registry.name, str(second.number), "metrics", json.dumps(metrics))
     bring(tmp_path / "partitions", 5, 2, tasks=4)
-    path = settings(tmp_path, tasks=4, retraining={"max_champion_drop": 0.001})
-    rounded = registry_of(path)
-    out = retrain(path, code=0 if _above(path) else 3)
-    if not _above(path):
-        assert "labels or data have changed" in out
-        assert rounded.champion().number == second.number  # type: ignore[union-attr]
+    path = settings(tmp_path, tasks=4, retraining={"max_champion_drop": 0.05})
+    out = retrain(path, code=3)
+    assert "query_ad_relevance: the champion scored 0.999" in out
+    assert "query_vertical: the champion" not in out
+    assert registry.champion() == second
+    held = [p for p in load_config(path).run_root.glob("weekly-2026-01-11-*") if (p / "result.json").is_file()]
+    assert len(held) == 1
+    assert not (held[0] / "adapter").exists()
+    assert "is finished: HOLD" in retrain(path, code=3)  # the same key again: nothing is done
+    events = [
+        json.loads(line)["event"] for line in (load_config(path).run_root / "notices.jsonl").read_text().splitlines()
+    ]
+    assert events == ["PROMOTE", "NOTHING_NEW", "PROMOTE", "HOLD"]
 
 
-def _above(path: Path) -> bool:
-    """Whether chance let the champion score as well on the new day as before; a cut model's scores are near chance."""
-    runs = sorted(load_config(path).run_root.glob("weekly-2026-01-11-*"))
-    return bool(runs) and (runs[-1] / "adapter").is_dir()
-
-
-STAGES = (
-    "config.yaml",
-    "shards/manifest.json",
-    "checkpoints/step*|checkpoints/checkpoint_2*",
-    "adapter/predictor.json",
-)
-STAGES += ("scores_base.parquet", "evaluation.json", "export/query_vertical/adapter_model.safetensors", "decision.json")
-STAGES += ("report.html",)
+STAGES = ("shards/manifest.json", "checkpoints/*", "adapter/predictor.json", "evaluation.json", "decision.json")
 
 
 def test_killed_after_every_stage_the_end_is_the_same(tmp_path: Path) -> None:
@@ -179,7 +191,7 @@ def test_killed_after_every_stage_the_end_is_the_same(tmp_path: Path) -> None:
         assert '"verdict"' in out
         ends.append((_state(path), _digest(champion_folder(path) / "adapter" / "adapter_model.safetensors")))
         if folder.name == "broken":
-            assert len(killed) >= 7, killed  # two stages may be over before the kill comes
+            assert len(killed) >= 4, killed  # one stage may be over before the kill comes
     assert ends[0] == ends[1]
 
 
