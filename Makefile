@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow check bench season clean
+.PHONY: help env demo test test-slow test-long check bench season clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: env ## the fast tests
 
 test-slow: env ## real clusters, two-process training, servers
 	$(BIN)/python -m pytest -m slow --durations=20
+
+test-long: env ## kills, crashes, two machines, the weekly loop: half an hour
+	$(BIN)/python -m pytest -m long --durations=20
 
 check: env ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from jobs.config import load_config
 from pipeline.ingestion import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from pipeline.promotion.registry import Registry
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 START = dt.date(2026, 1, 5)
 ADS = SyntheticAdsConfig(rows_per_day=24)
