@@ -80,7 +80,7 @@ class ScheduleConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cron: str = "0 3 * * 1"
-    """Minute, hour, day of the month, month, day of the week (0 or mon is Monday's)."""
+    """Minute, hour, day of the month, month, day of the week (0 or 7 is Sunday, 1 or mon Monday)."""
     timezone: str = "UTC"
 
 

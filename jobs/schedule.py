@@ -6,6 +6,7 @@ A cluster has its own: see ``infra/kuberay``.
 from __future__ import annotations
 
 import datetime as dt
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +44,10 @@ def trigger_of(config: ScheduleConfig) -> CronTrigger:
             f"schedule.timezone must be a name such as Europe/Paris, got {config.timezone!r}; mend it"
         ) from error
     try:
-        trigger = CronTrigger.from_crontab(config.cron, timezone=zone)
+        *fields, weekday = config.cron.split()
+        # Cron counts the days of the week from Sunday, 0 or 7; the trigger would count them from Monday.
+        named = re.sub(r"(?<![/\d])\d", lambda day: _WEEKDAYS[int(day[0]) % 7], weekday)
+        trigger = CronTrigger.from_crontab(" ".join([*fields, named]), timezone=zone)
     except ValueError as error:
         raise InputError(
             f"schedule.cron must be five fields such as '0 3 * * 1', got {config.cron!r}: {error}; mend it"
@@ -128,5 +132,6 @@ def stop_running() -> None:
             process.kill()
 
 
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _JOB = "retrain"
 _MEANING = {0: "done", 2: "bad input", 3: "held back"}
