@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.training.loop import TrainingJob
-from pipeline.training.planner import Calibration, job_stream, sampled_examples, sampled_steps
+from pipeline.training.loop import TrainingJob, job_stream
+from pipeline.training.planner import Calibration, sampled_examples, sampled_steps
 
 _TOKENS = (64, 192, 576)
 """Computed tokens of the micro-batches: the first one warms up, a line through the others tells the rest."""

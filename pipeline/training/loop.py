@@ -68,6 +68,18 @@ class Host(Protocol):
         """Take the samples of one step; called by every rank when the ledger is on."""
 
 
+def job_stream(job: TrainingJob) -> MixedStream:
+    """Return the stream that a job's ranks will read."""
+    return MixedStream(
+        job.manifest_path,
+        job.seed,
+        job.training.global_batch_size,
+        job.mixture,
+        length_grouping=job.length_grouping,
+        cache=job.cache,
+    )
+
+
 def start_adapter(job: TrainingJob, base: nn.Module) -> AdapterModel:
     """Return the adapter that training begins with: fresh, or a trained one fitted to the job's tasks."""
     names = [task.name for task in job.tasks]
@@ -100,14 +112,7 @@ class Trainer:
         base = load_base(job.base, self.device)
         self.adapter = start_adapter(job, base).to(self.device)
         self.encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
-        self.stream = MixedStream(
-            job.manifest_path,
-            job.seed,
-            job.training.global_batch_size,
-            job.mixture,
-            length_grouping=job.length_grouping,
-            cache=job.cache,
-        )
+        self.stream = job_stream(job)
         self.num_steps = job.training.num_steps(self.stream.steps_per_epoch)
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
         objective = Objective(LabelScorer(self.adapter), [t.name for t in job.tasks], job.training)

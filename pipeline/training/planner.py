@@ -22,7 +22,7 @@ from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_token
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import Example, micro_batches, pack
 from pipeline.stream import LossDriven, MixedStream
-from pipeline.training.loop import TrainingJob
+from pipeline.training.loop import TrainingJob, job_stream
 from pipeline.world import World
 
 SAMPLED_STEPS = 16
@@ -116,18 +116,6 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
         calibration=calibration,
     )
     return plan.model_copy(update={"misfits": tuple(_misfits(job, plan, run_folder))}) if is_local else plan
-
-
-def job_stream(job: TrainingJob) -> MixedStream:
-    """Return the stream that a job's ranks will read."""
-    return MixedStream(
-        job.manifest_path,
-        job.seed,
-        job.training.global_batch_size,
-        job.mixture,
-        length_grouping=job.length_grouping,
-        cache=job.cache,
-    )
 
 
 def sampled_examples(job: TrainingJob, stream: MixedStream, steps: Sequence[int], rank: int = 0) -> list[list[Example]]:

@@ -23,8 +23,7 @@ from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import Example
 from pipeline.stream import LengthGrouping, read_split
 from pipeline.training.config import TrainingConfig
-from pipeline.training.loop import Trainer, TrainingJob
-from pipeline.training.planner import job_stream
+from pipeline.training.loop import Trainer, TrainingJob, job_stream
 from pipeline.world import World
 
 MAX_LENGTH = 256
