@@ -26,17 +26,30 @@ def needs(path: Path, verb: str) -> None:
         raise InputError(f"this verb needs {path}, which is not there; run first: mtl-lora {verb} with this --config")
 
 
-def claim(config: RunConfig) -> None:
-    """Claim the run's folder for this configuration."""
+def check_claim(config: RunConfig) -> None:
+    """Refuse a folder that another configuration has claimed.
+
+    Raises:
+        InputError: it has.
+    """
     mark = config.folder / RUN
-    mine = {"schema": 1, "config_sha256": config.digest()}
-    if mark.is_file() and json.loads(mark.read_text()).get("config_sha256") != mine["config_sha256"]:
+    if mark.is_file() and json.loads(mark.read_text()).get("config_sha256") != config.digest():
         raise InputError(
             f"a run's folder must hold one configuration, {config.folder} was trained with another; "
             f"choose another name=… or remove the folder"
         )
+
+
+def claim(config: RunConfig) -> None:
+    """Claim the run's folder for this configuration.
+
+    Raises:
+        InputError: another configuration has.
+    """
+    check_claim(config)
+    mark = config.folder / RUN
     if not mark.is_file():
-        write_atomic(mark, json.dumps(mine) + "\n")
+        write_atomic(mark, json.dumps({"schema": 1, "config_sha256": config.digest()}) + "\n")
 
 
 def tracker_of(config: RunConfig) -> Tracker:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs import RESULT_MARK, SECRETS
 from jobs.config import RunConfig
+from jobs.run_folder import check_claim
 from pipeline import orchestration
 from pipeline.errors import InputError
 from pipeline.progress import console, say
@@ -48,6 +49,8 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
     """Run a verb of this configuration as a Ray job; return its exit code and its result, if it handed one over."""
     from jobs import stages
 
+    if verb != "evaluate":  # that one looks at the folder of any configuration
+        check_claim(config)
     if config.retraining is not None or config.ray.address or os.environ.get("RAY_ADDRESS"):
         stages.check(config)
         path = config.write()

@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -404,7 +405,7 @@ def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s)
     trainer = TorchTrainer(
         _train_rank,
-        train_loop_config={"job": job, "run_folder": run_folder, "tracker": tracker},
+        train_loop_config={"job": ray.cloudpickle.dumps(job), "run_folder": run_folder, "tracker": tracker},
         torch_config=_WorkerConfig(backend="nccl" if gpus else "gloo", timeout_s=math.ceil(config.hang_timeout_s)),
         scaling_config=ScalingConfig(
             num_workers=(least, config.num_workers) if config.min_workers else config.num_workers,  # type: ignore[arg-type]
@@ -466,7 +467,8 @@ class _WorkerConfig(TorchConfig):
 
 
 def _train_rank(settings: dict[str, Any]) -> None:
-    context, job, run_folder = ray.train.get_context(), settings["job"], settings["run_folder"]
+    # Bytes until here: Ray Train's controller, which reads the settings too, need not import what trains.
+    context, job, run_folder = ray.train.get_context(), pickle.loads(settings["job"]), settings["run_folder"]
     world = World(context.get_world_rank(), context.get_world_size())
     with RunHost(run_folder, world, job.training.hang_timeout_s, settings["tracker"], _node_drains) as host:
         from pipeline.training.loop import Trainer

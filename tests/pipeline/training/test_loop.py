@@ -29,10 +29,8 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import Trainer, TrainingJob
 from pipeline.world import World
 
-folder = Path(sys.argv[1])
-ranks, steps, stop = int(sys.argv[2]), int(sys.argv[4]), int(sys.argv[5])
-rank = int(os.environ["RANK"])
-parent, settings = folder, json.loads(sys.argv[8])
+rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+parent, manifest, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 
 class Host:
@@ -51,20 +49,18 @@ class Host:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-stages = sys.argv[3].split(",")
-for stage in stages:
-    if len(stages) > 1:
-        folder = parent / stage
-        folder.mkdir(exist_ok=True)
+for run in json.loads(sys.argv[4]):
+    folder, stop = parent / run["name"], run.get("stop", 0)
+    folder.mkdir(exist_ok=True)
     training = TrainingConfig(
-        num_workers=ranks, zero_stage=int(stage), global_batch_size=8, max_steps=steps,
+        num_workers=ranks, zero_stage=run["stage"], global_batch_size=8, max_steps=steps,
         checkpoint_steps=3, log_steps=1, ledger=bool(stop),
-        **{"learning_rate": 1e-2, "micro_batch_tokens": 40, **settings},
+        **{"learning_rate": 1e-2, "micro_batch_tokens": 40, **run.get("settings", {})},
     )
     job = TrainingJob(
-        manifest_path=Path(sys.argv[6]), tasks=synthetic_ads_tasks(),
+        manifest_path=manifest, tasks=synthetic_ads_tasks(),
         base=BaseModelConfig(num_layers=2, dtype="float32"),
-        adapter=AdapterConfig(r=4, lora_dropout=float(sys.argv[7])), training=training, seed=3,
+        adapter=AdapterConfig(r=4, lora_dropout=run.get("dropout", 0.0)), training=training, seed=3,
     )
     assert Trainer(job, World(rank, ranks), Host(), folder / "checkpoints").run()
 """
@@ -78,17 +74,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "manifest.json"
 
 
-def _train(
-    folder: Path,
-    manifest: Path,
-    ranks: int,
-    stages: str,
-    stop: int = 0,
-    dropout: float = 0.0,
-    settings: dict[str, Any] | None = None,
-    expected_code: int = 0,
-) -> str:
-    folder.mkdir(exist_ok=True)
+def _train(folder: Path, manifest: Path, ranks: int, runs: list[dict[str, Any]], expected_code: int = 0) -> str:
+    """Train runs (name, stage, settings, dropout, step to be killed after) one after the other, a process a rank."""
     script = folder / "worker.py"
     script.write_text(WORKER)
     with socket.socket() as probe:
@@ -96,8 +83,7 @@ def _train(
         port = str(probe.getsockname()[1])
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
     shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    arguments = [str(folder), str(ranks), stages, str(STEPS), str(stop), str(manifest), str(dropout)]
-    arguments.append(json.dumps(settings or {}))
+    arguments = [str(folder), str(manifest), str(STEPS), json.dumps(runs)]
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), *arguments],
@@ -109,14 +95,51 @@ def _train(
         for rank in range(ranks)
     ]
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
     told = "\n".join(output[-3000:] for output in outputs)
     codes = [p.returncode for p in processes]
-    assert -signal.SIGKILL in codes if stop else all(code == expected_code for code in codes), told
+    killed = any(run.get("stop") for run in runs)
+    assert -signal.SIGKILL in codes if killed else all(code == expected_code for code in codes), told
     return told
+
+
+WEIGHTS: dict[str, Any] = {
+    "uncertainty_weighting": True,
+    "label_smoothing": 0.1,
+    "task_weights": {"query_ad_relevance": 2.0},
+}
+ON_HOST = {"offload_optimizer": True, "activation_checkpointing": True}
+VALIDATION = {
+    "validation": {"every_steps": 1, "split": "test", "samples_per_task": 16, "patience": 2},
+    "learning_rate": 0.3,
+    "micro_batch_tokens": 1024,
+}
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
+    folder = tmp_path_factory.mktemp("one_rank")
+    runs: list[dict[str, Any]] = [{"name": f"zero{stage}", "stage": stage} for stage in range(4)]
+    runs += [{"name": f"host{stage}", "stage": stage, "settings": ON_HOST} for stage in (1, 2, 3)]
+    runs += [{"name": "plain", "stage": 2, "dropout": 0.1}]
+    runs += [{"name": "measured", "stage": 2, "dropout": 0.1, "settings": {"conflict_steps": 2}}]
+    _train(folder, manifest, 1, runs)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
+    folder = tmp_path_factory.mktemp("two_ranks")
+    runs: list[dict[str, Any]] = [{"name": f"zero{stage}", "stage": stage} for stage in range(4)]
+    for stage in (1, 3):
+        runs += [{"name": f"weights{stage}", "stage": stage, "settings": WEIGHTS}]
+        runs += [{"name": f"validation{stage}", "stage": stage, "settings": VALIDATION}]
+    runs += [{"name": "whole", "stage": 2, "dropout": 0.1}]
+    _train(folder, manifest, 2, runs)
+    return folder
 
 
 def _losses(folder: Path) -> list[float]:
@@ -159,59 +182,57 @@ def _plain_losses(manifest: Path, steps: int, settings: dict[str, Any] | None = 
     return losses
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_losses_equal_one_plain_process_under_every_stage(tmp_path: Path, manifest: Path, ranks: int) -> None:
-    _train(tmp_path, manifest, ranks, "0,1,2,3")
+@pytest.mark.parametrize("ranks", ["one_rank", "two_ranks"])
+def test_losses_equal_one_plain_process_under_every_stage(
+    ranks: str, manifest: Path, request: pytest.FixtureRequest
+) -> None:
     expected = _plain_losses(manifest, STEPS)
-    for stage in "0123":
-        assert _losses(tmp_path / stage) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
+    for stage in range(4):
+        losses = _losses(request.getfixturevalue(ranks) / f"zero{stage}")
+        assert losses == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
 
 
-def test_losses_with_the_optimizer_on_the_host_are_the_same(tmp_path: Path, manifest: Path) -> None:
-    _train(tmp_path, manifest, 1, "1,2,3", settings={"offload_optimizer": True, "activation_checkpointing": True})
+def test_losses_with_the_optimizer_on_the_host_are_the_same(one_rank: Path, manifest: Path) -> None:
     expected = _plain_losses(manifest, STEPS)
-    for stage in "123":
-        assert _losses(tmp_path / stage) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
+    for stage in (1, 2, 3):
+        assert _losses(one_rank / f"host{stage}") == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
 
 
-def test_learnt_task_weights_equal_one_plain_process(tmp_path: Path, manifest: Path) -> None:
-    settings = {"uncertainty_weighting": True, "label_smoothing": 0.1, "task_weights": {"query_ad_relevance": 2.0}}
-    _train(tmp_path, manifest, 2, "1,3", settings=settings)
-    expected = _plain_losses(manifest, STEPS, settings)
-    for stage in "13":
-        assert _losses(tmp_path / stage) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
+def test_learnt_task_weights_equal_one_plain_process(two_ranks: Path, manifest: Path) -> None:
+    expected = _plain_losses(manifest, STEPS, WEIGHTS)
+    for stage in (1, 3):
+        assert _losses(two_ranks / f"weights{stage}") == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
     assert expected != pytest.approx(_plain_losses(manifest, STEPS), abs=2e-4)
 
 
 def test_a_number_that_is_not_finite_stops_every_rank_and_names_the_samples(tmp_path: Path, manifest: Path) -> None:
-    settings = {"learning_rate": 1e30, "gradient_clipping": 0.0}
-    told = _train(tmp_path, manifest, 2, "2", settings=settings, expected_code=1)
+    run = {"name": "burst", "stage": 2, "settings": {"learning_rate": 1e30, "gradient_clipping": 0.0}}
+    told = _train(tmp_path, manifest, 2, [run], expected_code=1)
     assert told.count("every loss and gradient must be finite") == 2
     assert any(f"of samples {task.name}/" in told for task in synthetic_ads_tasks())
-    assert not list(tmp_path.glob("checkpoint-*"))
+    assert not list((tmp_path / "burst" / "checkpoints").glob("step-*"))
 
 
-def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, manifest: Path) -> None:
-    _train(tmp_path / "whole", manifest, 2, "2", dropout=0.1)
-    _train(tmp_path / "cut", manifest, 2, "2", stop=3, dropout=0.1)
-    _train(tmp_path / "cut", manifest, 2, "2", dropout=0.1)
-    assert _losses(tmp_path / "cut") == _losses(tmp_path / "whole")
+def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, two_ranks: Path, manifest: Path) -> None:
+    run = {"name": "cut", "stage": 2, "dropout": 0.1}
+    _train(tmp_path, manifest, 2, [run | {"stop": 3}])  # the step after the checkpoint
+    _train(tmp_path, manifest, 2, [run])
+    assert _losses(tmp_path / "cut") == _losses(two_ranks / "whole")
     adapters = [
-        tmp_path / name / "checkpoints/step-00000006/adapter/adapter_model.safetensors" for name in ("whole", "cut")
+        folder / "checkpoints/step-00000006/adapter/adapter_model.safetensors"
+        for folder in (two_ranks / "whole", tmp_path / "cut")
     ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
-def test_validation_keeps_the_best_adapter_and_ends_a_run_without_progress(tmp_path: Path, manifest: Path) -> None:
-    validation = {"every_steps": 1, "split": "test", "samples_per_task": 16, "patience": 2}
-    settings = {"validation": validation, "learning_rate": 0.3, "micro_batch_tokens": 1024}
-    _train(tmp_path, manifest, 2, "1,3", settings=settings)
-    for stage in "13":
-        rows = [json.loads(line) for line in (tmp_path / stage / "history.jsonl").read_text().splitlines()]
+def test_validation_keeps_the_best_adapter_and_ends_a_run_without_progress(two_ranks: Path, manifest: Path) -> None:
+    for stage in (1, 3):
+        run = two_ranks / f"validation{stage}"
+        rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
         macros = [row["validation_macro"] for row in rows]
         best = macros.index(max(macros)) + 1
         assert len(rows) == min(best + 2, STEPS)
-        marks = list((tmp_path / stage).rglob("best"))
+        marks = list(run.rglob("best"))
         assert [mark.read_text().strip() for mark in marks] == [f"step-{best:08d}"]
         adapter = marks[0].parent / f"step-{best:08d}" / "adapter"
         assert _values(adapter, manifest, 16) == pytest.approx(rows[best - 1]["validation"], abs=1e-6)
@@ -237,10 +258,8 @@ def _values(adapter: Path, manifest: Path, samples_per_task: int) -> dict[str, f
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def test_conflict_between_tasks_is_measured_and_changes_nothing(tmp_path: Path, manifest: Path) -> None:
-    _train(tmp_path / "plain", manifest, 1, "2", dropout=0.1)
-    _train(tmp_path / "measured", manifest, 1, "2", dropout=0.1, settings={"conflict_steps": 2})
-    assert _losses(tmp_path / "measured") == _losses(tmp_path / "plain")
-    rows = [json.loads(line) for line in (tmp_path / "measured" / "history.jsonl").read_text().splitlines()]
+def test_conflict_between_tasks_is_measured_and_changes_nothing(one_rank: Path) -> None:
+    assert _losses(one_rank / "measured") == _losses(one_rank / "plain")
+    rows = [json.loads(line) for line in (one_rank / "measured" / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "gradient_conflict" in row] == [2, 4, 6]
     assert all(-1 <= cosine <= 1 for row in rows for cosine in row.get("gradient_cosine", {}).values())
