@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-slow test-long check bench season clean
@@ -23,10 +24,10 @@ demo: env ## the main job end to end on synthetic Ads data, into runs/demo
 	$(BIN)/mtl-lora demo
 
 test: env ## the fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: env ## real clusters, two-process training, servers
-	$(BIN)/python -m pytest -m slow --durations=20
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE) --durations=20
 
 test-long: env ## kills, crashes, two machines, the weekly loop: half an hour
 	$(BIN)/python -m pytest -m long --durations=20

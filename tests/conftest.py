@@ -6,6 +6,8 @@ from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"  # the tests' two ranks share a machine, not a GPU
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,15 @@ def join_process_group() -> None:
     if backend() == "gloo":
         # The shared-memory op serves inference only, takes a minute to compile, and a killed compile hangs later runs.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.distributed.is_initialized():
+        # Threads of a group that are still there at the interpreter's end abort the process.
+        atexit.register(_leave_process_group)
     deepspeed.init_distributed(dist_backend=backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def zero_keys() -> set[str]:

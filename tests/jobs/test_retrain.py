@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -22,6 +20,7 @@ from safetensors.torch import load_file
 from jobs.config import load_config
 from pipeline.ingestion import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from pipeline.promotion.registry import Registry
+from tests.processes import kill_tree
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,19 +90,9 @@ def retrain(path: Path, *more: str, code: int = 0) -> str:
     try:
         out, _ = process.communicate(timeout=400)
     finally:
-        kill(process)
+        kill_tree(process)
     assert process.returncode == code, out[-6000:]
     return out
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a process with everything that it started: driver, job, cluster, workers."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family, timeout=30)
 
 
 def registry_of(path: Path) -> Registry:
@@ -209,7 +198,7 @@ def kill_at(path: Path, stage: str) -> bool:
             time.sleep(0.02)
         raise AssertionError(f"{stage} was not reached")
     finally:
-        kill(process)
+        kill_tree(process)
         time.sleep(6)  # the lease of the killed one expires
 
 

@@ -78,6 +78,7 @@ def _two_ranks(model, batches, ids, stage, rank):
 def main() -> None:
     """Run all cases on this rank."""
     torch.set_num_threads(1)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # serves inference only, and compiles for a minute
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     rank = dist.get_rank()
     cases = [("mtl_lora", split, kind, stage) for stage in range(4) for split in SPLITS for kind in [None]]
@@ -100,6 +101,7 @@ def main() -> None:
     if rank == 0:
         print(json.dumps(results))
     dist.barrier()
+    dist.destroy_process_group()  # whose threads, if they are still there at the interpreter's end, abort the process
     sys.stdout.flush()
 
 

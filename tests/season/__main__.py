@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ from pipeline.contracts import EvaluationReport, ShardManifest, TaskSpec
 from pipeline.ingestion import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from pipeline.progress import say
 from pipeline.promotion.registry import Registry
+from tests.processes import free_port, kill_tree
 from tests.season.page import Week, write_page
 
 START = dt.date(2026, 1, 5)
@@ -56,7 +56,7 @@ class Season:
         self.folder, self.ads, self.small = folder, ads, small
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self.port = _free_port()
+        self.port = free_port()
         self.server: subprocess.Popen[bytes] | None = None
         self.tasks = [task for task in synthetic_ads_tasks() if task.name != NEW_TASK]
         self.retired: list[str] = []
@@ -159,7 +159,7 @@ class Season:
     def stop_server(self) -> None:
         """Kill the MLflow server as a power cut would."""
         if self.server is not None:
-            kill(self.server)
+            kill_tree(self.server)
             self.server = None
 
     def start(self) -> subprocess.Popen[str]:
@@ -226,17 +226,6 @@ def flipped(task: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**row, "label": 1 - row["label"]} if task == FLIPPED_TASK else row for row in rows]
 
 
-def kill(process: subprocess.Popen[Any]) -> None:
-    """Kill -9 a process with everything that it started."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        psutil.wait_procs(family, timeout=30)
-    process.wait()
-
-
 def training_workers() -> list[psutil.Process]:
     """The processes of the training ranks."""
     found = []
@@ -287,7 +276,7 @@ def _week(season: Season, week: int) -> None:
         season.write_config()
         began, process = time.monotonic(), season.start()
         season.wait_for_training(3)
-        kill(process)
+        kill_tree(process)
         say("killed the driver, the job and the cluster")
         time.sleep(25)  # the lease of the killed one expires
         assert season.start().wait(timeout=3600) == 0
@@ -393,12 +382,6 @@ def score_first(season: Season) -> dict[str, EvaluationReport]:
 
         write_scores(run_folder / "scores_first.parquet", scores)
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import yaml
 from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
 from pipeline.stream import MixedStream
 from tests.pipeline.training.ranks import tiny_base
+from tests.processes import kill_tree
 
 SEED, BATCH = 3, 16
 
@@ -95,14 +96,10 @@ class RunningJob:
 
     def kill_everything(self) -> None:
         """SIGKILL the command and every process under it: with a local cluster, the whole cluster."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for each in [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    each.kill()
+        kill_tree(self.process)
         for rank in (0, 1):
             with contextlib.suppress(AssertionError, ProcessLookupError):
                 os.kill(self.rank_pid(rank, wait_s=0), signal.SIGKILL)
-        self.process.wait()
 
     def _part(self, rank: int) -> Path:
         return self.folder / f".samples-rank-{rank:05d}.jsonl"

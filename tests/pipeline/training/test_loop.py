@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from tests.processes import launch_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -78,29 +75,7 @@ def _train(folder: Path, manifest: Path, ranks: int, runs: list[dict[str, Any]],
     """Train runs (name, stage, settings, dropout, step to be killed after) one after the other, a process a rank."""
     script = folder / "worker.py"
     script.write_text(WORKER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-    shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    arguments = [str(folder), str(manifest), str(STEPS), json.dumps(runs)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    told = "\n".join(output[-3000:] for output in outputs)
-    codes = [p.returncode for p in processes]
+    codes, told = launch_ranks(script, [folder, manifest, STEPS, json.dumps(runs)], ranks, timeout_s=300)
     killed = any(run.get("stop") for run in runs)
     assert -signal.SIGKILL in codes if killed else all(code == expected_code for code in codes), told
     return told

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
-from tests.pipeline.training.ranks import run_ranks, tiny_base
+from tests.pipeline.training.ranks import tiny_base
+from tests.processes import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

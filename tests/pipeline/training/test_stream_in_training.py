@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ import pytest
 from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, publish, synthetic_ads_tasks
 from pipeline.stream import merge_ledgers
 from tests.pipeline.s3_server import S3Server
+from tests.processes import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS, EVERY, CUT = 8, 3, 4
@@ -76,28 +73,7 @@ trainer.run()
 def _train(folder: Path, manifest: str | Path, cut: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "worker.py").write_text(WORKER)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, str(folder / "worker.py"), str(folder), str(manifest), str(STEPS), str(EVERY), str(cut)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(p.returncode == 0 for p in processes), "\n".join(output[-3000:] for output in outputs)
+    run_ranks(folder / "worker.py", [folder, manifest, STEPS, EVERY, cut], 2)
 
 
 def test_a_cut_run_on_s3_has_the_ledger_of_a_whole_one_on_local_shards(
