@@ -84,6 +84,7 @@ def cluster(config: RayConfig) -> Iterator[str]:
         yield _dashboard()
         return
     ended = contextlib.ExitStack()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address and address != "local" and not address.startswith("http"):
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
@@ -103,6 +104,9 @@ def cluster(config: RayConfig) -> Iterator[str]:
         raise InputError(
             f"ray.address must be a cluster that answers, got {address!r}: {error}; start one with: ray start --head"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's handler calls the one before it, but aborts the process three seconds later, saved or not.
+        signal.signal(signal.SIGTERM, on_sigterm)
     with ended:
         ended.callback(ray.shutdown)
         yield _dashboard()

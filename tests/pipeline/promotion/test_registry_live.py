@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from pipeline.modeling.predictor import PredictorSpec
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry, Version
 from tests.pipeline.promotion.conftest import PROMOTE, TASKS, copy_version
+from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,9 +34,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @contextlib.contextmanager
 def server(backend: str, artifacts: Path, log: Path, port: int = 0) -> Iterator[str]:
     """Run an MLflow server until the block ends, which kills it; on a free port, unless one is given."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", port))
-        port = free.getsockname()[1]
+    port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", backend, "--artifacts-destination", artifacts.as_uri(), "--serve-artifacts"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven idle processes fewer
