@@ -94,15 +94,15 @@ def plan(config: RunConfig, calibrate: bool = False) -> dict[str, Any]:
         cache=config.cache,
         micro_batch_size=training.micro_batch_size,
     )
-    steps = training.num_steps(epoch.steps)
+    steps = training.num_steps(epoch.samples)
     numbers = {
         "schema": 1,
         "steps": steps,
-        "samples": steps * training.global_batch_size,
+        "samples": training.num_samples(epoch.samples),
         "test_samples": {task.name: manifest.samples_of(task.name, "test") for task in manifest.tasks},
         "packed_rows": config.model.packed_rows,
         "tokens": {
-            name: round(task.mean_length * task.given_share * steps * training.global_batch_size)
+            name: round(task.mean_length * task.given_share * training.num_samples(epoch.samples))
             for name, task in epoch.tasks.items()
         },
         "epoch": epoch.model_dump(mode="json"),

@@ -59,7 +59,7 @@ def _measure(job: TrainingJob) -> Calibration:
     objective = Objective(LabelScorer(build_adapter(job.adapter, base, names).to(where)), names, job.training).train()
     loading, loaded = _peak_bytes(where), _held_bytes(where)
     stream = job_stream(job)
-    steps = sampled_steps(stream, job.training.num_steps(stream.steps_per_epoch))
+    steps = sampled_steps(stream, job.training.num_steps(stream.epoch_samples))
     # From all steps alternately, so that short and long rows stand together.
     by_step = sampled_examples(job, stream, steps)
     mixed = [examples[place] for place in range(len(by_step[0])) for examples in by_step]

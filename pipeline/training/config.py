@@ -162,9 +162,15 @@ class TrainingConfig(BaseModel):
         for ranks in range(least, self.num_workers + 1):
             _ = self.model_copy(update={"num_workers": ranks}).rank_batch_size
 
-    def num_steps(self, steps_per_epoch: float) -> int:
+    def num_samples(self, epoch_samples: int) -> int:
+        """Samples of the whole run. Counted in epochs they end with the epoch, within a last step that is smaller."""
+        if self.max_steps is not None:
+            return self.max_steps * self.global_batch_size
+        return max(1, round(self.epochs * epoch_samples))
+
+    def num_steps(self, epoch_samples: int) -> int:
         """Optimizer steps of the whole run."""
-        return self.max_steps or max(1, round(self.epochs * steps_per_epoch))
+        return -(-self.num_samples(epoch_samples) // self.global_batch_size)
 
 
 DECIDED = {

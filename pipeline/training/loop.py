@@ -113,7 +113,8 @@ class Trainer:
         self.adapter = start_adapter(job, base).to(self.device)
         self.encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
         self.stream = job_stream(job)
-        self.num_steps = job.training.num_steps(self.stream.steps_per_epoch)
+        self.num_samples = job.training.num_samples(self.stream.epoch_samples)
+        self.num_steps = job.training.num_steps(self.stream.epoch_samples)
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
         objective = Objective(LabelScorer(self.adapter), [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
@@ -161,24 +162,29 @@ class Trainer:
 
     def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
         torch.manual_seed(_seed(self.job.seed, step, self.world.rank))
-        config, examples = self.job.training, self.encoder.encode(samples)
+        config, world = self.job.training, self.world
+        examples = self.encoder.encode(samples)
+        # The last step ends with the last sample; what fills its batch up counts nothing.
+        in_step = min(config.global_batch_size, self.num_samples - step * config.global_batch_size)
+        counted = max(0, min(len(samples), in_step - world.rank * len(samples)))
         cut = partial(micro_batches, examples, config.micro_batch_tokens, config.micro_batch_size)
         parts = cut()
         if (most := largest(len(parts))) > len(parts):
             parts = cut(at_least=most)  # every backward is one of all ranks
         # DeepSpeed takes the mean over the ranks: thus the sum of all is the mean over the global batch.
-        share = self.world.num_ranks / config.global_batch_size
+        share = world.num_ranks / in_step
         for number, part in enumerate(parts, 1):
             batch = self.encoder.collate([examples[i] for i in part]).to(self.device)
             objective_E, losses_E, _ = self.engine(batch)
-            self.engine.backward(objective_E.sum() * share, is_last=number == len(parts))
+            counts_E = losses_E.new_tensor([i < counted for i in part])
+            self.engine.backward((objective_E * counts_E).sum() * share, is_last=number == len(parts))
             self.guard.add(batch, losses_E)
-            self.window.add(batch, losses_E)
-            self.mixture_losses.add(batch, losses_E)
+            self.window.add(batch, losses_E, counts_E)
+            self.mixture_losses.add(batch, losses_E, counts_E)
         self.guard.agree(step)
         self.engine.step()
-        if self.job.training.ledger:
-            self.host.trained_on(step, self.world.rank, samples)
+        if config.ledger:
+            self.host.trained_on(step, world.rank, samples[:counted])
 
     def _measure(self, done: int, samples: Sequence[Sample]) -> tuple[bool, bool]:
         """Measure what is due, outside of the time that counts; return whether anything was, and whether the adapter
@@ -229,7 +235,7 @@ class Trainer:
             {
                 "step": step,
                 "num_steps": self.num_steps,
-                "samples": step * self.job.training.global_batch_size,
+                "samples": min(step * self.job.training.global_batch_size, self.num_samples),
                 "loss": total / count,
                 "task_loss": per_task,
                 "learning_rate": self.engine.learning_rate,
@@ -289,9 +295,8 @@ class _Window:
         self.last_wait_s, self.data_wait_s = self.data_wait_s, 0.0
         self.start = time.monotonic()
 
-    def add(self, batch: Batch, losses_E: Tensor) -> None:
-        ones = torch.ones_like(losses_E)
-        values = torch.stack([losses_E, ones], 1).to(self.sums_T2.dtype)
+    def add(self, batch: Batch, losses_E: Tensor, counts_E: Tensor) -> None:
+        values = torch.stack([losses_E * counts_E, counts_E], 1).to(self.sums_T2.dtype)
         self.sums_T2.index_add_(0, batch.example_task, values)
         self.tokens += batch.num_tokens
 

@@ -30,10 +30,10 @@ class MixtureLosses:
         self._step_T2 = torch.zeros(len(tasks), 2, device=where, dtype=torch.float64)
         self._sums_T2 = torch.zeros(len(tasks), 2, dtype=torch.float64)
 
-    def add(self, batch: Batch, losses_E: Tensor) -> None:
-        """Take the losses of one micro-batch."""
+    def add(self, batch: Batch, losses_E: Tensor, counts_E: Tensor) -> None:
+        """Take the losses of one micro-batch, and which of them count."""
         if self._every_steps is not None:
-            values = torch.stack([losses_E, torch.ones_like(losses_E)], 1).to(self._step_T2.dtype)
+            values = torch.stack([losses_E * counts_E, counts_E], 1).to(self._step_T2.dtype)
             self._step_T2.index_add_(0, batch.example_task, values)
 
     def end_step(self, done: int) -> None:

@@ -88,7 +88,7 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
     """
     training = job.training
     stream = job_stream(job)
-    num_steps = training.num_steps(stream.steps_per_epoch)
+    num_steps = training.num_steps(stream.epoch_samples)
     shape = _shape(job, stream, num_steps)
     base = empty_base(job.base)
     parameters = sum(p.numel() for p in base.parameters())

@@ -79,7 +79,7 @@ def spread(totals: list[int], count: int) -> list[int]:
 def ours(settings: dict[str, Any]) -> dict[str, Any]:
     """Time steps of our loop: reading, tokenising, forward, backward, step."""
     steps = settings["steps"]
-    trainer = Trainer(job_of(settings, max_steps=steps + 1), World(0, 1), Host(), Path(settings["folder"]))
+    trainer = Trainer(job_of(settings), World(0, 1), Host(), Path(settings["folder"]))
     trainer.adapter.train()
     lengths = [sum(trainer.stream.lengths(step)) for step in range(trainer.stream.steps_per_epoch)]
     tokens, seconds, cpu_s = 0, 0.0, 0.0

@@ -39,8 +39,10 @@ def test_clipping_is_always_said_to_deepspeed() -> None:
 
 
 def test_steps_come_from_epochs_unless_they_are_given() -> None:
-    assert TrainingConfig(epochs=2.0).num_steps(30) == 60
+    assert TrainingConfig(epochs=2.0, global_batch_size=16).num_steps(41) == 6
+    assert TrainingConfig(epochs=2.0, global_batch_size=16).num_samples(41) == 82
     assert TrainingConfig(epochs=0.001).num_steps(30) == 1
+    assert TrainingConfig(max_steps=7, global_batch_size=16).num_samples(30) == 112
     assert TrainingConfig(max_steps=7).num_steps(30) == 7
 
 

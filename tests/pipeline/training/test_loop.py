@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.stream import MixedStream
 from tests.processes import launch_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -42,7 +43,9 @@ class Host:
             file.write(json.dumps(row) + "\\n")
 
     def trained_on(self, step, rank, samples):
-        if step == stop:  # the step after the checkpoint
+        with (folder / f"rank-{rank}.jsonl").open("a") as file:
+            file.write(json.dumps([step, [f"{s.task}/{s.key}" for s in samples]]) + "\\n")
+        if stop and step == stop:  # the step after the checkpoint
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -50,9 +53,9 @@ for run in json.loads(sys.argv[4]):
     folder, stop = parent / run["name"], run.get("stop", 0)
     folder.mkdir(exist_ok=True)
     training = TrainingConfig(
-        num_workers=ranks, zero_stage=run["stage"], global_batch_size=8, max_steps=steps,
-        checkpoint_steps=3, log_steps=1, ledger=bool(stop),
-        **{"learning_rate": 1e-2, "micro_batch_tokens": 40, **run.get("settings", {})},
+        num_workers=ranks, zero_stage=run["stage"], global_batch_size=8,
+        checkpoint_steps=3, log_steps=1, ledger=True,
+        **{"max_steps": steps, "learning_rate": 1e-2, "micro_batch_tokens": 40, **run.get("settings", {})},
     )
     job = TrainingJob(
         manifest_path=manifest, tasks=synthetic_ads_tasks(),
@@ -87,6 +90,7 @@ WEIGHTS: dict[str, Any] = {
     "task_weights": {"query_ad_relevance": 2.0},
 }
 ON_HOST = {"offload_optimizer": True, "activation_checkpointing": True}
+EPOCH: dict[str, Any] = {"max_steps": None, "epochs": 0.3}
 VALIDATION = {
     "validation": {"every_steps": 1, "split": "test", "samples_per_task": 16, "patience": 2},
     "learning_rate": 0.3,
@@ -113,6 +117,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
         runs += [{"name": f"weights{stage}", "stage": stage, "settings": WEIGHTS}]
         runs += [{"name": f"validation{stage}", "stage": stage, "settings": VALIDATION}]
     runs += [{"name": "whole", "stage": 2, "dropout": 0.1}]
+    runs += [{"name": f"epoch{stage}", "stage": stage, "settings": EPOCH} for stage in (0, 3)]
     _train(folder, manifest, 2, runs)
     return folder
 
@@ -121,7 +126,9 @@ def _losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def _plain_losses(manifest: Path, steps: int, settings: dict[str, Any] | None = None) -> list[float]:
+def _plain_losses(
+    manifest: Path, steps: int, settings: dict[str, Any] | None = None, samples: int | None = None
+) -> list[float]:
     """The same run without DeepSpeed, ranks or micro-batches, on padded rows: the slow reference."""
     import torch
     from transformers import get_scheduler
@@ -130,7 +137,6 @@ def _plain_losses(manifest: Path, steps: int, settings: dict[str, Any] | None = 
     from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
     from pipeline.modeling.encoding import Encoder
     from pipeline.modeling.scoring import LabelScorer
-    from pipeline.stream import MixedStream
     from pipeline.training.config import TrainingConfig
     from pipeline.training.objective import Objective
     from pipeline.world import World
@@ -146,7 +152,8 @@ def _plain_losses(manifest: Path, steps: int, settings: dict[str, Any] | None = 
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
     stream, losses = MixedStream(manifest, 3, 8), []
     for step in range(steps):
-        batch = encoder.collate(encoder.encode(stream.samples(step, World(0, 1))))
+        left = None if samples is None else samples - 8 * step
+        batch = encoder.collate(encoder.encode(stream.samples(step, World(0, 1))[:left]))
         loss, plain, _ = objective(batch)
         optimizer.zero_grad()
         loss.mean().backward()
@@ -178,6 +185,26 @@ def test_learnt_task_weights_equal_one_plain_process(two_ranks: Path, manifest: 
     for stage in (1, 3):
         assert _losses(two_ranks / f"weights{stage}") == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
     assert expected != pytest.approx(_plain_losses(manifest, STEPS), abs=2e-4)
+
+
+def test_a_run_in_epochs_ends_with_the_last_sample(two_ranks: Path, manifest: Path) -> None:
+    # Of the last step rank 1 has nothing.
+    stream = MixedStream(manifest, 3, 8)
+    samples = round(EPOCH["epochs"] * stream.num_samples)
+    assert 0 < samples % 8 <= 4
+    steps = samples // 8 + 1
+    expected = _plain_losses(manifest, steps, samples=samples)
+    for stage in (0, 3):
+        run = two_ranks / f"epoch{stage}"
+        assert _losses(run) == pytest.approx(expected, abs=2e-4), f"ZeRO {stage}"
+        parts = [
+            [json.loads(line) for line in (run / f"rank-{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
+        ]
+        given = [key for (_, one), (_, other) in zip(*parts, strict=True) for key in (*one, *other)]
+        assert given == [key for step in range(steps) for key in stream.global_batch(step)][:samples]
+        assert parts[1][-1] == [steps - 1, []]
+        rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        assert rows[-1]["samples"] == samples
 
 
 def test_a_number_that_is_not_finite_stops_every_rank_and_names_the_samples(tmp_path: Path, manifest: Path) -> None:
