@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.random import Generator
 from scipy.special import ndtr, ndtri, stdtrit
+from scipy.stats import binomtest
 
 from pipeline.evaluation.frame import Floats, Ints, TaskScores
 from pipeline.evaluation.ranking import Statistic
@@ -121,6 +122,13 @@ def bca_interval(
     reach = bias + ndtri([tail, 1 - tail])
     low, high = np.quantile(defined, ndtr(bias + reach / (1 - acceleration * reach)))
     return float(low), float(high)
+
+
+def share_interval(share: float, num_units: int, level: float = 0.95) -> Interval:
+    """Return Wilson's interval of a share of independent units (Wilson 1927, JASA 22): never empty, as the bootstrap's
+    is where all units agree."""
+    found = binomtest(round(share * num_units), num_units).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def plain_value(statistic: Statistic, num_samples: int) -> float:

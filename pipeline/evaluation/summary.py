@@ -20,11 +20,14 @@ from pipeline.evaluation.intervals import (
     percentile_interval,
     plain_value,
     replicate,
+    share_interval,
 )
 from pipeline.evaluation.metrics import reason, statistics
 
 NAMED = ("auc", "accuracy", "logloss", "ece")
 """Metrics with a field of their own in :class:`TaskResult`; the others stand in ``more``."""
+SHARES = ("accuracy", "exact_match")
+"""Metrics that are a share of the samples."""
 
 
 def task_rng(seed: int, task: str) -> np.random.Generator:
@@ -103,6 +106,8 @@ def task_result(
             intervals[name] = None
         elif name == "auc":
             intervals[name] = auc_interval(sample.labels, sample.score, sample.groups)
+        elif name in SHARES and (sample.groups is None or values[name] in (0.0, 1.0)):
+            intervals[name] = share_interval(values[name], units)
         else:
             jackknife = np.concatenate([part[name] for part in left_out])
             intervals[name] = bca_interval(draws[name], values[name], jackknife, units)

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from pipeline.contracts import EvaluationReport, Sample
+from pipeline.contracts import EvaluationReport, Sample, TaskSpec
 from pipeline.errors import InputError
 from pipeline.evaluation import predict, read_scores, summarize, write_scores
 from pipeline.evaluation.delong import auc_interval
+from pipeline.evaluation.frame import TaskScores
 from pipeline.evaluation.predict import latency_ms
 from pipeline.evaluation.slices import slices, with_field
+from pipeline.evaluation.summary import task_result
 from tests.pipeline.evaluation.simulated import scores, specs
 
 DATA = {"manifest_sha256": "0" * 64, "split": "test"}
@@ -156,3 +159,18 @@ def test_slices_part_the_samples_and_say_what_a_slice_cannot_have() -> None:
     assert len(slices(lengths, specs(), "length", replicates=50)["query_ad"]) == 4
     with pytest.raises(InputError, match="did you mean 'label'"):
         slices(frame, specs(), "labl")
+
+
+@pytest.mark.parametrize("right", [0, 3, 8])
+def test_a_share_of_few_samples_is_never_sure(right: int) -> None:
+    spec = TaskSpec(name="vertical", kind="multiclass", template="{text}", label_words=(" a", " b", " c"))
+    said = np.zeros((8, 3))
+    said[:, 1] = 0.6
+    said[:, 0] = said[:, 2] = 0.2
+    labels = np.array([1.0] * right + [2.0] * (8 - right))
+    sample = TaskScores(spec, np.array([str(i) for i in range(8)], dtype=object), labels, said)
+    result, _ = task_result(sample, np.random.default_rng(0), 200)
+    low, high = result.intervals["accuracy"]
+    expected = binomtest(right, 8).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert high - low > 0.3
