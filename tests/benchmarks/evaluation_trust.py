@@ -10,8 +10,9 @@ from scipy.special import expit, ndtr
 from pipeline.contracts import TaskSpec
 from pipeline.evaluation.delong import auc_difference, auc_interval
 from pipeline.evaluation.frame import TaskScores
-from pipeline.evaluation.intervals import bca_interval, left_out_weights, plain_value, replicate
+from pipeline.evaluation.intervals import bca_interval, left_out_weights, plain_value, replicate, share_interval
 from pipeline.evaluation.metrics import statistics
+from pipeline.evaluation.summary import SHARES
 from tests.benchmarks.timing import hardware, row, side_by_side, versions
 
 SIMULATIONS, BOOTSTRAPPED = 5000, 1500
@@ -84,7 +85,7 @@ def clustered_coverage(groups: int, size: int) -> dict[str, Any]:
 
 
 def bootstrap_coverage(num: int, rate: float, apart: float) -> list[dict[str, Any]]:
-    """Cover accuracy, log loss and calibration ratio by the bootstrap intervals that the report shows."""
+    """Cover accuracy, log loss and calibration ratio by the intervals that the report shows."""
     rng = np.random.default_rng(4)
     labels, p = _binormal(rng, 4_000_000, rate, apart)
     right = (p > 0.5) == (labels == 1)
@@ -98,8 +99,12 @@ def bootstrap_coverage(num: int, rate: float, apart: float) -> list[dict[str, An
         draws = replicate(sample, known, rng)
         blocks = list(left_out_weights(num))
         for name, statistic in known.items():
-            jackknife = np.concatenate([statistic(weights) for weights in blocks])
-            interval = bca_interval(draws[name], plain_value(statistic, num), jackknife, num)
+            value = plain_value(statistic, num)
+            if name in SHARES:
+                interval: tuple[float, float] | None = share_interval(value, num)
+            else:
+                jackknife = np.concatenate([statistic(weights) for weights in blocks])
+                interval = bca_interval(draws[name], value, jackknife, num)
             hits[name].append(interval is not None and interval[0] <= truth[name] <= interval[1])
     return [_row(f"coverage of {name} {truth[name]:.3f}, {num} samples, rate {rate}", h) for name, h in hits.items()]
 
