@@ -150,6 +150,7 @@ def test_three_weeks(tmp_path: Path) -> None:
     metrics = json.loads(second.tags["metrics"]) | {"query_ad_relevance": 0.999}
     registry = registry_of(path)
     registry._client.set_model_version_tag(registry.name, str(second.number), "metrics", json.dumps(metrics))
+    second = registry.champion()
     bring(tmp_path / "partitions", 5, 2, tasks=4)
     path = settings(tmp_path, tasks=4, retraining={"max_champion_drop": 0.05})
     out = retrain(path, code=3)
