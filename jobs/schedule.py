@@ -9,14 +9,14 @@ import datetime as dt
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from apscheduler.events import EVENT_SCHEDULER_STARTED
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
-from apscheduler.schedulers.blocking import BlockingScheduler
+from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 
 from jobs.config import RunConfig, ScheduleConfig
@@ -29,6 +29,7 @@ _LATE = dt.timedelta(minutes=1)
 _GRACE_S = 60
 """Seconds that a retraining gets to save its work when the scheduler is stopped."""
 _running: set[subprocess.Popen[bytes]] = set()
+_starting = threading.Lock()
 
 
 def trigger_of(config: ScheduleConfig) -> CronTrigger:
@@ -71,30 +72,33 @@ def schedule(config: RunConfig) -> None:
     trigger = trigger_of(config.schedule)
     path = config.write()
     store = SQLAlchemyJobStore(url=f"sqlite:///{config.folder / 'schedule.db'}")
-    scheduler = BlockingScheduler(
+    scheduler = BackgroundScheduler(
         jobstores={"default": store},
         executors={"default": ThreadPoolExecutor(1)},
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         timezone=trigger.timezone,
     )
     command = [sys.executable, "-m", "jobs.cli", "retrain", "--config", str(path)]
-    _remember(scheduler, store, config, trigger, command)
+    first = _remember(scheduler, store, config, trigger, command)
     try:
+        # In a thread of its own: it swallows what a signal raises, SystemExit too, while it calls a listener.
         scheduler.start()
+        say(f"retraining {config.promotion.model_name} at '{config.schedule.cron}' {trigger.timezone}, next {first}")
+        threading.Event().wait()
     finally:
-        stop_running()
         if scheduler.running:
             scheduler.shutdown(wait=False)
+        stop_running()
 
 
 def _remember(
-    scheduler: BlockingScheduler,
+    scheduler: BackgroundScheduler,
     store: SQLAlchemyJobStore,
     config: RunConfig,
     trigger: CronTrigger,
     command: Sequence[str],
-) -> None:
-    """Add the job, or keep the one that was stored under the same schedule with its next time, past or to come."""
+) -> dt.datetime | None:
+    """Add the job, or keep the one that was stored under the same schedule; return its next time, past or to come."""
     store.start(scheduler, "default")  # so that it can be asked before the scheduler runs
     known = store.lookup_job(_JOB)
     now = dt.datetime.now(trigger.timezone)
@@ -106,14 +110,14 @@ def _remember(
     first = due if due is not None and due < now else upcoming
     add: Callable[..., Any] = scheduler.add_job
     add(fire, trigger, args=[list(command)], id=_JOB, replace_existing=True, next_run_time=first)
-    times = f"{config.promotion.model_name} at '{config.schedule.cron}' {config.schedule.timezone}, next {first}"
-    scheduler.add_listener(lambda _: say(f"retraining {times}"), EVENT_SCHEDULER_STARTED)
+    return first
 
 
 def fire(command: Sequence[str]) -> int:
     """Run one retraining as a process of its own and return its exit code."""
-    process = subprocess.Popen(list(command))
-    _running.add(process)
+    with _starting:
+        process = subprocess.Popen(list(command))
+        _running.add(process)
     try:
         code = process.wait()
     finally:
@@ -124,7 +128,9 @@ def fire(command: Sequence[str]) -> int:
 
 def stop_running() -> None:
     """Ask a running retraining to stop, and wait until it has saved its work."""
-    for process in list(_running):
+    with _starting:
+        running = list(_running)
+    for process in running:
         process.terminate()
         try:
             process.wait(timeout=_GRACE_S)
