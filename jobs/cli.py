@@ -319,7 +319,7 @@ def _verb_arguments(verb: str, arguments: list[str]) -> tuple[Path, list[str], l
 def status(job: JobId, address: Address, as_json: Json = False) -> None:
     """Say how a submitted job is."""
     from jobs import tables
-    from pipeline.orchestration import Jobs
+    from jobs.ray_jobs import Jobs
 
     found = Jobs(address).status(job)
     tables.show_jobs([found])
@@ -331,7 +331,7 @@ def logs(
     job: JobId, address: Address, follow: Annotated[bool, typer.Option("--follow", help="Until the end.")] = False
 ) -> None:
     """Show a submitted job's log."""
-    from pipeline.orchestration import Jobs
+    from jobs.ray_jobs import Jobs
 
     jobs = Jobs(address)
     if follow:
@@ -342,7 +342,7 @@ def logs(
 @app.command()
 def stop(job: JobId, address: Address) -> None:
     """Stop a submitted job; training saves a checkpoint first."""
-    from pipeline.orchestration import Jobs
+    from jobs.ray_jobs import Jobs
     from pipeline.progress import say
 
     say(f"{job} {'is stopping' if Jobs(address).stop(job) else 'does not run'}")
@@ -352,7 +352,7 @@ def stop(job: JobId, address: Address) -> None:
 def list_jobs(address: Address, as_json: Json = False) -> None:
     """List the jobs of a cluster."""
     from jobs import tables
-    from pipeline.orchestration import Jobs
+    from jobs.ray_jobs import Jobs
 
     found = Jobs(address).all()
     tables.show_jobs(found)

@@ -24,8 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs import RESULT_MARK, SECRETS
 from jobs.config import RunConfig
+from jobs.ray_jobs import Jobs, run_job
 from jobs.run_folder import check_claim
-from pipeline import orchestration
 from pipeline.errors import InputError
 from pipeline.progress import console, say
 
@@ -59,7 +59,7 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
         path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
     with _Viewer() as viewer:
-        code = orchestration.run_job(
+        code = run_job(
             config.ray, shlex.join(command), {"MTL_LORA_SUBMITTED": "1", "PYTHONUNBUFFERED": "1"}, viewer.show
         )
     return code, viewer.result
@@ -87,7 +87,7 @@ def submit(
     """
     if not address.startswith("http"):
         raise InputError(f"--address must be a dashboard's, http://head:8265, got {address!r}; name the dashboard")
-    jobs = orchestration.Jobs(address)
+    jobs = Jobs(address)
     with tempfile.TemporaryDirectory() as folder:
         digest = _stage(config, Path(folder))
         parts = json.dumps([verb, list(extra), sorted(secrets), digest])
