@@ -7,8 +7,8 @@ The mixture and Λ_t do not depend on the input, so they fold into one matrix a 
     U_t = s · (Σᵢ αᵢ Bᵢ) Λ_t    (O, R),        h = W x + U_t (A x),
 
 and a task *is* a LoRA of rank R with down-projection A and up-projection U_t. With the up-projections' columns side by
-side, U_tᵀ = C_t [B₁ … B_N]ᵀ for a small matrix C_t (R, N·R) with the blocks s α_ti Λ_tᵀ. So a row may also be lifted to
-the N·R columns, z = C_tᵀ A x, and then all tasks share one wide product, h = W x + [B₁ … B_N] z.
+side, U_t = [B₁ … B_N] C_t for a small matrix C_t (N·R, R) with the blocks s α_ti Λ_t. So a row may also be lifted to
+the N·R columns, z = C_t A x, and then all tasks share one wide product, h = W x + [B₁ … B_N] z.
 
 Axes: B batch, S sequence, I input features, O output features, R rank, T tasks, N up-projections.
 """
@@ -29,14 +29,14 @@ def mixing_weights(mixing_TN: Tensor, temperature: float) -> Tensor:
     return torch.softmax(mixing_TN.to(folding_dtype(mixing_TN.dtype)) / temperature, dim=-1)
 
 
-def _transposed(transform: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return Λᵀ (T, R, R) in full."""
+def _in_full(transform: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return Λ as (T, 1, R, R)."""
     transform = transform.to(dtype)
-    return torch.diag_embed(transform) if transform.dim() == 2 else transform.transpose(1, 2)
+    return (torch.diag_embed(transform) if transform.dim() == 2 else transform).unsqueeze(1)
 
 
 def combine(transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: float) -> tuple[Tensor, Tensor]:
-    """Return C (T, R, N·R), mixture, Λ and scaling in one small matrix a task, and the mixture α (T, N).
+    """Return C (T, N·R, R), mixture, Λ and scaling in one small matrix a task, and the mixture α (T, N).
 
     Args:
         transform: Λ, (T, R, R) or its diagonal (T, R).
@@ -45,22 +45,21 @@ def combine(transform: Tensor, mixing_TN: Tensor, temperature: float, scaling: f
         scaling: s.
     """
     weights_TN = mixing_weights(mixing_TN, temperature)
-    lambda_TRR = _transposed(transform, folding_dtype(transform.dtype)).unsqueeze(2)
-    return (lambda_TRR * (weights_TN * scaling)[:, None, :, None]).flatten(2), weights_TN
+    scaled_TN11 = (weights_TN * scaling).view(*weights_TN.shape, 1, 1)
+    return (scaled_TN11 * _in_full(transform, folding_dtype(transform.dtype))).flatten(1, 2), weights_TN
 
 
 def combine_backward(
     grad_combination: Tensor, transform: Tensor, weights_TN: Tensor, temperature: float, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of :func:`combine` for Λ and w, given that for C (T, R, N·R) and the mixture α (T, N)."""
-    (num_tasks, num_ups), rank = weights_TN.shape, grad_combination.shape[1]
-    grad_TRNR = grad_combination.view(num_tasks, rank, num_ups, rank) * scaling
-    grad_transform = (grad_TRNR * weights_TN[:, None, :, None]).sum(2).transpose(1, 2)
-    grad_weights_TN = (grad_TRNR * _transposed(transform, weights_TN.dtype).unsqueeze(2)).sum((1, 3))
+    """Return the gradients of :func:`combine` for Λ and w, given that for C (T, N·R, R) and the mixture α (T, N)."""
+    grad_TNRR = grad_combination.reshape(*weights_TN.shape, *grad_combination.shape[-1:] * 2)
+    grad_transform = (grad_TNRR * (weights_TN * scaling).view(*weights_TN.shape, 1, 1)).sum(1)
+    grad_weights_TN = (grad_TNRR * _in_full(transform, weights_TN.dtype)).sum((2, 3))
     if transform.dim() == 2:
         grad_transform = grad_transform.diagonal(dim1=1, dim2=2)
-    centred_TN = grad_weights_TN - (weights_TN * grad_weights_TN).sum(-1, keepdim=True)
-    return grad_transform, weights_TN * centred_TN / temperature
+    grad_logits_TN = torch._softmax_backward_data(grad_weights_TN, weights_TN, -1, weights_TN.dtype)
+    return grad_transform, grad_logits_TN * (scaling / temperature)
 
 
 def stack_columns(up_NOR: Tensor) -> Tensor:
@@ -75,4 +74,4 @@ def fold(up_NOR: Tensor, transform: Tensor, mixing_TN: Tensor, temperature: floa
     """
     combination = combine(transform, mixing_TN, temperature, scaling)[0]
     stacked = stack_columns(up_NOR.to(combination.dtype))
-    return torch.bmm(combination, stacked.expand(combination.shape[0], -1, -1))
+    return torch.bmm(combination.transpose(1, 2), stacked.expand(combination.shape[0], -1, -1))

@@ -10,7 +10,7 @@ A layer's rows come in one of three layouts, told apart by the ids' dimension:
 * ``()``: one task, x is (1, M, I);
 * ``(B,)``: a task a row, x is (B, S, I);
 * ``(M, 1)``: a task a token, x is (M, I). Rank-R activations are put into their task's block of a (M, T·R) matrix
-  whose product with the stacked C (T·R, N·R) is one dense product; no shape depends on the data.
+  whose product with the stacked Cᵀ (T·R, N·R) is one dense product; no shape depends on the data.
 
 Axes: B batch, S sequence, M rows (B·S), I in, O out, R rank, T tasks, N up-projections, E small matrices.
 """
@@ -181,24 +181,26 @@ def _combine_for(transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Se
 def _lift(down: Tensor, combination: Tensor, ids: Tensor) -> Tensor:
     """Return z (M, N·R) for the rank-R activations in the rows' layout and C in the same (:func:`select_tasks`)."""
     if ids.dim() == 2:
-        return _spread(down, ids, combination.shape[0]) @ combination.flatten(0, 1)
-    return torch.bmm(down, combination).flatten(0, 1)
+        return _spread(down, ids, combination.shape[0]) @ combination.transpose(1, 2).flatten(0, 1)
+    return torch.bmm(down, combination.transpose(1, 2)).flatten(0, 1)
 
 
 def _lift_backward(
     grad_z_KM: Tensor, down: Tensor, combination: Tensor, ids: Tensor, needs_combination: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of the rank-R activations (R, M), and where asked for of C, over rows or tasks."""
-    rank, width = combination.shape[-2:]
+    transposed = combination.transpose(1, 2)
     if ids.dim() == 2:
-        blocks_TRM = (combination.flatten(0, 1) @ grad_z_KM).view(-1, rank, grad_z_KM.shape[1])
+        num_tasks, rank, width = transposed.shape
+        blocks_TRM = (transposed.flatten(0, 1) @ grad_z_KM).view(num_tasks, rank, -1)
         grad_down_RM = blocks_TRM.gather(0, ids.view(1, 1, -1).expand(1, rank, -1)).squeeze(0)
         if not needs_combination:
             return grad_down_RM, None
-        return grad_down_RM, (_spread(down, ids, combination.shape[0]).t() @ grad_z_KM.t()).view(-1, rank, width)
-    grad_z_BKS = grad_z_KM.unflatten(1, down.shape[:2]).transpose(0, 1)
-    grad_down_RM = torch.bmm(combination, grad_z_BKS).transpose(0, 1).flatten(1)
-    return grad_down_RM, torch.bmm(grad_z_BKS, down).transpose(1, 2) if needs_combination else None
+        grad_KTR = (grad_z_KM @ _spread(down, ids, num_tasks)).view(width, num_tasks, rank)
+        return grad_down_RM, grad_KTR.transpose(0, 1)
+    grad_z_BKS = grad_z_KM.view(-1, *down.shape[:2]).transpose(0, 1)
+    grad_down_RM = torch.bmm(transposed, grad_z_BKS).transpose(0, 1).flatten(1)
+    return grad_down_RM, torch.bmm(grad_z_BKS, down) if needs_combination else None
 
 
 def _forward(
@@ -283,7 +285,7 @@ class _AdaptedLinear(torch.autograd.Function):
                 grad_down_RI = _down_weight_gradient(grad_down_RM, x_MI, mask_MI).to(down_RI.dtype)
             if needs[4]:
                 grad_stacked = (_lift(down, combination, ids).to(dtype).t() @ grad_y_MO).to(up_NOR.dtype)
-                grad_up = grad_stacked.unflatten(0, (up_NOR.shape[0], -1)).transpose(1, 2)
+                grad_up = grad_stacked.view(up_NOR.shape[0], -1, grad_stacked.shape[1]).transpose(1, 2)
             if grad_combination is not None:
                 grad_E = _sum_over_rows(grad_combination, ids, transform.shape[0])
                 small = combine_backward(grad_E, transform_E, weights_EN, settings.temperature, settings.scaling)
@@ -293,7 +295,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 def _as_rows(down_RM: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the rank-R activations in x's layout, (B, S, R) or (M, R), in the small matrices' type."""
-    return down_RM.to(dtype).t().unflatten(0, x.shape[:-1])
+    return down_RM.to(dtype).t().view(*x.shape[:-1], down_RM.shape[0])
 
 
 def _select_for(combination: Tensor, ids: Tensor, num_tasks: int) -> Tensor:
