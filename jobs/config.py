@@ -60,7 +60,8 @@ class RetrainingConfig(BaseModel):
     warm_start: bool = True
     """Begin with the champion's adapter; else from scratch."""
     only_new_tasks: bool = False
-    """When tasks are new, train their own parts alone and leave everything the others use untouched."""
+    """When tasks are new, train their own parts alone and leave everything the others use untouched; needs
+    ``warm_start``."""
     max_champion_drop: float | None = Field(default=0.15, gt=0)
     """How far the champion may fall on the newest days below what it scored when it was promoted; further, the labels
     or the data have changed, and the run holds before anything is trained."""
@@ -72,6 +73,15 @@ class RetrainingConfig(BaseModel):
     """Seconds without a sign of life after which another process may take over."""
     every_days: int = Field(default=7, ge=1)
     """Days between two runs, for ``--backfill``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RetrainingConfig:
+        if self.only_new_tasks and not self.warm_start:
+            raise ValueError(
+                "retraining.only_new_tasks needs warm_start, the champion that is left untouched, got warm_start "
+                "false; choose one of the two"
+            )
+        return self
 
 
 class ScheduleConfig(BaseModel):

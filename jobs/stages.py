@@ -16,10 +16,12 @@ from jobs.preparation import check_drift, prepared
 from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, last_step, needs, tracker_of
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
+from pipeline.errors import InputError
 from pipeline.evaluation import predict, summarize, write_scores
 from pipeline.evaluation.features import write_features
 from pipeline.evaluation.predict import spread
 from pipeline.ingestion import publish
+from pipeline.modeling.adapter import METHODS_WITH_TASK_PARTS
 from pipeline.progress import Track, say
 from pipeline.stream import load_manifest, manifest_sha256, merge_ledgers, plan_stream, read_split
 from pipeline.tracking import send_history
@@ -42,6 +44,11 @@ def check(config: RunConfig) -> None:
     Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
     config.training.check_ranks()
     config.training.check_tasks([task.name for task in config.tasks])
+    if config.training.only_tasks and config.adapter.method not in METHODS_WITH_TASK_PARTS:
+        raise InputError(
+            f"training.only_tasks needs an adapter with parts of each task, {' or '.join(METHODS_WITH_TASK_PARTS)}, "
+            f"got adapter.method {config.adapter.method!r}; train all tasks"
+        )
     if config.training.deepspeed:
         from pipeline.training.engine import zero_keys
 

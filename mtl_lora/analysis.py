@@ -3,7 +3,7 @@
 Axes as in :mod:`mtl_lora.functional`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,13 +96,14 @@ def _cosine_of(gram: Tensor) -> Tensor:
 
 
 def gradient_cosine(
-    model: "AdapterModel", losses: Mapping[str, Callable[[], Tensor]], shared_only: bool = True
+    model: "AdapterModel", losses: Mapping[str, Callable[[], Tensor | Iterator[Tensor]]], shared_only: bool = True
 ) -> tuple[list[str], Tensor]:
     """Return the tasks' names and the cosine between their gradients, (T, T); negative entries are conflict.
 
     Args:
         model: any adapted model; its ``.grad`` fields are left alone.
-        losses: for each task a function that runs the model on that task's data and returns its loss, a scalar.
+        losses: for each task a function that runs the model on that task's data and returns its loss, a scalar, or an
+            iterator over parts that add up to it, of which one at a time is held.
         shared_only: compare only what tasks share (A and B); a task's own rows cannot conflict.
 
     Raises:
@@ -114,9 +115,12 @@ def gradient_cosine(
         raise MTLLoRAError(f"gradients need trainable parameters and losses, got {len(parameters)} and {len(losses)}")
     gradients = []
     for loss in losses.values():
-        parts = torch.autograd.grad(loss(), parameters, allow_unused=True)
-        pairs = zip(parts, parameters, strict=True)
-        flat = [(torch.zeros_like(p) if g is None else g).flatten().to("cpu", torch.float64) for g, p in pairs]
-        gradients.append(torch.cat(flat))
+        found = loss()
+        total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+        for part in [found] if isinstance(found, Tensor) else found:
+            pairs = zip(torch.autograd.grad(part, parameters, allow_unused=True), parameters, strict=True)
+            flat = [(torch.zeros_like(p) if g is None else g).flatten().to("cpu", torch.float64) for g, p in pairs]
+            total += torch.cat(flat)
+        gradients.append(total)
     stacked = torch.stack(gradients)
     return list(losses), _cosine_of(stacked @ stacked.t())

@@ -97,10 +97,22 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def normal_difference(difference: float, error: float, level: float = 0.95) -> tuple[Interval, float]:
-    """Return the normal interval of a difference and its two-sided p-value; no error means no doubt."""
+def normal_difference(
+    difference: float, error: float, unanimous_p: float, level: float = 0.95
+) -> tuple[Interval, float]:
+    """Return the normal interval of a difference and its two-sided p-value.
+
+    Args:
+        difference: as estimated.
+        error: its standard error; 0 where all samples agree, however few they are.
+        unanimous_p: p-value of a difference on which all samples agree.
+        level: of the interval.
+    """
     half = float(ndtri((1 + level) / 2)) * error
-    p = float(2 * ndtr(-abs(difference) / error)) if error > 0 else float(difference == 0)
+    if error > 0:
+        p = float(2 * ndtr(-abs(difference) / error))
+    else:
+        p = unanimous_p if difference else 1.0
     return (difference - half, difference + half), p
 
 
@@ -115,6 +127,10 @@ def _task(
         )
     metric = metric_of(ours.spec)
     f, g = statistics(ours)[metric], statistics(theirs)[metric]
+    units = len(ours) if ours.groups is None else int(ours.groups.max()) + 1
+    positives = int((ours.labels > 0).sum())
+    deciding = min(units, positives, len(ours) - positives) if metric == "auc" else units
+    unanimous_p = 2.0 ** (1 - deciding)  # the sign test's
     ones = np.ones((1, len(ours)))
     a, b = float(f(ones)[0]), float(g(ones)[0])
     if math.isnan(a) or math.isnan(b):
@@ -123,20 +139,19 @@ def _task(
         values = paired_auc_bootstrap(ours.labels, ours.score, theirs.score, rng, replicates)
         error = float(values.std())
         low, high = np.quantile(values, [0.025, 0.975]).tolist()
-        return _difference(a, b, (low, high), error, normal_difference(a - b, error)[1])
+        return _difference(a, b, (low, high), error, normal_difference(a - b, error, unanimous_p)[1])
     if metric == "auc" and auc_method == "delong":
         _, error = auc_difference(ours.labels, ours.score, theirs.score, ours.groups)
-        interval, p = normal_difference(a - b, error)
+        interval, p = normal_difference(a - b, error, unanimous_p)
         return _difference(a, b, interval, error, p)
     draws = [f(w) - g(w) for w in bootstrap_weights(len(ours), rng, replicates, groups=ours.groups)]
     left_out = [f(w) - g(w) for w in left_out_weights(len(ours), ours.groups)]
     values = np.concatenate(draws)
-    units = len(ours) if ours.groups is None else int(ours.groups.max()) + 1
     found = bca_interval(values, a - b, np.concatenate(left_out), units)
     if found is None:
         return _undefined(a, b, f"{metric} is undefined in most resamples of these {len(ours)} samples")
     error = float(np.nanstd(values))
-    return _difference(a, b, found, error, normal_difference(a - b, error)[1])
+    return _difference(a, b, found, error, normal_difference(a - b, error, unanimous_p)[1])
 
 
 def _difference(a: float, b: float, interval: Interval, error: float, p: float) -> Difference:
@@ -166,5 +181,5 @@ def _macro(raw: Mapping[str, Difference]) -> Difference:
     a = float(np.mean([d.candidate for d in raw.values()]))
     b = float(np.mean([d.reference for d in raw.values()]))
     error = math.sqrt(sum((d.standard_error or 0.0) ** 2 for d in raw.values())) / len(raw)
-    interval, p = normal_difference(a - b, error)
+    interval, p = normal_difference(a - b, error, max(d.p_value or 0.0 for d in raw.values()))
     return _difference(a, b, interval, error, p)

@@ -90,7 +90,8 @@ def auc_interval(labels: NDArray, scores: NDArray, groups: Ints | None = None, l
     """Return the interval of an AUC: Student's t on the logit scale, which keeps it within 0 and 1.
 
     A perfect order has no estimate of its variance: its interval ends where the chance of such an order among the
-    smaller class's samples falls below ``1 - level``, at ``(1 - level) ** (1 / count)``.
+    smaller class's samples falls below ``1 - level``, at ``(1 - level) ** (1 / count)``. Where all scores are tied they
+    say nothing about the order, and the interval is from 0 to 1.
 
     Raises:
         ValueError: one class only.
@@ -100,7 +101,9 @@ def auc_interval(labels: NDArray, scores: NDArray, groups: Ints | None = None, l
     few = int(min(found.positive.sum(), (~found.positive).sum()))
     if groups is not None:
         few = min(few, len(np.unique(groups)))
-    if squared == 0.0 or found.auc in (0.0, 1.0):
+    if squared == 0.0 and found.auc not in (0.0, 1.0):
+        return 0.0, 1.0
+    if found.auc in (0.0, 1.0):
         edge = (1 - level) ** (1 / few)
         return (edge, 1.0) if found.auc >= 0.5 else (0.0, 1 - edge)
     logit = math.log(found.auc / (1 - found.auc))

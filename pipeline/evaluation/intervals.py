@@ -108,10 +108,10 @@ def bca_interval(
         level: nominal coverage.
 
     Returns:
-        The interval; None where fewer than half of the replicates are defined.
+        The interval; None where fewer than half of the replicates are defined, or for fewer than 3 units.
     """
     defined = replicates[~np.isnan(replicates)]
-    if 2 * len(defined) < len(replicates) or num_units < 2:
+    if 2 * len(defined) < len(replicates) or num_units < 3:
         return None
     tail = float(ndtr(np.sqrt(num_units / (num_units - 1)) * stdtrit(num_units - 1, (1 - level) / 2)))
     below = ((defined < value).mean() + (defined <= value).mean()) / 2

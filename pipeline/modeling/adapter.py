@@ -14,6 +14,9 @@ from mtl_lora import AdapterModel, MTLLoRAError
 from mtl_lora.tasks import add_task, remove_task
 from pipeline.errors import InputError
 
+METHODS_WITH_TASK_PARTS = ("mtl_lora", "moelora")
+"""Methods in which something belongs to one task alone."""
+
 
 class AdapterConfig(BaseModel):
     """The adapter's shape; names as in PEFT and the paper (arXiv 2410.09437)."""

@@ -35,7 +35,11 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _word_tokens(self, spec: TaskSpec, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    def _open(self, ids: list[int]) -> list[int]:
+        """Take away the end that some tokenizers put after every text: the answer is still to come."""
+        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _word_tokens(self, spec: TaskSpec, words: Sequence[str], where: str = "") -> tuple[tuple[int, ...], ...]:
         tail = spec.template[-1]
         anchor = self._ids(tail)
         tokens = []
@@ -43,13 +47,13 @@ class Encoder:
             joined = self._ids(tail + word)
             if joined[: len(anchor)] != anchor or len(joined) == len(anchor):
                 raise InputError(
-                    f"task {spec.name!r}: a label word must stand alone after the prompt, got {word!r} after {tail!r}; "
-                    f"begin it with a space: {' ' + word.strip()!r}"
+                    f"task {spec.name!r}{where}: a label word must stand alone after the prompt, got {word!r} after "
+                    f"{tail!r}; begin it with a space: {' ' + word.strip()!r}"
                 )
             tokens.append(tuple(joined[len(anchor) :]))
         if len(set(tokens)) != len(tokens):
             raise InputError(
-                f"task {spec.name!r}: label words must differ in their tokens, got {list(words)}; reword one"
+                f"task {spec.name!r}{where}: label words must differ in their tokens, got {list(words)}; reword one"
             )
         return tuple(tokens)
 
@@ -62,13 +66,13 @@ class Encoder:
         specs = [self._spec(sample) for sample in samples]
         prompts = [spec.template.format_map(sample.fields) for spec, sample in zip(specs, samples, strict=True)]
         encoded = self.tokenizer(prompts)["input_ids"] if prompts else []
-        end = self.tokenizer.eos_token_id
         examples = []
         for spec, sample, ids in zip(specs, samples, encoded, strict=True):
-            words = self._words.get(spec.name) or self._word_tokens(spec, [self._choice(c) for c in sample.choices])
+            words = self._words.get(spec.name) or self._word_tokens(
+                spec, [self._choice(c) for c in sample.choices], f", sample {sample.key!r}"
+            )
             room = self.max_length - max(len(word) for word in words) + 1
-            if len(ids) > 1 and ids[-1] == end:
-                ids = ids[:-1]  # some tokenizers close every text; the answer is still to come
+            ids = self._open(ids)
             if len(ids) > room:
                 ids = self._fit(spec, sample, room)
             target = _target(spec, sample, len(words))
@@ -91,22 +95,22 @@ class Encoder:
     def _fit(self, spec: TaskSpec, sample: Sample, room: int) -> list[int]:
         texts = {name: sample.fields[name] for name in spec.text_fields}
         while True:
-            ids = self.tokenizer(spec.template.format_map(texts))["input_ids"]
+            ids = self._open(self.tokenizer(spec.template.format_map(texts))["input_ids"])
             if len(ids) <= room:
                 return ids
             longest = max(texts, key=lambda name: len(texts[name]))
             offsets = self.tokenizer(texts[longest], add_special_tokens=False, return_offsets_mapping=True)[
                 "offset_mapping"
             ]
-            keep = len(offsets) - (len(ids) - room)
+            keep = max(1, len(offsets) - (len(ids) - room))
             if len(offsets) < 2:
                 raise InputError(
                     f"task {spec.name!r}: template and label words must fit model.max_length = {self.max_length} "
                     f"tokens, the prompt has {len(ids)} with its fields cut away; raise model.max_length"
                 )
-            texts[longest] = (
-                texts[longest][: offsets[max(keep, 1) - 1][1]] if keep > 0 else texts[longest][: offsets[0][1]]
-            )
+            # Several tokens may be parts of one character: what follows the kept ones goes, at least one character.
+            end = min(offsets[keep][0], len(texts[longest]) - 1)
+            texts[longest] = texts[longest][: max(end, 0)]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Lay examples out as one batch, in the given order."""

@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "packed_rows"
+_PROBE = 6
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
@@ -77,12 +78,40 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def take_packed_rows(model: Any) -> bool:
-    """Let a Hugging Face model take packed rows; return whether it can."""
+    """Let a Hugging Face model take packed rows; return whether it can.
+
+    Attention may be its only layer in which tokens meet: a convolution or a state-space layer would carry one row's
+    text into the next. So it is tried: another first row must leave the second one's hidden states as they are.
+    """
     config = model.config.get_text_config()
     if not getattr(model, "_supports_attention_backend", False) or getattr(config, "attn_logit_softcapping", None):
         return False
+    before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    return bool(model.config._attn_implementation == NAME)
+    if model.config._attn_implementation != NAME:
+        return False
+    if _rows_stay_apart(model):
+        return True
+    model.set_attn_implementation(before)
+    return False
+
+
+@torch.no_grad()
+def _rows_stay_apart(model: Any) -> bool:
+    was_training, device = model.training, model.get_input_embeddings().weight.device
+    tokens = (torch.arange(2 * _PROBE, device=device) + 1) % model.config.get_text_config().vocab_size
+    position = torch.arange(_PROBE, device=device).repeat(2)
+    owner = torch.arange(2 * _PROBE, device=device)
+    model.eval()
+    try:
+        one, other = (
+            hidden_states(model.base_model, ids, position, (owner.view(2, _PROBE),), owner)[_PROBE:].float()
+            for ids in (tokens, torch.cat([tokens[:_PROBE].flip(0), tokens[_PROBE:]]))
+        )
+    finally:
+        model.train(was_training)
+    rounding = 8 * torch.finfo(model.dtype).eps  # experts that get other tokens may round otherwise
+    return bool((one - other).abs().max() <= rounding * one.abs().max())
 
 
 def hidden_states(decoder: Any, input_ids: Tensor, position: Tensor, rows: tuple[Tensor, ...], owner: Tensor) -> Tensor:

@@ -46,11 +46,20 @@ class LabelScorer(nn.Module):
         return self._label_scores(hidden_PH, batch), hidden_PH[first_E]
 
     def _label_scores(self, hidden_PH: Tensor, batch: Batch) -> Tensor:
-        logits_PV = self.language_model.get_output_embeddings()(hidden_PH).float()
+        logits_PV = self._logits(hidden_PH)
         word_K = logits_PV[batch.term_answer, batch.term_token] - logits_PV.logsumexp(-1)[batch.term_answer]
         examples, classes = batch.class_mask.shape
         scores = word_K.new_zeros(examples * classes).index_add(0, batch.term_slot, word_K * batch.term_weight)
         return scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
+
+    def _logits(self, hidden_PH: Tensor) -> Tensor:
+        """Return what the model's own head would: some model families scale or cap the output embedding's products."""
+        logits_PV: Tensor = self.language_model.get_output_embeddings()(hidden_PH).float()
+        config = self.language_model.config.get_text_config()
+        logits_PV = logits_PV * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        logits_PV = logits_PV / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        return cap * torch.tanh(logits_PV / cap) if cap else logits_PV
 
     @property
     def language_model(self) -> Any:

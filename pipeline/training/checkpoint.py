@@ -92,7 +92,7 @@ class Checkpoints:
         staged.rename(folder)
         _sync(self.root)
         if best:
-            write_atomic(self.root / _BEST, folder.name + "\n")
+            self.mark_best(step)
         self._prune()
         return folder
 
@@ -127,8 +127,26 @@ class Checkpoints:
                 continue
             return
 
+    def mark_best(self, step: int) -> None:
+        """Note that a step's checkpoint is the best so far; it is kept until another is."""
+        write_atomic(self.root / _BEST, self.folder(step).name + "\n")
+
     def best(self) -> Path | None:
-        """Return the checkpoint that was saved as the best, None where none was."""
+        """Return the checkpoint that was saved as the best, None where none was, or where it is damaged, which is said.
+
+        Raises:
+            InputError: it belongs to another adapter, other tasks or another base.
+        """
+        folder = self._marked()
+        if folder is not None:
+            try:
+                self._check(folder)
+            except _DamageError as damage:
+                say(f"WARNING: the best checkpoint, {folder}, is damaged ({damage}): the newest one is used")
+                return None
+        return folder
+
+    def _marked(self) -> Path | None:
         mark = self.root / _BEST
         return self.root / mark.read_text().strip() if mark.is_file() else None
 
@@ -161,7 +179,7 @@ class Checkpoints:
                 raise _DamageError(f"{name} has another sha256 than its manifest says")
 
     def _prune(self) -> None:
-        best = self.best()
+        best = self._marked()
         for folder in self._folders()[: -self.keep]:
             if folder != best:
                 shutil.rmtree(folder)

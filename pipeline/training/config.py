@@ -68,7 +68,8 @@ class TrainingConfig(BaseModel):
     task_learning_rate: float | None = Field(default=None, gt=0)
     """Of what each task has of its own (Λ and w); null: ``learning_rate``."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled decay, on the matrices A, B and Λ; it moves an absent task's Λ too."""
+    """AdamW's decoupled decay, on the matrices A, B and Λ; it moves an absent task's Λ too, but with ``only_tasks`` no
+    Λ at all."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from zero."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
@@ -100,7 +101,8 @@ class TrainingConfig(BaseModel):
     """Folder of a trained adapter on the same base to begin with: tasks that it lacks start from the mean of its
     tasks, tasks that are gone are left out."""
     only_tasks: tuple[str, ...] = ()
-    """Train only what belongs to these tasks alone; everything shared and every other task stays as it is."""
+    """Train only what belongs to these tasks alone; everything shared and every other task stays as it is. Needs
+    ``warm_start``."""
     ledger: bool = False
     """Write ``samples.jsonl``: step, rank, task and key of each sample trained on."""
     deepspeed: dict[str, Any] = {}
@@ -116,6 +118,16 @@ class TrainingConfig(BaseModel):
             raise ValueError(
                 f"training.conflict_steps must be null with zero_stage 3, where no rank has the whole model, "
                 f"got {self.conflict_steps}; choose zero_stage 0, 1 or 2"
+            )
+        if self.only_tasks and self.warm_start is None:
+            raise ValueError(
+                "training.only_tasks needs training.warm_start: on a fresh adapter the shared projections are zero and "
+                f"stay so, got only_tasks {list(self.only_tasks)}; name a trained adapter to begin with"
+            )
+        if self.only_tasks and self.conflict_steps:
+            raise ValueError(
+                f"training.conflict_steps must be null with only_tasks, where nothing that tasks share is trained, "
+                f"got {self.conflict_steps}; leave it out"
             )
         return self
 
@@ -135,11 +147,14 @@ class TrainingConfig(BaseModel):
         return rows
 
     def check_tasks(self, names: Sequence[str]) -> None:
-        """Refuse weights of tasks that are not there, or that are not positive.
+        """Refuse tasks that are not there, and weights that are not positive.
 
         Raises:
             InputError: either.
         """
+        for name in self.only_tasks:
+            if name not in names:
+                raise InputError(f"training.only_tasks must name tasks, got {name!r}{did_you_mean(name, names)}")
         for name, weight in self.task_weights.items():
             if name not in names:
                 raise InputError(f"training.task_weights must name tasks, got {name!r}{did_you_mean(name, names)}")

@@ -60,7 +60,7 @@ def zero_keys() -> set[str]:
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, task_learning_rate: float | None = None
+    module: nn.Module, weight_decay: float, task_learning_rate: float | None = None, spare_tasks: bool = False
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters, those of one dimension and the mixing logits without decay.
 
@@ -68,6 +68,7 @@ def parameter_groups(
         module: whose parameters are trained.
         weight_decay: of the others.
         task_learning_rate: of what each task has of its own (Λ and w); None for the common rate.
+        spare_tasks: no decay for what tasks have of their own: a tensor holds all tasks' parts, and some are frozen.
 
     Raises:
         InputError: nothing is trainable.
@@ -78,8 +79,9 @@ def parameter_groups(
     own = {name for layer in module.modules() for name in getattr(layer, "task_parameter_names", ())}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, p in named:
-        decays = p.ndim >= 2 and not name.endswith("lora_mixing")
-        has_own_rate = task_learning_rate is not None and name.rpartition(".")[2] in own
+        is_own = name.rpartition(".")[2] in own
+        decays = p.ndim >= 2 and not name.endswith("lora_mixing") and not (spare_tasks and is_own)
+        has_own_rate = task_learning_rate is not None and is_own
         groups.setdefault((decays, has_own_rate), []).append(p)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
@@ -106,7 +108,7 @@ class Engine:
             name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
             return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
-        groups = parameter_groups(module, config.weight_decay, config.task_learning_rate)
+        groups = parameter_groups(module, config.weight_decay, config.task_learning_rate, bool(config.only_tasks))
         optimizer = AdamW(groups, lr=config.learning_rate)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, bfloat16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -208,9 +208,11 @@ class Trainer:
         for sample in samples:
             by_task.setdefault(sample.task, []).append(sample)
 
-        def loss(part: list[Sample]) -> Tensor:
-            mean: Tensor = self.objective(self.encoder.collate(self.encoder.encode(part)).to(self.device))[0].mean()
-            return mean
+        def loss(samples: list[Sample]) -> Iterator[Tensor]:
+            examples, config = self.encoder.encode(samples), self.job.training
+            for part in micro_batches(examples, config.micro_batch_tokens, config.micro_batch_size):
+                batch = self.encoder.collate([examples[i] for i in part]).to(self.device)
+                yield self.objective(batch)[0].sum() / len(examples)
 
         names, cosines_TT = gradient_cosine(self.adapter, {name: partial(loss, p) for name, p in by_task.items()})
         pairs = {
@@ -277,6 +279,8 @@ class Trainer:
             self.mixture_losses.load_state_dict(state["mixture"])
             if self.validation is not None and "validation" in state:
                 self.validation.load_state_dict(state["validation"])
+                if self.world.rank == 0 and self.validation.best_step == step:
+                    self.checkpoints.mark_best(step)  # the run may have been cut off before it did
         return step
 
 

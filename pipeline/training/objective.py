@@ -25,7 +25,8 @@ class Objective(nn.Module):
 
     Attributes:
         log_variance: s (T,), trained with ``uncertainty_weighting``: a task's loss L counts as exp(-s) L + s / 2, so
-            that tasks that stay noisy count less (arXiv 1705.07115, eq. 10 for classification).
+            that tasks that stay noisy count less (arXiv 1705.07115, eq. 10 for classification). The weights of tasks
+            and samples multiply the whole: within L they would be undone by s.
     """
 
     def __init__(self, scorer: LabelScorer, tasks: Sequence[str], config: TrainingConfig) -> None:
@@ -45,8 +46,8 @@ class Objective(nn.Module):
             uniform_E = -known.sum(-1) / batch.class_mask.sum(-1)
             losses_E = plain_E.lerp(uniform_E, self.label_smoothing)
         self._task_weight_T = self._task_weight_T.to(plain_E.device)
-        losses_E = losses_E * batch.example_weight * self._task_weight_T[batch.example_task]
         if self.log_variance is not None:
             s_E = self.log_variance.float()[batch.example_task]
             losses_E = losses_E * torch.exp(-s_E) + s_E / 2
+        losses_E = losses_E * batch.example_weight * self._task_weight_T[batch.example_task]
         return losses_E, plain_E.detach(), log_probabilities_EC.detach()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.evaluation import compare
 from pipeline.evaluation.auc_bootstrap import paired_auc_bootstrap
 from pipeline.evaluation.compare import holm
 from pipeline.evaluation.delong import auc_difference, auc_interval, placements, variance
+from pipeline.evaluation.frame import COLUMNS
 from pipeline.evaluation.intervals import bootstrap_weights
 from tests.pipeline.evaluation.simulated import scores, specs
 
@@ -173,3 +176,20 @@ def test_bootstrap_and_delong_agree_on_the_error_of_a_difference() -> None:
     for name in one.tasks:
         assert other.tasks[name].standard_error == pytest.approx(one.tasks[name].standard_error, rel=0.1)
         assert other.tasks[name].difference == one.tasks[name].difference
+
+
+def test_tied_scores_say_nothing_about_the_order() -> None:
+    assert auc_interval(np.repeat([0, 1], [50, 50]), np.ones(100)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("num", "verdict"), [(4, "no difference shown"), (40, "better")])
+def test_samples_that_all_agree_are_as_sure_as_they_are_many(num: int, verdict: str) -> None:
+    spec = TaskSpec(name="vertical", kind="multiclass", template="{text}", label_words=(" a", " b"))
+
+    def frame(right: float) -> pd.DataFrame:
+        rows = [(str(i), "vertical", 0.0, np.array([right, 1 - right]), None) for i in range(num)]
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"group": object})
+
+    found = compare(frame(0.9), frame(0.2), [spec], candidate_name="a", reference_name="b", data=DATA)
+    assert found.tasks["vertical"].p_value == 2.0 ** (1 - num)
+    assert found.tasks["vertical"].verdict == verdict

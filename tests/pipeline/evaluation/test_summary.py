@@ -174,3 +174,12 @@ def test_a_share_of_few_samples_is_never_sure(right: int) -> None:
     expected = binomtest(right, 8).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert high - low > 0.3
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_a_handful_of_samples_has_metrics_and_no_interval_that_it_cannot_have(num: int) -> None:
+    frame = scores(0.5, seed=1, num=300)
+    few = pd.concat([part.head(num) for _, part in frame.groupby("task")])
+    for result in summary(few).tasks.values():
+        assert result.n == num
+        assert result.intervals["logloss"] is None or num > 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.modeling import packed_attention
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
@@ -112,3 +114,18 @@ def test_every_node_is_owned_by_a_place_of_its_own(drawn: list[tuple[int, list[i
 def test_rows_cut_to_a_number_of_examples() -> None:
     examples = [_example(0, [n]) for n in range(5)]
     assert [len(part) for part in micro_batches(examples, 100, max_examples=2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("family", "takes"), [("llama", True), ("gpt2", True), ("lfm2", False), ("recurrent_gemma", False)]
+)
+def test_models_in_which_tokens_meet_outside_of_attention_take_no_packed_rows(family: str, takes: bool) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    more: dict[str, Any] = {} if family == "gpt2" else {"intermediate_size": 64, "num_key_value_heads": 1}
+    if family == "lfm2":
+        more["layer_types"] = ["conv", "conv", "full_attention", "conv"]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape, **more))
+    before = model.config._attn_implementation
+    assert packed_attention.take_packed_rows(model) is takes
+    assert model.config._attn_implementation == (packed_attention.NAME if takes else before)

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.packing import Example, pack
 from pipeline.modeling.scoring import LabelScorer, Scorer, label_loss
 
 BINARY = TaskSpec(name="spam", template="Message: {text}\nSpam:", label_words=(" no", " yes"))
@@ -146,3 +148,65 @@ def test_template_longer_than_the_limit_is_refused(tokenizer: Any) -> None:
     spec = TaskSpec(name="t", template="word " * 60 + "{text}:", label_words=(" no", " yes"))
     with pytest.raises(InputError, match=r"must fit model.max_length = 48"):
         Encoder(tokenizer, [spec], 48).encode([Sample(key="x", task="t", fields={"text": "a b"}, label=0)])
+
+
+@pytest.mark.parametrize("length", range(20, 34))
+def test_text_that_ends_in_a_character_of_several_tokens_is_cut(tokenizer: Any, length: int) -> None:
+    spec = TaskSpec(name="t", template="Q: {text}\nA:", label_words=(" no", " yes"))
+    sample = Sample(key="x", task="t", fields={"text": "word " * 20 + "\N{PARROT}" * 4}, label=0)
+    (example,) = Encoder(tokenizer, [spec], length).encode([sample])
+    assert len(example.prompt) <= length
+    assert tokenizer.decode(example.prompt).endswith("\nA:")
+
+
+class _Closing:
+    """A tokenizer that puts the end after every text, as some do."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.eos_token_id = tokenizer, tokenizer.eos_token_id
+
+    def __call__(self, text: Any, add_special_tokens: bool = True, **options: Any) -> Any:
+        found = self.tokenizer(text, add_special_tokens=False, **options)
+        if add_special_tokens:
+            ids = found["input_ids"]
+            found["input_ids"] = (
+                [[*i, self.eos_token_id] for i in ids] if isinstance(text, list) else [*ids, self.eos_token_id]
+            )
+        return found
+
+
+@pytest.mark.parametrize("words", [3, 300])
+def test_no_prompt_ends_with_the_end_of_texts(tokenizer: Any, words: int) -> None:
+    sample = SAMPLES[0].model_copy(update={"fields": {"text": "prize " * words}})
+    (example,) = Encoder(_Closing(tokenizer), SPECS, 48).encode([sample])
+    assert tokenizer.decode(example.prompt).endswith("\nSpam:")
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("granite", {"logits_scaling": 8.0}), ("cohere", {"logit_scale": 0.25}), ("gemma2", {"head_dim": 8})],
+)
+def test_scores_are_those_of_the_models_own_head(family: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    shape = AutoConfig.for_model(
+        family,
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **options,
+    )
+    if family == "gemma2":
+        shape.final_logit_softcapping = 0.02
+    model = AutoModelForCausalLM.from_config(shape).eval()
+    batch = pack([Example("t/0", 0, (5, 6, 7), ((8,), (9,), (10, 11)), (1.0, 0.0, 0.0), False)])
+    with torch.no_grad():
+        got = LabelScorer(model)(batch)[0]
+        log_p = model(torch.tensor([[5, 6, 7, 10]])).logits[0].log_softmax(-1)
+    expected = torch.stack([log_p[2, 8], log_p[2, 9], log_p[2, 10] + log_p[3, 11]]).log_softmax(0)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)

@@ -149,3 +149,11 @@ def test_digest_tells_adapter_tasks_and_base_apart(tmp_path: Path) -> None:
 def test_state_is_plain_json(tmp_path: Path) -> None:
     _save(Checkpoints(tmp_path, SHA), 1)
     assert json.loads((tmp_path / "step-00000001" / "state.json").read_text()) == {"step": 1}
+
+
+def test_a_best_one_that_is_damaged_is_said_and_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Checkpoints(tmp_path, SHA)
+    _save(checkpoints, 1, 2, best=1)
+    (tmp_path / "step-00000001" / "state.json").write_text("{}")
+    assert checkpoints.best() is None
+    assert "is damaged" in capsys.readouterr().err

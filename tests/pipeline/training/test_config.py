@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from mtl_lora.tasks import freeze_shared
 from pipeline.errors import InputError
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.training.config import TrainingConfig, check_deepspeed, deepspeed_config
@@ -115,3 +117,30 @@ def test_further_deepspeed_keys_are_handed_on() -> None:
 def test_offload_without_partitions_is_refused() -> None:
     with pytest.raises(ValueError, match="choose zero_stage 1, 2 or 3"):
         TrainingConfig(offload_optimizer=True, zero_stage=0)
+
+
+def test_what_is_frozen_does_not_decay_beside_the_tasks_that_train() -> None:
+    base = nn.Sequential(nn.Linear(4, 4))
+    adapted = build_adapter(AdapterConfig(r=2, target_modules=("0",)), base, ["old", "new"])
+    freeze_shared(adapted, "new")
+    layer = adapted.adapted_layers()["0"]
+    before = layer.lora_transform[0].clone()
+    optimizer = torch.optim.AdamW(parameter_groups(adapted, 0.5, spare_tasks=True), lr=0.1)
+    for _ in range(3):
+        adapted(torch.randn(2, 4), task_ids=torch.tensor([0, 1])).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(layer.lora_transform[0], before)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({}, "needs training.warm_start"), ({"warm_start": "a", "conflict_steps": 5}, "must be null with only_tasks")],
+)
+def test_new_tasks_alone_need_an_adapter_to_begin_with(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(only_tasks=("new",), **more)
+
+
+def test_tasks_to_train_alone_must_be_known() -> None:
+    with pytest.raises(InputError, match="got 'clik'; did you mean 'click'"):
+        TrainingConfig(only_tasks=("clik",), warm_start=Path("a")).check_tasks(["click"])
