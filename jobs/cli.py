@@ -45,7 +45,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, las
 def _run(config: Path, overrides: list[str] | None, as_json: bool, verb: Callable[[RunConfig], Any]) -> None:
     from jobs.config import load_config
 
-    _finish(verb(load_config(config, overrides or ())), as_json)
+    try:
+        _finish(verb(load_config(config, overrides or ())), as_json)
+    except HeldBack as held:
+        if held.result is not None:
+            _finish(held.result, as_json)
+        raise
 
 
 def _finish(result: Any, as_json: bool) -> None:
@@ -105,7 +110,7 @@ def plan(
         numbers = stages.plan(run, calibrate)
         tables.show_plan(numbers)
         if misfits := numbers["training"]["misfits"]:
-            raise HeldBack("; ".join(misfits))
+            raise HeldBack("; ".join(misfits), numbers)
         return numbers
 
     _run(config, overrides, as_json, verb)
@@ -148,7 +153,10 @@ def promote(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fal
     def verb(run: RunConfig) -> dict[str, Any]:
         decision = release.promote(run)
         tables.show_decision(decision)
-        return decision.model_dump(mode="json", by_alias=True)
+        found = decision.model_dump(mode="json", by_alias=True)
+        if decision.verdict != "PROMOTE":
+            raise HeldBack(f"{decision.verdict}: {'; '.join(decision.reasons)}", found)
+        return found
 
     _run(config, overrides, as_json, verb)
 
@@ -234,21 +242,23 @@ def retrain(
     """
     from jobs.config import load_config
     from jobs.retrain import backfill as run_back
-    from jobs.retrain import nothing_to_do
+    from jobs.retrain import nothing_to_do, passed
     from jobs.retrain import retrain as run_all
     from pipeline.orchestration import inside_job
 
     day = as_of.date() if as_of else None
+    if backfill is not None and (day or dry_run):
+        raise InputError("--backfill names its days itself, got --as-of or --dry-run with it; leave one of them out")
     if dry_run:
         return _run(config, overrides, as_json, lambda c: run_all(c, day, dry_run=True))
     extra = ["--as-of", day.isoformat()] if day else []
     if backfill is None:
         if not inside_job() and (done := nothing_to_do(load_config(config, overrides or ()), day)) is not None:
-            if done["verdict"] in ("HOLD", "REJECT"):
-                raise HeldBack(f"{done['verdict']}: {'; '.join(done['reasons'])}")
-            return _finish(done, as_json)
+            return _run(config, overrides, as_json, lambda _: passed(done))
         return _as_job("retrain", config, overrides, as_json, lambda c: run_all(c, day), tuple(extra))
     first, last = (moment.date() for moment in backfill)
+    if first > last:
+        raise InputError(f"--backfill must run forwards, got {first} to {last}; swap the days")
     extra = ["--backfill", first.isoformat(), last.isoformat()]
     return _as_job("retrain", config, overrides, as_json, lambda c: run_back(c, first, last), tuple(extra))
 

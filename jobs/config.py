@@ -199,8 +199,21 @@ class RunConfig(BaseModel):
         return path
 
     def as_yaml(self) -> str:
-        """Return the configuration as YAML, to be read by :func:`load_config`."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=120)
+        """Return the configuration as YAML, to be read by :func:`load_config`.
+
+        A tracking URI that the environment gave, or the default one, is left open: whoever reads the file has his own,
+        and a password in it is not written.
+        """
+        values = self.model_dump(mode="json")
+        if self.tracking.uri == TrackingConfig().resolved(self.run_root).uri:
+            values["tracking"]["uri"] = ""
+        return yaml.safe_dump(values, sort_keys=False, width=120)
+
+    def shown(self) -> dict[str, Any]:
+        """Return the values for eyes: no password among them."""
+        values = self.model_dump(mode="json")
+        values["tracking"]["uri"] = self.tracking.shown
+        return values
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -212,7 +225,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw = _read_yaml(_find(path))
     for override in overrides:
         _override(raw, override)
-    values = OmegaConf.to_container(raw, resolve=True)
+    values = OmegaConf.to_container(raw, resolve=False)  # a template may hold ${field}: a price
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
@@ -233,7 +246,7 @@ def _find(path: Path) -> Path:
 def _read_yaml(path: Path) -> DictConfig:
     try:
         raw = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{path} must be YAML in which no key (no task) comes twice: {reason}; mend it") from error
     if not isinstance(raw, DictConfig):

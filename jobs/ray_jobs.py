@@ -40,14 +40,17 @@ class Jobs:
         environment: Mapping[str, str],
         job_id: str | None = None,
         working_dir: Path | None = None,
+        is_done_once: bool = True,
     ) -> tuple[str, bool]:
-        """Submit a command, or find the job of this id that runs or has succeeded.
+        """Submit a command, or find the job of this id that does it already.
 
         Args:
             entrypoint: shell command, run on the head node.
             environment: variables for the job, none of them secret.
-            job_id: deterministic id of the work; a failed or stopped job of the id is tried again under a further one.
+            job_id: deterministic id of the work; where a job of the id has ended and the work is to be done again, a
+                further one is made of it.
             working_dir: folder that is sent to the cluster.
+            is_done_once: whether a job that has succeeded is found too; else only one that waits or runs.
 
         Returns:
             The job's id, and whether it was there already.
@@ -58,7 +61,7 @@ class Jobs:
         with _refusals(self.address):
             number, name = 1, job_id
             while name is not None and (state := self.state(name)) is not None:
-                if state not in ("FAILED", "STOPPED"):
+                if state in ("PENDING", "RUNNING") or (state == "SUCCEEDED" and is_done_once):
                     return name, True
                 number += 1
                 name = f"{job_id}-try{number}"

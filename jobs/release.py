@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +13,7 @@ import pandas as pd
 
 from jobs.config import RunConfig
 from jobs.references import scores_of
-from jobs.run_folder import ADAPTER, DECISION, DRIFT, EXPORT, RUN, history, needs, tracker_of
+from jobs.run_folder import ADAPTER, DECISION, DRIFT, EXPORT, history, needs, tracker_of
 from jobs.stages import evaluation_paths, scored, scoring_pool, standing_report
 from pipeline import orchestration
 from pipeline.contracts import Comparison, Contract, EvaluationReport, PromotionDecision, write_atomic
@@ -37,19 +39,29 @@ Scored = tuple[str, pd.DataFrame]
 """A model's name in words, and its scores."""
 
 
-def promote(config: RunConfig) -> PromotionDecision:
+def promote(config: RunConfig, before: Callable[[], None] | None = None) -> PromotionDecision:
     """Register the adapter as challenger, score the champion on the same samples, decide, and move the alias.
 
     Before the alias moves each exported task must answer as the adapter does, by PEFT alone; else the verdict is
     REJECT.
 
+    Args:
+        config: of the run.
+        before: called right before the alias moves; what it raises keeps it where it is.
+
     Raises:
-        InputError: the run was not evaluated or not exported.
+        HeldBack: another champion has come since this one was compared.
+        InputError: the run was not evaluated or not exported, or its shards are not those that were evaluated.
     """
     needs(config.folder / "evaluation.json", "evaluate")
     for task in config.tasks:
         needs(config.folder / EXPORT / task.name / "adapter_config.json", "export")
     candidate = EvaluationReport.read(config.folder / "evaluation.json")
+    if candidate.data["manifest_sha256"] != manifest_sha256(config.manifest_path):
+        raise InputError(
+            f"the shards must be those that were evaluated, {config.manifest_path} are others; "
+            "run first: mtl-lora evaluate with this --config"
+        )
     base = EvaluationReport.read(config.folder / "evaluation_base.json")
     registry = Registry(config.promotion.model_name, config.tracking.uri)
     version = _registered(config, registry, candidate)
@@ -67,6 +79,8 @@ def promote(config: RunConfig) -> PromotionDecision:
     decision.write(config.folder / DECISION)
     tracker_of(config).set_tags({"verdict": decision.verdict, "model_version": str(version.number)})
     if decision.verdict == "PROMOTE":
+        if before is not None:
+            before()
         registry.promote(version.number, decision)
     return decision
 
@@ -148,23 +162,15 @@ def lineage_of(config: RunConfig, reference: str) -> dict[str, Any]:
 
 def _registered(config: RunConfig, registry: Registry, report: EvaluationReport) -> Version:
     """Return this run's version in the registry, registering it the first time."""
-    mark = config.folder / RUN
-    known = json.loads(mark.read_text())
     tracker = tracker_of(config)
-    if known.get("version") and known.get("mlflow_uri") == config.tracking.uri:
-        return registry.version(known["version"])
-    made = registry.find({"run": config.name, "config_sha256": config.digest()})
-    if made is not None:  # registered by a process that was killed right after
-        write_atomic(mark, json.dumps(known | {"version": made.number}) + "\n")
+    if (made := registry.find(_identity(config))) is not None:
         return made
     from pipeline.modeling.base_model import fingerprint
 
     manifest = load_manifest(config.manifest_path)[0]
     tags = {
-        "run": config.name,
-        "config_sha256": config.digest(),
+        **_identity(config),
         "window": "..".join(manifest.window) if manifest.window else "",
-        "manifest_sha256": manifest_sha256(config.manifest_path),
         "base_fingerprint": fingerprint(config.model),
         "git_commit": git_commit(),
         "macro": f"{report.macro.value}",
@@ -174,9 +180,19 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
     }
     base = f"{config.model.base}, {config.model.num_layers or 'all'} layers"
     card = model_card(config.promotion.model_name, config.tasks, base, report, tags)
-    version = registry.register(config.folder / ADAPTER, run_id=tracker.run_id, tags=tags, card=card)
-    write_atomic(mark, json.dumps(json.loads(mark.read_text()) | {"version": version.number}) + "\n")
-    return version
+    return registry.register(config.folder / ADAPTER, run_id=tracker.run_id, tags=tags, card=card)
+
+
+def _identity(config: RunConfig) -> dict[str, str]:
+    """Return the tags that tell this run's version from every other: its name, settings, data and weights."""
+    with (config.folder / ADAPTER / "adapter_model.safetensors").open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "run": config.name,
+        "config_sha256": config.digest(),
+        "manifest_sha256": manifest_sha256(config.manifest_path),
+        "adapter_sha256": weights,
+    }
 
 
 def check_champion(config: RunConfig, champion: Version, max_drop: float) -> PromotionDecision | None:
@@ -221,9 +237,9 @@ def _score_champion(config: RunConfig, registry: Registry, number: int) -> Evalu
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
     folder = config.folder / "champion"
-    known_as = folder / "version"
+    known_as, name = folder / "version", f"{registry.place}/{number}"
     standing = standing_report(config, "champion")
-    if standing is not None and known_as.is_file() and known_as.read_text() == str(number):
+    if standing is not None and known_as.is_file() and known_as.read_text() == name:
         return standing
     shutil.rmtree(folder, ignore_errors=True)
     predictor = registry.download(number, folder)
@@ -231,7 +247,7 @@ def _score_champion(config: RunConfig, registry: Registry, number: int) -> Evalu
     known = {task.name for task in spec.tasks}
     with orchestration.cluster(config.ray), scoring_pool(config, predictor) as pool:
         found = scored(config, pool, "trained", "champion", known)
-    write_atomic(known_as, str(number))
+    write_atomic(known_as, name)
     return found
 
 
@@ -250,7 +266,7 @@ def report(config: RunConfig) -> Path:
     write_report(
         path,
         run_name=config.name,
-        config=config.model_dump(mode="json"),
+        config=config.shown(),
         manifest=load_manifest(config.manifest_path)[0],
         candidate=EvaluationReport.read(config.folder / "evaluation.json"),
         base=_known(EvaluationReport, config.folder / "evaluation_base.json"),
@@ -274,9 +290,10 @@ def report(config: RunConfig) -> Path:
 
 def _lineage(config: RunConfig) -> dict[str, Any]:
     """Return what the registry says of the run's version, or, before there is one, what the version would say."""
-    known = json.loads((config.folder / RUN).read_text()) if (config.folder / RUN).is_file() else {}
-    if known.get("version") and known.get("mlflow_uri") == config.tracking.uri:
-        return lineage(Registry(config.promotion.model_name, config.tracking.uri), known["version"]).rows()
+    registry = Registry(config.promotion.model_name, config.tracking.uri)
+    made = registry.find(_identity(config)) if (config.folder / ADAPTER).is_dir() else None
+    if made is not None:
+        return lineage(registry, made.number).rows()
     return {
         "manifest_sha256": manifest_sha256(config.manifest_path),
         "git_commit": git_commit(),

@@ -7,7 +7,7 @@ import datetime as dt
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from pipeline.promotion.registry import Registry, Version
 RESULT = "result.json"
 """Written last into a run's folder: the retraining of its key is finished."""
 NOTICES = "notices.jsonl"
+_OPERATION = ("complete_file", "lease_ttl_s", "every_days")
+"""Keys of ``retraining`` that decide nothing about its outcome."""
 
 
 def retrain(config: RunConfig, as_of: dt.date | None = None, dry_run: bool = False) -> dict[str, Any]:
@@ -59,8 +61,17 @@ def retrain(config: RunConfig, as_of: dt.date | None = None, dry_run: bool = Fal
         return {"verdict": "NOTHING_NEW"} if plan is None else plan.summary()
     with _failures_noticed(config), registry.lease(config.retraining.lease_ttl_s) as lease:
         result = _retrain_window(config, config.retraining, registry, as_of, lease.check)
+    return passed(result)
+
+
+def passed(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result.
+
+    Raises:
+        HeldBack: its verdict is to hold or reject.
+    """
     if result["verdict"] in ("HOLD", "REJECT"):
-        raise HeldBack(f"{result['verdict']}: {'; '.join(result['reasons'])}")
+        raise HeldBack(f"{result['verdict']}: {'; '.join(result['reasons'])}", result)
     return result
 
 
@@ -81,9 +92,16 @@ def nothing_to_do(config: RunConfig, as_of: dt.date | None = None) -> dict[str, 
 
 
 def backfill(config: RunConfig, first: dt.date, last: dt.date) -> list[dict[str, Any]]:
-    """Retrain as of each day from first to last, ``retraining.every_days`` apart, as if each had been its time."""
+    """Retrain as of each day from first to last, ``retraining.every_days`` apart, as if each had been its time.
+
+    Raises:
+        HeldBack: one of them was held back, all having been run; or another process retrains.
+        InputError: there is no day from first to last.
+    """
     if config.retraining is None:
         raise InputError("--backfill is for daily partitions; configure retraining: {}")
+    if first > last:
+        raise InputError(f"--backfill must run forwards, got {first} to {last}; swap the days")
     results = []
     for offset in range(0, (last - first).days + 1, config.retraining.every_days):
         day = first + dt.timedelta(days=offset)
@@ -91,12 +109,20 @@ def backfill(config: RunConfig, first: dt.date, last: dt.date) -> list[dict[str,
         try:
             results.append({"as_of": day.isoformat(), **retrain(config, day)})
         except HeldBack as held:
-            results.append({"as_of": day.isoformat(), "verdict": "HOLD", "reasons": [str(held)]})
+            if held.result is None:  # no verdict: another process holds the lease
+                raise
+            results.append({"as_of": day.isoformat(), **held.result})
+    if held_back := [r["as_of"] for r in results if r["verdict"] in ("HOLD", "REJECT")]:
+        raise HeldBack(f"held as of {', '.join(held_back)}", results)
     return results
 
 
-def run_stages(config: RunConfig, before_promotion: Any = None) -> dict[str, Any]:
+def run_stages(config: RunConfig, before_promotion: Callable[[], None] | None = None) -> dict[str, Any]:
     """Run every stage of one run in order; each finds what it has done already.
+
+    Args:
+        config: of the run.
+        before_promotion: see :func:`jobs.release.promote`.
 
     Raises:
         HeldBack: the gates did not let the candidate pass; everything else is done.
@@ -104,19 +130,16 @@ def run_stages(config: RunConfig, before_promotion: Any = None) -> dict[str, Any
     stages.train(config)
     trained, base = stages.evaluate(config)
     folders = stages.export(config)
-    if before_promotion is not None:
-        before_promotion()
-    decision = release.promote(config)
+    decision = release.promote(config, before_promotion)
     page = release.report(config)
     tracker_of(config).end()
     tables.show_evaluation(trained, base)
     tables.show_decision(decision)
-    say(f"model   models:/{config.promotion.model_name}@champion in {config.tracking.uri}")
+    say(f"model   models:/{config.promotion.model_name}@champion in {config.tracking.shown}")
     say(f"exports {config.folder / EXPORT}: {', '.join(folder.name for folder in folders)}")
     say(f"report  {page}")
-    if decision.verdict != "PROMOTE":
-        raise HeldBack(f"{decision.verdict}: {'; '.join(decision.reasons)}")
-    return {"verdict": decision.verdict, "version": decision.candidate, "report": str(page)}
+    links = {"version": decision.candidate, "report": str(page)}
+    return passed({"verdict": decision.verdict, "reasons": list(decision.reasons), **links})
 
 
 class _Plan:
@@ -182,6 +205,8 @@ def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_
         "config": config.digest(),
         "base": base,
         "champion": champion.number if champion else None,
+        "gates": config.model_dump(mode="json", include={"promotion", "drift", "evaluation"}),
+        "retraining": settings.model_dump(mode="json", exclude=set(_OPERATION)),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     windows = {"train": window.train, "test": window.holdout}
@@ -193,7 +218,9 @@ def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_
             "tasks": tuple(order),
             "retraining": None,
             "drift": drift,
-            "data": config.data.model_copy(update={"windows": windows, "replay": replay}),
+            "data": config.data.model_copy(
+                update={"windows": windows, "replay": replay, "gaps": tuple(sorted(settings.known_gaps))}
+            ),
             "training": config.training.model_copy(
                 update={
                     "warm_start": warm if settings.warm_start else None,
@@ -230,8 +257,8 @@ def _retrain_window(
     else:
         try:
             run_stages(run, holds_lease)
-        except HeldBack:
-            if not (run.folder / DECISION).is_file():
+        except HeldBack as held:
+            if held.result is None:  # no verdict: the lease was lost, or another champion came
                 raise
         decision = PromotionDecision.read(run.folder / DECISION)
     return _finish(config, run, decision, {"bytes": plan.size, "seconds": round(time.monotonic() - began, 1)})

@@ -58,13 +58,14 @@ def tracker_of(config: RunConfig) -> Tracker:
     known: dict[str, Any] = {"schema": 1, "config_sha256": config.digest()}
     if mark.is_file():
         known = json.loads(mark.read_text())
-    if known.get("mlflow_uri") == config.tracking.uri:
+    if known.get("mlflow_uri") == config.tracking.shown:
         return Tracker(config.tracking.uri, known["mlflow_run_id"])
     tags = {"git_commit": git_commit(), "manifest_sha256": manifest_sha256(config.manifest_path)}
-    parameters = config.model_dump(mode="json", exclude={"tasks"})
+    parameters = config.shown()
+    del parameters["tasks"]
     parameters["tasks"] = ", ".join(task.name for task in config.tasks)
     tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
-    known |= {"mlflow_uri": config.tracking.uri, "mlflow_run_id": tracker.run_id}
+    known |= {"mlflow_uri": config.tracking.shown, "mlflow_run_id": tracker.run_id}
     write_atomic(mark, json.dumps(known) + "\n")
     return tracker
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -26,10 +27,11 @@ from pipeline.errors import InputError
 from pipeline.progress import say
 
 _LATE = dt.timedelta(minutes=1)
-_GRACE_S = 60
-"""Seconds that a retraining gets to save its work when the scheduler is stopped."""
+_GRACE_S = 180
+"""Seconds that a retraining gets to save its work when the scheduler is stopped; its own job gets 120 of them."""
 _running: set[subprocess.Popen[bytes]] = set()
-_starting = threading.Lock()
+_starting, _stopping = threading.Lock(), threading.Event()
+_RUNNING = "schedule.running"
 
 
 def trigger_of(config: ScheduleConfig) -> CronTrigger:
@@ -108,13 +110,23 @@ def _remember(
         words = f"the run of {due:%Y-%m-%d %H:%M %Z} was missed: no scheduler ran; catching up now"
         notify(config.notices, config.run_root / NOTICES, "MISSED", [words], model=config.promotion.model_name)
     first = due if due is not None and due < now else upcoming
+    mark = config.folder / _RUNNING
+    if mark.exists():
+        say("the last retraining was cut off with its scheduler; going on with it now")
+        first = now
     add: Callable[..., Any] = scheduler.add_job
-    add(fire, trigger, args=[list(command)], id=_JOB, replace_existing=True, next_run_time=first)
+    add(fire, trigger, args=[list(command), str(mark)], id=_JOB, replace_existing=True, next_run_time=first)
     return first
 
 
-def fire(command: Sequence[str]) -> int:
-    """Run one retraining as a process of its own and return its exit code."""
+def fire(command: Sequence[str], mark: str) -> int:
+    """Run one retraining as a process of its own and return its exit code.
+
+    Args:
+        command: to run.
+        mark: file that is there as long as the command has not ended by itself.
+    """
+    Path(mark).touch()
     with _starting:
         process = subprocess.Popen(list(command))
         _running.add(process)
@@ -122,12 +134,15 @@ def fire(command: Sequence[str]) -> int:
         code = process.wait()
     finally:
         _running.discard(process)
+    if not _stopping.is_set():
+        Path(mark).unlink()
     say(f"retraining ended with exit code {code} ({_MEANING.get(code, 'failed')})")
     return code
 
 
 def stop_running() -> None:
     """Ask a running retraining to stop, and wait until it has saved its work."""
+    _stopping.set()
     with _starting:
         running = list(_running)
     for process in running:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import RunConfig
 from jobs.preparation import check_drift, prepared
-from jobs.run_folder import ADAPTER, EXPORT, PLAN, claim, last_step, needs, tracker_of
+from jobs.run_folder import ADAPTER, EXPORT, PLAN, check_claim, claim, last_step, needs, tracker_of
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
 from pipeline.errors import InputError
@@ -64,7 +64,10 @@ def prepare(config: RunConfig, append: bool = False) -> ShardManifest:
 
     Raises:
         HeldBack: the data has drifted too far from the earlier one.
+        InputError: the folder is another configuration's.
     """
+    if not append:
+        check_claim(config)
     check(config)
     config.write()
     manifest = prepared(config, append)
@@ -218,7 +221,7 @@ def scored(
     specs = [task for task in config.tasks if known is None or task.name in known]
     split = config.evaluation.split
     read = partial(read_split, config.manifest_path, split, cache=config.cache)
-    samples = [sample for task in specs for sample in read(task=task.name)]
+    samples = [sample for task in specs if manifest.samples_of(task.name, split) for sample in read(task=task.name)]
     name = suffix or config.name
     shown = spread(samples, _FEATURES_PER_TASK)
     with Track(f"evaluate {name}", len(samples), "samples") as track:
@@ -289,11 +292,12 @@ def export(config: RunConfig) -> list[Path]:
     needs(config.folder / ADAPTER / PREDICTOR_FILE, "train")
     predictor = Predictor.load(config.folder / ADAPTER, "cpu")
     adapted: Any = predictor.scorer.model.adapted
-    split = config.evaluation.split
+    split, manifest = config.evaluation.split, load_manifest(config.manifest_path)[0]
     folders = []
     with Track("export", len(config.tasks), "tasks") as track:
         for task in config.tasks:
-            sample = next(iter(read_split(config.manifest_path, split, task=task.name, cache=config.cache)))
+            shown = split if manifest.samples_of(task.name, split) else "train"
+            sample = next(iter(read_split(config.manifest_path, shown, task=task.name, cache=config.cache)))
             batch = predictor.scorer.encoder.collate(predictor.scorer.encoder.encode([sample]))
             input_ids, attention_mask, *_ = batch.padded()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}

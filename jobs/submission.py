@@ -28,6 +28,7 @@ from jobs.ray_jobs import Jobs, run_job
 from jobs.run_folder import check_claim
 from pipeline.errors import InputError
 from pipeline.progress import console, say
+from pipeline.tracking import TrackingConfig
 
 _PREFIX = re.compile(r"^(\x1b\[\d+m)*\((?P<who>[^()]* pid=\d+[^()]*)\)(\x1b\[\d+m)* ")
 _PROGRESS = re.compile(r"^(?P<what>.+?) (?P<done>\d+)/(?P<total>\d+)[^(]*\(\d+ %\), .*? left(?:, (?P<note>.*))?$")
@@ -40,6 +41,8 @@ _NOISE = re.compile(
 )
 """Lines of Ray, torch and DeepSpeed that tell the person who waits nothing; the job's own log keeps them."""
 
+
+_FROM_CONFIGURATION = ("prepare", "plan", "train", "evaluate", "export", "demo", "retrain")
 
 _TRACEBACK = re.compile(r"^Exception in thread PlacementGroupCleanerMonitor")
 """Begins a traceback of Ray's own housekeeping on a busy machine; its last line is the first that is not indented."""
@@ -59,10 +62,19 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
         path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
     with _Viewer() as viewer:
-        code = run_job(
-            config.ray, shlex.join(command), {"MTL_LORA_SUBMITTED": "1", "PYTHONUNBUFFERED": "1"}, viewer.show
-        )
+        code = run_job(config.ray, shlex.join(command), _environment(()), viewer.show)
     return code, viewer.result
+
+
+def _environment(secrets: Sequence[str]) -> dict[str, str]:
+    """Return the job's variables; of secrets, among them a tracking URI with a password, the name alone."""
+    found = {"MTL_LORA_SUBMITTED": "1", "PYTHONUNBUFFERED": "1"}
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri and TrackingConfig(uri=uri).shown == uri:
+        found["MLFLOW_TRACKING_URI"] = uri
+    elif uri:
+        secrets = (*secrets, "MLFLOW_TRACKING_URI")
+    return {**found, SECRETS: ",".join(sorted(set(secrets)))}
 
 
 def submit(
@@ -92,10 +104,11 @@ def submit(
         digest = _stage(config, Path(folder))
         parts = json.dumps([verb, list(extra), sorted(secrets), digest])
         job_id = f"mtl-lora-{verb}-{config.name}-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
-        environment = {"MTL_LORA_SUBMITTED": "1", "PYTHONUNBUFFERED": "1", SECRETS: ",".join(secrets)}
         python = sys.executable if _is_this_machine(address) else "python"
         command = shlex.join([python, "-m", "jobs.cli", verb, "--config", "config.yaml", *extra])
-        job_id, attached = jobs.submit(command, environment, job_id, Path(folder))
+        job_id, attached = jobs.submit(
+            command, _environment(secrets), job_id, Path(folder), is_done_once=_is_done_once(verb, config)
+        )
     say(f"job {job_id} {'is there already; attaching' if attached else 'submitted'}")
     found = {"job": job_id, "attached": attached}
     if not wait:
@@ -115,6 +128,11 @@ def _stage(config: RunConfig, folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(folder)).encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _is_done_once(verb: str, config: RunConfig) -> bool:
+    """Whether the verb's outcome follows from the configuration alone, so that doing it again would change nothing."""
+    return verb in _FROM_CONFIGURATION and (verb != "retrain" or config.retraining is None)
 
 
 def _is_this_machine(address: str) -> bool:

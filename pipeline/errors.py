@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -11,7 +12,16 @@ class InputError(ValueError):
 
 
 class HeldBack(Exception):
-    """A gate held the run back; the command ends with exit code 3."""
+    """A gate held the run back; the command ends with exit code 3.
+
+    Args:
+        message: why.
+        result: what the command has to show nevertheless, plain values.
+    """
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

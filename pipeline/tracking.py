@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import subprocess
 import threading
 import time
@@ -41,6 +42,11 @@ class TrackingConfig(BaseModel):
         """Return the configuration with its URI filled in."""
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_root.resolve()}/mlflow.db"
         return self.model_copy(update={"uri": uri})
+
+    @property
+    def shown(self) -> str:
+        """The URI without a password, for eyes and files."""
+        return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", self.uri)
 
 
 class Tracker:

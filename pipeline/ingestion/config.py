@@ -45,6 +45,8 @@ class DataConfig(BaseModel):
     """Field with the record's ISO date, where it has one."""
     windows: dict[str, tuple[dt.date, dt.date]] = Field(default_factory=dict)
     """Split → first and last day: take these daily partitions."""
+    gaps: tuple[dt.date, ...] = ()
+    """Days within ``windows`` and ``replay`` that have no partition."""
     replay: Replay | None = None
     """With ``windows``: older days, of which a share is mixed into the train split."""
     samples_per_shard: int = Field(default=1000, ge=1)

@@ -128,6 +128,8 @@ def _partitions(
     found: list[SourceFile] = []
     missing: list[str] = []
     for day in days_of(window):
+        if day in config.gaps:
+            continue
         place = join(config.root or ".", day.isoformat())
         fs, path = filesystem(place)
         match = next((f"{path}/{task}{s}" for s in SUFFIXES if fs.exists(f"{path}/{task}{s}")), None)

@@ -87,7 +87,10 @@ def _ancestors(registry: Registry, version: Version) -> tuple[Version, ...]:
     found: list[Version] = []
     parent = version.tags.get("parent_version", "")
     while parent and int(parent) not in {v.number for v in found}:
-        found.append(registry.version(int(parent)))
+        try:
+            found.append(registry.version(int(parent)))
+        except InputError:  # it has been deleted, and with it what it came from
+            break
         parent = found[-1].tags.get("parent_version", "")
     return tuple(found)
 

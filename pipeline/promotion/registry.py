@@ -6,10 +6,12 @@ that loads, and the next call brings the aliases up to the ledger.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +64,11 @@ class Registry:
         from mlflow import MlflowClient
 
         return MlflowClient(self.uri, self.uri)
+
+    @property
+    def place(self) -> str:
+        """A short name of this registry and model, which tells it from every other and holds no password."""
+        return hashlib.sha256(f"{self.uri} {self.name}".encode()).hexdigest()[:16]
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -157,7 +164,14 @@ class Registry:
         """
         if decision.verdict != "PROMOTE":
             raise HeldBack(f"only a PROMOTE verdict moves the champion, got {decision.verdict}: {decision.reasons[0]}")
-        return self._change("promote", self.version(reference), decision.reasons)
+        chain = self.ledger.chain()
+        current = str(chain[-1].version) if chain else None
+        if decision.champion != current:
+            raise HeldBack(
+                f"the verdict must rest on a comparison with the champion, it was compared with version "
+                f"{decision.champion or 'none'} and version {current or 'none'} is champion now; promote again"
+            )
+        return self._change("promote", self.version(reference), decision.reasons, chain)
 
     def rollback(self, to: int | str | None = None, why: str = "asked for") -> Entry:
         """Make the previous champion, or any version, champion again.
@@ -174,10 +188,9 @@ class Registry:
                     f"{'one only' if chain else 'none'}; name a version: to=NUMBER"
                 )
             to = chain[-1].previous
-        return self._change("rollback", self.version(to), [why])
+        return self._change("rollback", self.version(to), [why], chain)
 
-    def _change(self, action: Any, target: Version, why: Iterable[str]) -> Entry:
-        chain = self.ledger.chain()
+    def _change(self, action: Any, target: Version, why: Iterable[str], chain: Sequence[Entry]) -> Entry:
         current = chain[-1].version if chain else None
         if current == target.number:
             raise HeldBack(f"version {current} is champion already; nothing to do")
@@ -189,12 +202,15 @@ class Registry:
 
     def _settle(self) -> None:
         """Point the aliases where the ledger says, again if it grew meanwhile."""
+        from mlflow.exceptions import MlflowException
+
         chain = self.ledger.chain()
         while chain:
             last = chain[-1]
             aliases = self._client.get_registered_model(self.name).aliases
             if last.previous is not None and str(aliases.get(PREVIOUS)) != str(last.previous):
-                self._client.set_registered_model_alias(self.name, PREVIOUS, str(last.previous))
+                with contextlib.suppress(MlflowException):  # that version may have been deleted
+                    self._client.set_registered_model_alias(self.name, PREVIOUS, str(last.previous))
             if str(aliases.get(CHAMPION)) != str(last.version):
                 self._client.set_registered_model_alias(self.name, CHAMPION, str(last.version))
             if str(aliases.get(CHALLENGER)) == str(last.version):

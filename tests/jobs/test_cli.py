@@ -132,3 +132,19 @@ def test_evaluate_before_training_ends_with_2(mtl_lora: Run, tmp_path: Path) -> 
         done = mtl_lora(verb, "--config", path)
         assert done.code == 2, done.err
         assert "run first: mtl-lora" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--backfill", "2026-02-02", "2026-01-05"], "must run forwards"),
+        (["--backfill", "2026-01-05", "2026-02-02", "--dry-run"], "leave one of them out"),
+        (["--backfill", "2026-01-05", "2026-02-02", "--as-of", "2026-01-05"], "leave one of them out"),
+    ],
+)
+def test_days_that_contradict_each_other_end_with_2(
+    mtl_lora: Run, tmp_path: Path, options: list[str], words: str
+) -> None:
+    done = mtl_lora("retrain", "--config", _configuration(tmp_path, ROWS), *options)
+    assert done.code == 2, done.err
+    assert words in done.err

@@ -109,3 +109,27 @@ def test_digest_tells_what_decides_the_adapter(tmp_path: Path) -> None:
     one = load_config(Path("demo"), [f"run_root={tmp_path}"])
     assert one.digest() == load_config(Path("demo"), [f"run_root={tmp_path}", "tracking.experiment=x"]).digest()
     assert one.digest() != load_config(Path("demo"), [f"run_root={tmp_path}", "seed=1"]).digest()
+
+
+def test_a_dollar_before_a_field_is_a_price(tmp_path: Path) -> None:
+    path = _records(tmp_path, '  spam:\n    template: "Price ${text_a}:"\n    label_words: [" no", " yes"]')
+    config = load_config(path, [f"run_root={tmp_path}"])
+    assert config.tasks[0].template == "Price ${text_a}:"
+    assert load_config(config.write()) == config
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.yaml must"):
+        load_config(_write(tmp_path, "42"))
+
+
+def test_a_tracking_uri_of_the_environment_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ads:hidden@host/db")
+    config = load_config(Path("demo"), [f"run_root={tmp_path}"])
+    assert config.tracking.uri == "postgresql://ads:hidden@host/db"
+    assert "hidden" not in config.write().read_text()
+    assert config.shown()["tracking"]["uri"] == "postgresql://ads:***@host/db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://head:5000")
+    assert load_config(config.folder / "config.yaml").tracking.uri == "http://head:5000"
+    given = load_config(Path("demo"), [f"run_root={tmp_path}", "tracking.uri=http://other:5000"])
+    assert load_config(given.write()).tracking.uri == "http://other:5000"

@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from jobs.config import load_config
+from jobs.run_folder import claim
 from pipeline.contracts import ShardManifest
 from pipeline.stream import manifest_sha256
 from tests.jobs.test_cli import ROWS, Run, _configuration, mtl_lora  # noqa: F401 - a fixture
@@ -137,3 +139,17 @@ def test_plan_holds_back_a_run_that_the_machine_cannot_take(mtl_lora: Run, tmp_p
     double = mtl_lora("plan", "--no-calibrate", "--config", path, "training.deepspeed={zero_optimization: {stage: 1}}")
     assert double.code == 2
     assert "must leave 'zero_optimization.stage' to training.zero_stage" in double.err
+
+
+def test_the_data_of_a_trained_run_is_not_replaced(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
+    path = _configuration(tmp_path, ROWS)
+    assert mtl_lora("prepare", "--config", path).code == 0
+    claim(load_config(path))  # as training does
+    folder = tmp_path / "runs" / "t"
+    before = _shards(folder / "shards"), (folder / "config.yaml").read_bytes()
+    for verb in ("prepare", "plan"):
+        other = mtl_lora(verb, "--config", path, "data.max_samples={train: 2}")
+        assert other.code == 2, other.err
+        assert "was trained with another" in other.err
+    assert (_shards(folder / "shards"), (folder / "config.yaml").read_bytes()) == before
+    assert mtl_lora("prepare", "--config", path).code == 0

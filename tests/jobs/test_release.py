@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs import release, stages
+from jobs import cli, release, stages
 from jobs.config import RunConfig, load_config
 from jobs.references import load_untrained, scores_of
 from jobs.run_folder import claim
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample
-from pipeline.errors import InputError
+from pipeline.errors import HeldBack, InputError
 from pipeline.evaluation import predict
 from pipeline.modeling.adapter import build_adapter
 from pipeline.modeling.base_model import load_base
@@ -85,13 +85,17 @@ def _champion(config: RunConfig) -> str:
     return Registry(config.promotion.model_name, config.tracking.uri).version("champion").tags["run"]
 
 
-def test_a_tampered_export_rejects_and_the_champion_stays(runs: dict[str, RunConfig]) -> None:
+def test_a_tampered_export_rejects_and_the_champion_stays(
+    runs: dict[str, RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = runs["second"]
     task = config.tasks[1].name
     weights = config.folder / "export" / task / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({name: 1.3 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
-    assert release.promote(config).verdict == "REJECT"
+    with pytest.raises(HeldBack, match="REJECT"):
+        cli.promote(config.write(), None, as_json=True)
+    assert json.loads(capsys.readouterr().out)["verdict"] == "REJECT"
     decision = PromotionDecision.read(config.folder / "decision.json")
     assert decision.verdict == "REJECT"
     assert f"'{task}' differs by" in decision.reasons[0]
@@ -101,6 +105,19 @@ def test_a_tampered_export_rejects_and_the_champion_stays(runs: dict[str, RunCon
     assert promoted.verdict == "PROMOTE"
     assert "exports answer as the adapter does" in promoted.reasons[-1]
     assert _champion(config) == "second"
+
+
+def test_other_weights_are_another_version(runs: dict[str, RunConfig]) -> None:
+    config = runs["first"]
+    registry = Registry(config.promotion.model_name, config.tracking.uri)
+    weights = config.folder / "adapter" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    assert registry.find(release._identity(config)).tags["run"] == "first"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    assert registry.find(release._identity(config)) is None
+    weights.write_bytes(before)
+    other = Registry("another-model", config.tracking.uri)
+    assert other.find(release._identity(config)) is None
 
 
 def test_promotion_needs_every_export(runs: dict[str, RunConfig]) -> None:

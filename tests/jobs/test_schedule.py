@@ -105,3 +105,17 @@ def test_a_missed_run_is_caught_up_once_with_a_notice_and_the_stop_is_graceful(t
     assert "retraining ended" not in rest  # five missed hours, one run
     events = [json.loads(line)["event"] for line in (tmp_path / "runs" / "notices.jsonl").read_text().splitlines()]
     assert events == ["MISSED", "FAILED"]
+
+
+def test_a_retraining_that_was_cut_off_with_its_scheduler_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "partitions").mkdir()
+    mark = tmp_path / "runs" / "loop" / "schedule.running"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    process = _start(tmp_path, "0 3 1 1 *")
+    try:
+        assert "going on with it now" in _until(process, "retraining ended with exit code 2")
+        assert not mark.exists()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)

@@ -132,13 +132,16 @@ def test_a_changed_partition_has_another_digest(tmp_path: Path) -> None:
     assert digest_partitions(str(tmp_path), find_partitions(str(tmp_path))) != before
 
 
-def _prepare(root: Path, folder: Path, tasks: tuple[TaskSpec, ...], share: float = 0.25) -> ShardManifest:
+def _prepare(
+    root: Path, folder: Path, tasks: tuple[TaskSpec, ...], share: float = 0.25, gaps: tuple[int, ...] = ()
+) -> ShardManifest:
     config = DataConfig.model_validate(
         {
             "source": "records",
             "root": str(root),
             "windows": {"train": [day(4), day(5)], "test": [day(6), day(6)]},
             "replay": {"window": [day(0), day(3)], "share": share},
+            "gaps": [day(number) for number in gaps],
         }
     )
     return prepare(config, tasks, folder, seed=0)
@@ -191,3 +194,12 @@ def test_replay_must_lie_before_the_train_window() -> None:
                 "replay": {"window": [day(3), day(4)]},
             }
         )
+
+
+def test_days_that_never_come_are_passed_over_in_every_window(tmp_path: Path) -> None:
+    for number in (0, 1, 3, 4, 6):
+        write_day(tmp_path / "in", number)
+    with pytest.raises(InputError, match="missing 1"):
+        _prepare(tmp_path / "in", tmp_path / "out", (SPAM,), gaps=(2,))
+    manifest = _prepare(tmp_path / "in", tmp_path / "out", (SPAM,), share=1.0, gaps=(2, 5))
+    assert manifest.samples_of("spam", "train") == 160

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from pipeline.contracts import PromotionDecision, TaskSpec
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.modeling.predictor import PredictorSpec
+from pipeline.promotion.ledger import Entry
 from pipeline.promotion.registry import Registry, Version
 
 TASKS = (
@@ -19,6 +20,13 @@ TASKS = (
 )
 PROMOTE = PromotionDecision(verdict="PROMOTE", reasons=("better",), candidate="c", champion=None, tasks={})
 _numbers = itertools.count()
+
+
+def promote(registry: Registry, reference: int | str) -> Entry:
+    """Promote by a verdict against the champion that there is."""
+    chain = registry.ledger.chain()
+    champion = str(chain[-1].version) if chain else None
+    return registry.promote(reference, PROMOTE.model_copy(update={"champion": champion}))
 
 
 @pytest.fixture(scope="session")

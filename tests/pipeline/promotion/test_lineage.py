@@ -15,7 +15,7 @@ from pipeline.promotion.card import model_card
 from pipeline.promotion.ledger import Entry, champion_at, standing
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry
-from tests.pipeline.promotion.conftest import PROMOTE, TASKS, add_version
+from tests.pipeline.promotion.conftest import TASKS, add_version, promote
 
 
 def entry(number: int, after: int, version: int = 1, day: int = 1) -> Entry:
@@ -46,9 +46,9 @@ def test_whatever_is_appended_later_the_standing_entries_stand(after: list[int],
 def test_lineage_of_a_day_a_number_and_an_alias(store: str, adapter: Path) -> None:
     registry = Registry("lineage", store)
     add_version(registry, adapter, window="2026-01-05..2026-02-01", manifest_sha256="aa", git_commit="c1")
-    registry.promote(1, PROMOTE)
+    promote(registry, 1)
     add_version(registry, adapter, window="2026-01-12..2026-02-08", manifest_sha256="bb", git_commit="c2")
-    registry.promote(2, PROMOTE)
+    promote(registry, 2)
     today = datetime.now(UTC).date()
     found = lineage(registry, today.isoformat())
     assert (found.version.number, found.version.tags["manifest_sha256"]) == (2, "bb")
@@ -63,6 +63,14 @@ def test_lineage_of_a_day_a_number_and_an_alias(store: str, adapter: Path) -> No
     yesterday = date.today() - timedelta(days=2)
     with pytest.raises(InputError, match=f"got {yesterday}: the first became champion on"):
         lineage(registry, yesterday.isoformat())
+
+
+def test_a_parent_that_was_deleted_ends_the_ancestry(store: str, adapter: Path) -> None:
+    registry = Registry("orphan", store)
+    for _ in range(3):
+        promote(registry, add_version(registry, adapter))
+    registry._client.delete_model_version("orphan", "1")
+    assert [v.number for v in lineage(registry, 3).ancestors] == [2]
 
 
 def test_the_card_says_what_it_answers_and_how_well() -> None:

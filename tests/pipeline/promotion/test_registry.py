@@ -12,15 +12,15 @@ import pytest
 
 from pipeline.errors import HeldBack, InputError
 from pipeline.promotion.registry import Registry, Version
-from tests.pipeline.promotion.conftest import PROMOTE, add_version, copy_version
+from tests.pipeline.promotion.conftest import PROMOTE, add_version, copy_version, promote
 
 
 def test_promotion_moves_the_aliases_and_writes_the_ledger(registry: Registry, aliases: Any) -> None:
     assert aliases(registry) == {"challenger": 1}
     assert registry.champion() is None
-    registry.promote("challenger", PROMOTE)
+    promote(registry, "challenger")
     assert aliases(registry) == {"champion": 1}
-    registry.promote(2, PROMOTE)
+    promote(registry, 2)
     assert aliases(registry) == {"champion": 2, "previous": 1}
     assert registry.champion().number == 2
     assert [(e.action, e.version, e.previous, e.why) for e in registry.ledger.chain()] == [
@@ -31,7 +31,7 @@ def test_promotion_moves_the_aliases_and_writes_the_ledger(registry: Registry, a
 
 def test_rollback_returns_to_the_previous_or_to_any_version(registry: Registry, aliases: Any) -> None:
     for number in (1, 2):
-        registry.promote(number, PROMOTE)
+        promote(registry, number)
     registry.rollback(why="clicks fell")
     assert aliases(registry) == {"champion": 1, "previous": 2}
     registry.rollback(3)
@@ -41,7 +41,7 @@ def test_rollback_returns_to_the_previous_or_to_any_version(registry: Registry, 
 
 
 def test_rollback_without_a_previous_says_what_to_name(registry: Registry) -> None:
-    registry.promote(1, PROMOTE)
+    promote(registry, 1)
     with pytest.raises(InputError, match="has had one only; name a version"):
         registry.rollback()
 
@@ -56,16 +56,16 @@ def test_only_a_promote_verdict_moves_the_champion(registry: Registry, aliases: 
 
 def test_an_unknown_version_is_refused_with_those_there_are(registry: Registry) -> None:
     with pytest.raises(InputError, match=r"got '9': \[3, 2, 1\] are registered"):
-        registry.promote(9, PROMOTE)
+        promote(registry, 9)
 
 
 def test_a_version_whose_files_are_gone_does_not_become_champion(store: str, adapter: Path, aliases: Any) -> None:
     registry = Registry("gone", store)
-    registry.promote(add_version(registry, adapter), PROMOTE)
+    promote(registry, add_version(registry, adapter))
     second = registry.version(add_version(registry, adapter))
     shutil.rmtree(urlparse(second.source).path)
     with pytest.raises(InputError, match="must have its files"):
-        registry.promote(2, PROMOTE)
+        promote(registry, 2)
     assert aliases(registry)["champion"] == 1
 
 
@@ -75,12 +75,12 @@ def test_a_truncated_adapter_does_not_become_champion(store: str, adapter: Path)
     weights = next(Path(urlparse(registry.version(number).source).path).rglob("adapter_model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-5])
     with pytest.raises(InputError, match="must load"):
-        registry.promote(number, PROMOTE)
+        promote(registry, number)
     assert registry.champion() is None
 
 
 def test_of_two_promotions_written_at_once_the_first_stands(registry: Registry, aliases: Any) -> None:
-    registry.promote(1, PROMOTE)
+    promote(registry, 1)
     seen = registry.ledger.chain()[-1].number
     two, three = (registry._client.get_model_version(registry.name, n) for n in "23")
     registry.ledger.append("promote", two, 1, ["first"], seen)
@@ -92,7 +92,7 @@ def test_of_two_promotions_written_at_once_the_first_stands(registry: Registry, 
         "previous": 1,
     }
     assert len(registry.ledger.entries()) == 3
-    registry.promote(3, PROMOTE)
+    promote(registry, 3)
     assert registry.champion().number == 3
 
 
@@ -106,13 +106,13 @@ def test_threads_that_promote_at_once_end_with_one_winner(registry: Registry, al
 
     registry.ledger.append = waiting  # type: ignore[method-assign]
 
-    def promote(number: int) -> None:
+    def promote_in_turn(number: int) -> None:
         try:
-            results[number] = registry.promote(number, PROMOTE)
+            results[number] = promote(registry, number)
         except HeldBack as refusal:
             results[number] = refusal
 
-    threads = [threading.Thread(target=promote, args=(n,)) for n in (1, 2)]
+    threads = [threading.Thread(target=promote_in_turn, args=(n,)) for n in (1, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -149,7 +149,7 @@ def test_killed_before_any_call_the_registry_points_at_a_version_that_loads(
     registry: Registry, stored: Version, aliases: Any
 ) -> None:
     outcomes = set()
-    registry.promote(1, PROMOTE)
+    promote(registry, 1)
     for calls in range(40):
         target = copy_version(registry, stored)
         before = registry.champion().number
@@ -157,7 +157,7 @@ def test_killed_before_any_call_the_registry_points_at_a_version_that_loads(
         dying.__dict__["_client"] = DyingClient(registry._client, calls)
         finished = False
         try:
-            dying.promote(target, PROMOTE)
+            promote(dying, target)
             finished = True
         except Killed:
             pass
@@ -178,7 +178,7 @@ def test_killed_before_any_call_the_registry_points_at_a_version_that_loads(
 
 
 def test_registering_again_names_the_champion_as_parent(registry: Registry, adapter: Path) -> None:
-    registry.promote(2, PROMOTE)
+    promote(registry, 2)
     number = add_version(registry, adapter, git_commit="abc")
     assert registry.version(number).tags["parent_version"] == "2"
     assert registry.version("challenger").number == number
@@ -187,3 +187,20 @@ def test_registering_again_names_the_champion_as_parent(registry: Registry, adap
 def test_an_adapter_folder_without_its_files_is_refused(store: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must hold adapter_model\.safetensors"):
         Registry("empty", store).register(tmp_path, run_id="none", tags={})
+
+
+def test_a_verdict_against_another_champion_moves_nothing(registry: Registry, aliases: Any) -> None:
+    promote(registry, 1)
+    with pytest.raises(HeldBack, match="compared with version none and version 1 is champion now"):
+        registry.promote(3, PROMOTE)
+    assert aliases(registry)["champion"] == 1
+
+
+def test_an_old_version_may_be_deleted(registry: Registry, aliases: Any) -> None:
+    promote(registry, 1)
+    promote(registry, 2)
+    registry._client.delete_model_version(registry.name, "1")
+    assert registry.champion().number == 2
+    promote(registry, 3)
+    assert registry.champion().number == 3
+    assert aliases(registry)["champion"] == 3

@@ -24,7 +24,7 @@ from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import PredictorSpec
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry, Version
-from tests.pipeline.promotion.conftest import PROMOTE, TASKS, copy_version
+from tests.pipeline.promotion.conftest import TASKS, copy_version, promote
 from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -117,7 +117,7 @@ def test_promote_rollback_and_lineage_on_a_server(served: str, predictor: Path, 
     for window in ("2026-01-05..2026-02-01", "2026-01-12..2026-02-08"):
         run = client.create_run(experiment)
         made = registry.register(predictor, run_id=run.info.run_id, tags={"window": window}, card="# card")
-        registry.promote(made.number, PROMOTE)
+        promote(registry, made.number)
     found = answers(served, "ads-relevance", tmp_path)
     assert [r["task"] for r in found["rows"]] == ["query_ad", "pick", "query_ad"]
     assert [len(r["probabilities"]) for r in found["rows"]] == [2, 3, 2]
@@ -139,7 +139,7 @@ PROMOTER = """
 import os, signal, sys, time
 from pipeline.errors import HeldBack
 from pipeline.promotion.registry import Registry
-from tests.pipeline.promotion.conftest import PROMOTE
+from tests.pipeline.promotion.conftest import promote
 uri, name, number, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 registry = Registry(name, uri)
 client, made = registry._client, [0]
@@ -166,7 +166,7 @@ registry.ledger  # connect before the start
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    registry.promote(number, PROMOTE)
+    promote(registry, number)
     print("won")
 except HeldBack as refusal:
     print("held", refusal)
@@ -188,7 +188,7 @@ def promoter(uri: str, name: str, number: int, calls: int = -1) -> subprocess.Po
 
 
 def test_two_processes_that_promote_at_once_leave_one_champion(registry: Registry, stored: Version) -> None:
-    registry.promote(1, PROMOTE)
+    promote(registry, 1)
     racers = [promoter(registry.uri, registry.name, number) for number in (2, 3)]
     for racer in racers:
         racer.stdin.write("\n")
@@ -201,14 +201,14 @@ def test_two_processes_that_promote_at_once_leave_one_champion(registry: Registr
     assert won == [e.version for e in sorted(chain[1:], key=lambda e: e.version)]
     assert all(text == "won" or "became champion" in text for text in outcomes)
     with pytest.raises(HeldBack, match="champion already"):
-        registry.promote(chain[-1].version, PROMOTE)
+        promote(registry, chain[-1].version)
 
 
 @pytest.mark.parametrize("calls", [3, 6, 8, 10])
 def test_a_promotion_killed_by_signal_leaves_a_champion_that_loads(
     registry: Registry, stored: Version, calls: int
 ) -> None:
-    registry.promote(1, PROMOTE)
+    promote(registry, 1)
     target = copy_version(registry, stored)
     process = promoter(registry.uri, registry.name, target, calls)
     process.communicate("\n")
@@ -219,5 +219,5 @@ def test_a_promotion_killed_by_signal_leaves_a_champion_that_loads(
     settled = registry.champion().number
     assert registry.version("champion").number == settled
     if settled != target:
-        registry.promote(target, PROMOTE)
+        promote(registry, target)
         assert registry.version("champion").number == target
