@@ -67,8 +67,16 @@ def promote(config: RunConfig, before: Callable[[], None] | None = None) -> Prom
     version = _registered(config, registry, candidate)
     champion = registry.champion()
     if champion is not None and champion.number == version.number:
-        say(f"version {version.number} of {registry.name} is champion already")
-        return PromotionDecision.read(config.folder / DECISION)
+        words = f"version {version.number} of {registry.name} is champion already"
+        say(words)
+        standing = _known(PromotionDecision, config.folder / DECISION)
+        if standing is None:  # the folder was removed, and the same training came to the same weights
+            number = str(version.number)
+            standing = PromotionDecision(
+                verdict="PROMOTE", reasons=(words,), candidate=number, champion=number, tasks={}
+            )
+            standing.write(config.folder / DECISION)
+        return standing
     opponent = None if champion is None else _score_champion(config, registry, champion.number)
     paired = None if champion is None else _against(config, "champion", str(champion.number), str(version.number))
     decision = decide(candidate, base, opponent, config.promotion.gates, against_champion=paired).model_copy(

@@ -222,6 +222,10 @@ def scored(
     split = config.evaluation.split
     read = partial(read_split, config.manifest_path, split, cache=config.cache)
     samples = [sample for task in specs if manifest.samples_of(task.name, split) for sample in read(task=task.name)]
+    if not samples:
+        raise InputError(
+            f"split {split!r} must have a sample of {[task.name for task in specs]}, it has none; bring some"
+        )
     name = suffix or config.name
     shown = spread(samples, _FEATURES_PER_TASK)
     with Track(f"evaluate {name}", len(samples), "samples") as track:

@@ -105,6 +105,11 @@ def test_a_tampered_export_rejects_and_the_champion_stays(
     assert promoted.verdict == "PROMOTE"
     assert "exports answer as the adapter does" in promoted.reasons[-1]
     assert _champion(config) == "second"
+    (config.folder / "decision.json").unlink()  # as if the folder had been removed and trained anew, to the same bits
+    assert release.promote(config).verdict == "PROMOTE"
+    assert PromotionDecision.read(config.folder / "decision.json").reasons == (
+        f"version {promoted.candidate} of ads-relevance is champion already",
+    )
 
 
 def test_other_weights_are_another_version(runs: dict[str, RunConfig]) -> None:
