@@ -30,15 +30,20 @@ import yaml
 
 from jobs.config import RunConfig, load_config
 from pipeline.contracts import EvaluationReport, ShardManifest, TaskSpec
-from pipeline.ingestion import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
+from pipeline.evaluation import predict, summarize, write_scores
+from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks, write_partition
+from pipeline.modeling.predictor import Predictor
 from pipeline.progress import say
 from pipeline.promotion.registry import Registry
+from pipeline.stream import read_split
 from tests.processes import free_port, kill_tree
-from tests.season.page import Week, write_page
+from tests.season.page import LAST_WEEKS, Week, write_page
 
 START = dt.date(2026, 1, 5)
 HISTORY_DAYS = 14
 """Days before the first week's, so that the first training has enough."""
+MEASURED_ROWS_PER_DAY = 80
+"""Of each task, on which what retraining gained is measured at the end."""
 NEW_TASK, RETIRED_TASK, FLIPPED_TASK = "query_vertical", "ad_landing_page_consistency", "query_ad_relevance"
 BAD, FLIPPED, NEW, WORKER, DRIVER, SERVER, TWICE, ROLLBACK, RETIRE, NOTHING = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 
@@ -306,6 +311,7 @@ def _week(season: Season, week: int) -> None:
             1: "first training",
             BAD: "5 % malformed rows",
             NEW: f"{NEW_TASK} is new",
+            ROLLBACK: "rolled back by hand after its promotion",
             RETIRE: f"{RETIRED_TASK} ends",
         }
         season.retrain(week, words.get(week, "an ordinary week"))
@@ -350,8 +356,6 @@ def check_samples(season: Season) -> int:
 
 
 def _train_keys(folder: Path, first: str) -> list[str]:
-    from pipeline.stream import read_split
-
     samples = read_split(folder / "shards" / "manifest.json", "train")
     return [f"{sample.task}/{sample.key}" for sample in samples if sample.key[:8] >= first]
 
@@ -360,28 +364,40 @@ def _as_date(value: Any) -> dt.date:
     return value if isinstance(value, dt.date) else dt.date.fromisoformat(str(value))
 
 
-def score_first(season: Season) -> dict[str, EvaluationReport]:
+def score_first(folder: Path, first: Predictor) -> dict[str, EvaluationReport]:
     """Score the first champion, left alone, on the holdout of every run; by the run's name."""
-    from pipeline.evaluation import predict, summarize
-    from pipeline.modeling.predictor import Predictor
-    from pipeline.stream import read_split
-
-    folder = season.registry().download(1, season.folder / "first")
-    predictor = Predictor.load(folder)
-    known = {task.name for task in predictor.spec.tasks}
+    known = {task.name for task in first.spec.tasks}
     found = {}
-    for run_folder in sorted(season.folder.glob("season-2026-*")):
-        if not (run_folder / "scores.parquet").is_file():
-            continue
+    for run_folder in evaluated(folder):
         manifest = run_folder / "shards" / "manifest.json"
         specs: list[TaskSpec] = [t for t in ShardManifest.read(manifest).tasks if t.name in known]
         samples = [sample for task in specs for sample in read_split(manifest, "test", task=task.name)]
-        scores = predict(predictor.scorer, samples)
-        found[run_folder.name] = summarize(scores, specs, model="never retrained", data={})
-        from pipeline.evaluation import write_scores
-
-        write_scores(run_folder / "scores_first.parquet", scores)
+        found[run_folder.name] = summarize(predict(first.scorer, samples), specs, model="never retrained", data={})
     return found
+
+
+def measure(folder: Path, ads: SyntheticAdsConfig, first: Predictor) -> None:
+    """Score the last weeks' models and the first one on many more samples of the same days than the loop itself had:
+    on its own few the difference drowns in chance."""
+    known = {task.name for task in first.spec.tasks}
+    for run_folder in evaluated(folder)[-LAST_WEEKS:]:
+        config = load_config(run_folder / "config.yaml")
+        specs = [task for task in config.tasks if task.name in known]
+        data = DataConfig(
+            synthetic=ads.model_copy(update={"rows_per_day": MEASURED_ROWS_PER_DAY}),
+            windows={"test": config.data.windows["test"]},
+        )
+        prepare(data, specs, run_folder / "measured", seed=0)
+        samples = list(read_split(run_folder / "measured" / "manifest.json", "test"))
+        retrained = Predictor.load(run_folder / "adapter")
+        for name, predictor in (("retrained", retrained), ("first", first)):
+            write_scores(run_folder / "measured" / f"scores_{name}.parquet", predict(predictor.scorer, samples))
+            say(f"scored {len(samples)} samples of {run_folder.name} with the {name} model")
+
+
+def evaluated(folder: Path) -> list[Path]:
+    """Return the folders of the runs that were evaluated, the oldest first."""
+    return sorted(path.parent for path in folder.glob("season-2026-*/scores.parquet"))
 
 
 def main() -> None:
@@ -399,7 +415,9 @@ def main() -> None:
         season.start_server()
         samples = check_samples(season)
         say(f"{samples} samples of passed weeks, each trained on once")
-        page = write_page(season.folder, season.weeks, score_first(season), season.registry(), samples)
+        first = Predictor.load(season.registry().download(1, season.folder / "first"))
+        measure(season.folder, ads, first)
+        page = write_page(season.folder, season.weeks, score_first(season.folder, first), season.registry(), samples)
         say(f"season  {page}")
     finally:
         season.stop_server()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contracts import EvaluationReport, write_atomic
+from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
 from pipeline.evaluation import read_scores
 from pipeline.evaluation.compare import compare
 from pipeline.promotion.registry import Registry
@@ -57,7 +57,7 @@ def write_page(
             if alone is not None and name in alone.tasks:
                 lines["never retrained"][number] = alone.tasks[name].value
     gains = [_gain(runs[number], number) for number in sorted(runs)[-LAST_WEEKS:]]
-    summary = _summary(gains, series)
+    summary = _summary(gains)
     numbers = {
         "schema": 1,
         "weeks": [vars(week) for week in weeks],
@@ -84,23 +84,22 @@ def write_page(
 
 
 def _gain(run: Path, week: int) -> dict[str, Any]:
-    """Compare the retrained model with the first one on a week's holdout, in pairs."""
-    from jobs.config import load_config
-
-    config = load_config(run / "config.yaml")
-    mine, alone = read_scores(run / "scores.parquet"), read_scores(run / "scores_first.parquet")
-    found = compare(mine, alone, config.tasks, candidate_name="retrained", reference_name="never retrained", data={})
+    """Compare the retrained model with the first one on a week's holdout days, in pairs."""
+    manifest = ShardManifest.read(run / "measured" / "manifest.json")
+    mine, alone = (read_scores(run / "measured" / f"scores_{name}.parquet") for name in ("retrained", "first"))
+    found = compare(mine, alone, manifest.tasks, candidate_name="retrained", reference_name="never retrained", data={})
     return {
         "week": week,
         "difference": found.macro.difference,
         "standard_error": found.macro.standard_error,
         "retrained": found.macro.candidate,
         "never_retrained": found.macro.reference,
+        "best_attainable": float(np.mean([manifest.best_attainable[task] for task in found.tasks])),
         "tasks": sorted(found.tasks),
     }
 
 
-def _summary(gains: list[dict[str, Any]], series: dict[str, dict[str, dict[int, float | None]]]) -> dict[str, Any]:
+def _summary(gains: list[dict[str, Any]]) -> dict[str, Any]:
     """Average the last weeks' paired differences; the weeks' samples are independent: errors add in squares."""
     known = [gain for gain in gains if gain["difference"] is not None and gain["standard_error"]]
     if not known:
@@ -108,11 +107,7 @@ def _summary(gains: list[dict[str, Any]], series: dict[str, dict[str, dict[int, 
     mean = float(np.mean([gain["difference"] for gain in known]))
     error = float(np.sqrt(np.sum([gain["standard_error"] ** 2 for gain in known])) / len(known))
     low, high = mean - 1.96 * error, mean + 1.96 * error
-    best = [
-        series[task]["best attainable"].get(gain["week"]) for gain in known for task in gain["tasks"] if task in series
-    ]
-    never = float(np.mean([gain["never_retrained"] for gain in known]))
-    ceiling = float(np.mean([value for value in best if value is not None])) if best else float("nan")
+    never, ceiling = (float(np.mean([gain[key] for gain in known])) for key in ("never_retrained", "best_attainable"))
     share = mean / (ceiling - never) if ceiling > never else float("nan")
     words = (
         f"Last {len(known)} retrained weeks, mean of the tasks that the first model knows: retrained "
@@ -135,7 +130,7 @@ def _plot(series: dict[str, dict[str, dict[int, float | None]]]) -> str:
             color, style = styles[name]
             weeks = [week for week, value in sorted(values.items()) if value is not None]
             axis.plot(weeks, [values[week] for week in weeks], style, color=color, label=name)
-        axis.set(title=task, xlabel="week", ylim=(0, 1.02))
+        axis.set(title=task, xlabel="week", ylim=(0.35, 1.02))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("AUC (accuracy for query_vertical)")
     axes[0][0].legend(loc="lower left", fontsize=8)
