@@ -14,7 +14,7 @@ from jobs.config import load_config
 from tests.jobs.weekly import bring, champion_folder, registry_of, retrain, settings, start
 from tests.processes import kill_tree
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 STAGES = ("shards/manifest.json", "checkpoints/*", "adapter/predictor.json", "evaluation.json", "decision.json")
 
