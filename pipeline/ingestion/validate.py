@@ -114,8 +114,6 @@ def _choices(record: dict[str, Any], spec: TaskSpec) -> tuple[str, ...]:
         raise Rejected(f"field {spec.choices_field!r} is not a list of at least 2 choices")
     if not all(isinstance(choice, str) and choice.strip() for choice in value):
         raise Rejected(f"field {spec.choices_field!r} holds a blank choice or one that is not text")
-    if len({choice.strip() for choice in value}) < len(value):
-        raise Rejected(f"field {spec.choices_field!r} holds a choice twice")
     try:
         "".join(value).encode()
     except UnicodeEncodeError:

@@ -51,9 +51,9 @@ class Encoder:
                     f"{tail!r}; begin it with a space: {' ' + word.strip()!r}"
                 )
             tokens.append(tuple(joined[len(anchor) :]))
-        if len(set(tokens)) != len(tokens):
+        if spec.label_words and len(set(tokens)) != len(tokens):  # a question may offer one answer twice
             raise InputError(
-                f"task {spec.name!r}{where}: label words must differ in their tokens, got {list(words)}; reword one"
+                f"task {spec.name!r}: label words must differ in their tokens, got {list(words)}; reword one"
             )
         return tuple(tokens)
 

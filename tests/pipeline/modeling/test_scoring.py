@@ -210,3 +210,10 @@ def test_scores_are_those_of_the_models_own_head(family: str, options: dict[str,
         log_p = model(torch.tensor([[5, 6, 7, 10]])).logits[0].log_softmax(-1)
     expected = torch.stack([log_p[2, 8], log_p[2, 9], log_p[2, 10] + log_p[3, 11]]).log_softmax(0)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_choice_that_is_offered_twice_scores_twice_the_same(base: Any, encoder: Encoder) -> None:
+    sample = SAMPLES[3].model_copy(update={"choices": ("honey", " honey", "the blue sea")})
+    (found,) = Scorer(LabelScorer(base), encoder).probabilities([sample])
+    assert found[0] == found[1]
+    assert found.sum() == pytest.approx(1)
