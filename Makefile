@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-long check bench season clean
+.PHONY: help env demo test test-slow check bench season clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -26,11 +26,8 @@ demo: env ## the main job end to end on synthetic Ads data, into runs/demo
 test: env ## the fast tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-slow: env ## real clusters, two-process training, servers
+test-slow: env ## real clusters, two-process training, servers, kills, the weekly loop: half an hour
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE) --durations=20
-
-test-long: env ## kills, crashes, two machines, the weekly loop: half an hour
-	$(BIN)/python -m pytest -m long --durations=20
 
 check: env ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from jobs.config import load_config
 from tests.jobs.weekly import bring, champion_folder, registry_of, retrain, settings, start
 from tests.processes import kill_tree
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STAGES = ("shards/manifest.json", "checkpoints/*", "adapter/predictor.json", "evaluation.json", "decision.json")
 
@@ -24,7 +24,7 @@ def test_killed_after_every_stage_the_end_is_the_same(tmp_path: Path) -> None:
     for folder in (tmp_path / "broken", tmp_path / "unbroken"):
         folder.mkdir()
         bring(folder / "partitions", 0, 3)
-        path = settings(folder)
+        path = settings(folder, training={"num_workers": 1}, evaluation={"num_workers": 1})
         killed = [stage for stage in STAGES if kill_at(path, stage)] if folder.name == "broken" else []
         out = retrain(path)
         assert '"verdict"' in out

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from jobs.config import load_config
 from tests.jobs.weekly import START, bring, champion_folder, new_samples, registry_of, retrain, settings
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_three_weeks(tmp_path: Path) -> None:

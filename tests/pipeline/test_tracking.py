@@ -50,7 +50,7 @@ def test_resumed_history_is_sent_once(tmp_path: Path) -> None:
     assert _steps(tracker, "samples") == [(step, 16.0 * step) for step in range(1, 5)]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_server_stalls_nothing_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

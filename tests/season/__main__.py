@@ -1,9 +1,9 @@
 """Twelve weeks of synthetic Ads data with drift through the real loop: registry, Ray cluster, MLflow server, faults.
 
-Run with ``make season``; ``python -m tests.season --weeks 5 --small`` is a short one on a cut model. Every retraining
-is the ``mtl-lora retrain`` command in a process of its own. What must hold is asserted as the weeks pass; at the end
-``runs/season/season.html`` shows each task's metric a week for the retrained model, for the first one left alone, and
-the best attainable, with the ledger of champions.
+Run with ``make season``; ``python -m tests.season --short`` is four weeks on a cut model: the mechanics alone, no claim
+on what was learnt. Every retraining is the ``mtl-lora retrain`` command in a process of its own. What must hold is
+asserted as the weeks pass; at the end ``runs/season/season.html`` shows each task's metric a week for the retrained
+model, for the first one left alone, and the best attainable, with the ledger of champions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,28 @@ HISTORY_DAYS = 14
 MEASURED_ROWS_PER_DAY = 80
 """Of each task, on which what retraining gained is measured at the end."""
 NEW_TASK, RETIRED_TASK, FLIPPED_TASK = "query_vertical", "ad_landing_page_consistency", "query_ad_relevance"
-BAD, FLIPPED, NEW, WORKER, DRIVER, SERVER, TWICE, ROLLBACK, RETIRE, NOTHING = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+
+
+class Event(StrEnum):
+    """What happens in a week, as its page says it."""
+
+    FIRST = "first training"
+    ORDINARY = "an ordinary week"
+    BAD = "5 % malformed rows"
+    FLIPPED = f"labels of {FLIPPED_TASK} flipped"
+    NEW = f"{NEW_TASK} is new"
+    WORKER = "a worker killed"
+    DRIVER = "the driver killed, run again"
+    SERVER = "the MLflow server killed for 20 s"
+    TWICE = "two schedulers fired at once: one refused"
+    ROLLBACK = "rolled back by hand after its promotion"
+    RETIRE = f"{RETIRED_TASK} ends"
+    NOTHING = "no new data"
+
+
+FULL = tuple(Event)
+"""The twelve weeks in their order."""
+SHORT = (Event.FIRST, Event.BAD, Event.TWICE, Event.NOTHING)
 
 
 class Season:
@@ -54,11 +76,11 @@ class Season:
     Args:
         folder: everything goes there; emptied first.
         ads: the synthetic data.
-        small: a cut model and few steps: the mechanics alone, no claim on what was learnt.
+        short: on a cut model, in few weeks.
     """
 
-    def __init__(self, folder: Path, ads: SyntheticAdsConfig, small: bool) -> None:
-        self.folder, self.ads, self.small = folder, ads, small
+    def __init__(self, folder: Path, ads: SyntheticAdsConfig, short: bool) -> None:
+        self.folder, self.ads, self.short = folder, ads, short
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.port = free_port()
@@ -77,21 +99,21 @@ class Season:
         """Write the loop's configuration as it is this week."""
         training: dict[str, Any] = {"global_batch_size": 16, "micro_batch_size": 8, "learning_rate": 0.003}
         training |= {"checkpoint_steps": 10, "log_steps": 5, "ledger": True, "warmup_share": 0.1}
-        if self.small:
+        if self.short:
             training |= {"checkpoint_steps": 4, "log_steps": 2}
         config = {
             "name": "season",
             "run_root": str(self.folder),
             "data": {"source": "records", "root": str(self.folder / "partitions"), "max_rejected_share": 0.1},
             "tasks": [task.model_dump(mode="json") for task in self.tasks],
-            "model": {"num_layers": 2} if self.small else {},
+            "model": {"num_layers": 2} if self.short else {},
             "length_grouping": {"window_steps": 4},
             "training": training,
             "retraining": {
                 "holdout_days": 3,
                 "replay_days": 14,
                 "replay_share": 0.1,
-                "max_champion_drop": 0.5 if self.small else 0.2,
+                "max_champion_drop": 0.5 if self.short else 0.2,
                 "lease_ttl_s": 20,
             },
             "promotion": {
@@ -99,7 +121,7 @@ class Season:
                 "gates": {
                     "beat_base": False,
                     "gain": "none",
-                    "margin": 1.0 if self.small else 0.2,
+                    "margin": 1.0 if self.short else 0.2,
                     "min_samples": 20,
                     "retired": self.retired,
                 },
@@ -174,7 +196,7 @@ class Season:
         environment = {**os.environ, "RAY_worker_niceness": "0"}
         return subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
 
-    def retrain(self, week: int, what: str, expect: int = 0, fault: Callable[[], None] | None = None) -> None:
+    def retrain(self, week: int, event: Event, expect: int = 0, fault: Callable[[], None] | None = None) -> None:
         """Retrain, with a fault in the middle, and note what came of it."""
         self.write_config()
         began = time.monotonic()
@@ -183,15 +205,15 @@ class Season:
             fault()
         code = process.wait(timeout=3600)
         assert code == expect, f"week {week}: exit code {code} instead of {expect}; see {self.folder / 'retrain.log'}"
-        self.note(week, what, began)
+        self.note(week, event, began)
 
-    def note(self, week: int, what: str, began: float) -> None:
+    def note(self, week: int, event: Event, began: float) -> None:
         """Keep what this week's run came to."""
         result = self.newest_result()
         self.weeks.append(
-            Week(week, what, result["verdict"], self.champion(), result.get("run", ""), result["reasons"])
+            Week(week, event.value, result["verdict"], self.champion(), result.get("run", ""), result["reasons"])
         )
-        say(f"week {week}: {result['verdict']}, champion {self.champion()}, {time.monotonic() - began:.0f} s ({what})")
+        say(f"week {week}: {result['verdict']}, champion {self.champion()}, {time.monotonic() - began:.0f} s ({event})")
 
     def newest_result(self) -> dict[str, Any]:
         """The newest notice: what the loop said last."""
@@ -250,79 +272,77 @@ def kill_a_worker(season: Season) -> None:
     say(f"killed rank process {victims[-1].pid}")
 
 
-def run(season: Season, weeks: int) -> None:
+def kill_the_driver(season: Season) -> None:
+    """Kill the command, its job and its cluster in the middle of training."""
+    season.write_config()
+    process = season.start()
+    season.wait_for_training(3)
+    kill_tree(process)
+    say("killed the driver, the job and the cluster")
+    time.sleep(25)  # the lease of the killed one expires
+
+
+def kill_the_server(season: Season) -> None:
+    """Take the MLflow server away for a while in the middle of training."""
+    season.wait_for_training(2)
+    season.stop_server()
+    time.sleep(20)
+    season.start_server()
+
+
+def run(season: Season, events: Sequence[Event]) -> None:
     """Let the weeks pass."""
     season.start_server()
     season.bring(HISTORY_DAYS)
-    for week in range(1, weeks + 1):
-        if week == FLIPPED + 1:  # the partitions of the week before come again, mended
+    for week, event in enumerate(events, start=1):
+        if week > 1 and events[week - 2] == Event.FLIPPED:  # the partitions of the week before come again, mended
             for back in range(1, 8):
                 season.write_day(season.brought - dt.timedelta(days=back))
-        if week == NEW:
+        if event == Event.NEW:
             season.tasks = list(synthetic_ads_tasks())
-        if week == RETIRE:
+        if event == Event.RETIRE:
             season.tasks = [task for task in season.tasks if task.name != RETIRED_TASK]
             season.retired = [RETIRED_TASK]
-        if week != NOTHING:
-            season.bring(7, {BAD: malformed, FLIPPED: flipped}.get(week))
-        _week(season, week)
+        if event != Event.NOTHING:
+            season.bring(7, {Event.BAD: malformed, Event.FLIPPED: flipped}.get(event))
+        _week(season, week, event)
     season.stop_server()
 
 
-def _week(season: Season, week: int) -> None:
+def _week(season: Season, week: int, event: Event) -> None:
     before = season.champion()
-    if week == FLIPPED:
-        season.retrain(week, f"labels of {FLIPPED_TASK} flipped", expect=3)
+    if event == Event.FLIPPED:
+        season.retrain(week, event, expect=3)
         assert season.champion() == before
         assert any(FLIPPED_TASK in reason for reason in season.weeks[-1].reasons), season.weeks[-1].reasons
-    elif week == WORKER:
-        season.retrain(week, "a worker killed", fault=lambda: kill_a_worker(season))
-    elif week == DRIVER:
-        season.write_config()
-        began, process = time.monotonic(), season.start()
-        season.wait_for_training(3)
-        kill_tree(process)
-        say("killed the driver, the job and the cluster")
-        time.sleep(25)  # the lease of the killed one expires
-        assert season.start().wait(timeout=3600) == 0
-        season.note(week, "the driver killed, run again", began)
-    elif week == SERVER:
-
-        def outage() -> None:
-            season.wait_for_training(2)
-            season.stop_server()
-            time.sleep(20)
-            season.start_server()
-
-        season.retrain(week, "the MLflow server killed for 20 s", fault=outage)
-    elif week == TWICE:
+        return
+    if event == Event.NOTHING:
+        season.retrain(week, event)
+        assert season.champion() == before
+        assert season.weeks[-1].verdict == "NOTHING_NEW"
+        return
+    if event == Event.WORKER:
+        season.retrain(week, event, fault=lambda: kill_a_worker(season))
+    elif event == Event.DRIVER:
+        kill_the_driver(season)
+        season.retrain(week, event)
+    elif event == Event.SERVER:
+        season.retrain(week, event, fault=lambda: kill_the_server(season))
+    elif event == Event.TWICE:
         season.write_config()
         began, pair = time.monotonic(), [season.start(), season.start()]
         codes = sorted(process.wait(timeout=3600) for process in pair)
         assert codes == [0, 3], codes
-        season.note(week, "two schedulers fired at once: one refused", began)
-    elif week == NOTHING:
-        season.retrain(week, "no new data")
-        assert season.champion() == before
-        assert season.weeks[-1].verdict == "NOTHING_NEW"
-        return
+        season.note(week, event, began)
     else:
-        words = {
-            1: "first training",
-            BAD: "5 % malformed rows",
-            NEW: f"{NEW_TASK} is new",
-            ROLLBACK: "rolled back by hand after its promotion",
-            RETIRE: f"{RETIRED_TASK} ends",
-        }
-        season.retrain(week, words.get(week, "an ordinary week"))
-    if week == BAD:
+        season.retrain(week, event)
+    if event == Event.BAD:
         rejected = ShardManifest.read(season.newest_run() / "shards" / "manifest.json").rejected
         unreadable = sum(r.records for r in rejected if "is missing" in r.reason or "blank" in r.reason)
         assert unreadable >= 7 * len(season.tasks), rejected  # at least one row of each of seven days' files
-    if week != FLIPPED:
-        assert season.weeks[-1].verdict == "PROMOTE", season.weeks[-1]
-        assert season.champion() > before
-    if week == ROLLBACK:
+    assert season.weeks[-1].verdict == "PROMOTE", season.weeks[-1]
+    assert season.champion() > before
+    if event == Event.ROLLBACK:
         entry = season.registry().rollback(why="complaints from the sales team")
         season.weeks[-1].champion = entry.version
         assert season.champion() == before
@@ -377,14 +397,14 @@ def score_first(folder: Path, first: Predictor) -> dict[str, EvaluationReport]:
 
 
 def measure(folder: Path, ads: SyntheticAdsConfig, first: Predictor) -> None:
-    """Score the last weeks' models and the first one on many more samples of the same days than the loop itself had:
-    on its own few the difference drowns in chance."""
+    """Score the last weeks' models and the first one on the same days' samples of other data: many more of them than
+    the loop itself had, on which the difference drowns in chance."""
     known = {task.name for task in first.spec.tasks}
     for run_folder in evaluated(folder)[-LAST_WEEKS:]:
         config = load_config(run_folder / "config.yaml")
         specs = [task for task in config.tasks if task.name in known]
         data = DataConfig(
-            synthetic=ads.model_copy(update={"rows_per_day": MEASURED_ROWS_PER_DAY}),
+            synthetic=ads,
             windows={"test": config.data.windows["test"]},
         )
         prepare(data, specs, run_folder / "measured", seed=0)
@@ -403,20 +423,19 @@ def evaluated(folder: Path) -> list[Path]:
 def main() -> None:
     """Run the season and write its page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weeks", type=int, default=12)
-    parser.add_argument("--small", action="store_true")
-    parser.add_argument("--rows-per-day", type=int, default=20)
+    parser.add_argument("--short", action="store_true", help="four weeks on a cut model")
     parser.add_argument("--folder", type=Path, default=Path("runs/season"))
     arguments = parser.parse_args()
-    ads = SyntheticAdsConfig(start=START, rows_per_day=arguments.rows_per_day, drift=1.0)
-    season = Season(arguments.folder.resolve(), ads, arguments.small)
+    ads = SyntheticAdsConfig(start=START, rows_per_day=20, drift=1.0)
+    season = Season(arguments.folder.resolve(), ads, arguments.short)
     try:
-        run(season, arguments.weeks)
+        run(season, SHORT if arguments.short else FULL)
         season.start_server()
         samples = check_samples(season)
         say(f"{samples} samples of passed weeks, each trained on once")
         first = Predictor.load(season.registry().download(1, season.folder / "first"))
-        measure(season.folder, ads, first)
+        measured_on = ads if season.short else ads.model_copy(update={"rows_per_day": MEASURED_ROWS_PER_DAY})
+        measure(season.folder, measured_on, first)
         page = write_page(season.folder, season.weeks, score_first(season.folder, first), season.registry(), samples)
         say(f"season  {page}")
     finally:

@@ -25,7 +25,7 @@ from tests.pipeline.training.running_job import (
     write_config,
 )
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 PREFIX, HOST, NODES = "mtlnode", "10.231.7.254", {"mtlnode1": "10.231.7.1", "mtlnode2": "10.231.7.2"}
 PORT = 6399
