@@ -6,7 +6,6 @@ that loads, and the next call brings the aliases up to the ledger.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -209,8 +208,11 @@ class Registry:
             last = chain[-1]
             aliases = self._client.get_registered_model(self.name).aliases
             if last.previous is not None and str(aliases.get(PREVIOUS)) != str(last.previous):
-                with contextlib.suppress(MlflowException):  # that version may have been deleted
+                try:
                     self._client.set_registered_model_alias(self.name, PREVIOUS, str(last.previous))
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # that version may have been deleted
+                        raise
             if str(aliases.get(CHAMPION)) != str(last.version):
                 self._client.set_registered_model_alias(self.name, CHAMPION, str(last.version))
             if str(aliases.get(CHALLENGER)) == str(last.version):

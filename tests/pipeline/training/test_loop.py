@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 6
 WORKER = """
-import json, os, signal, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 
 from pipeline.ingestion import synthetic_ads_tasks
@@ -51,6 +51,13 @@ class Host:
 
 for run in json.loads(sys.argv[4]):
     folder, stop = parent / run["name"], run.get("stop", 0)
+    if "unmarked_as" in run:  # as if it had been killed after its best checkpoint, before that was marked
+        shutil.copytree(folder, folder := parent / run["unmarked_as"])
+        best = (folder / "checkpoints" / "best").read_text().strip()
+        (folder / "checkpoints" / "best").unlink()
+        for later in (folder / "checkpoints").glob("step-*"):
+            if later.name > best:
+                shutil.rmtree(later)
     folder.mkdir(exist_ok=True)
     training = TrainingConfig(
         num_workers=ranks, zero_stage=run["stage"], global_batch_size=8,
@@ -105,6 +112,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
     runs += [{"name": f"host{stage}", "stage": stage, "settings": ON_HOST} for stage in (1, 2, 3)]
     runs += [{"name": "plain", "stage": 2, "dropout": 0.1}]
     runs += [{"name": "measured", "stage": 2, "dropout": 0.1, "settings": {"conflict_steps": 2}}]
+    validation = {"name": "validation", "stage": 1, "settings": VALIDATION}
+    runs += [validation, validation | {"unmarked_as": "unmarked"}]
     _train(folder, manifest, 1, runs)
     return folder
 
@@ -238,6 +247,12 @@ def test_validation_keeps_the_best_adapter_and_ends_a_run_without_progress(two_r
         assert [mark.read_text().strip() for mark in marks] == [f"step-{best:08d}"]
         adapter = marks[0].parent / f"step-{best:08d}" / "adapter"
         assert _values(adapter, manifest, 16) == pytest.approx(rows[best - 1]["validation"], abs=1e-6)
+
+
+def test_a_best_checkpoint_that_was_not_marked_is_marked_on_resume(one_rank: Path) -> None:
+    marks = [(one_rank / name / "checkpoints" / "best").read_text() for name in ("validation", "unmarked")]
+    assert marks[0] == marks[1]
+    assert _losses(one_rank / "unmarked")[-2:] == _losses(one_rank / "validation")[-2:]
 
 
 def _values(adapter: Path, manifest: Path, samples_per_task: int) -> dict[str, float]:
