@@ -15,6 +15,7 @@ import pickle
 import signal
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -141,11 +142,16 @@ def _dashboard() -> str:
     return f"http://{url}" if url else ""
 
 
-def mapper(config: RayConfig) -> Callable[[Callable[[In], Out], Iterable[In]], Iterable[Out]]:
+def mapper(config: RayConfig, alone_s: float = 3.0) -> Callable[[Callable[[In], Out], Iterable[In]], Iterable[Out]]:
     """Return what applies a function to many items: Ray tasks where a cluster is there or named, else ``map``.
 
     Results come in the order of the items; an error in a task is raised as it was raised there, and ends the others.
     Functions must bear being run again: a task of a lost worker is.
+
+    Args:
+        config: the cluster.
+        alone_s: so many seconds, and the first item at least, this process works alone before it asks the cluster:
+            workers would not have started sooner.
     """
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     if not ray.is_initialized() and not inside_job() and (not address or address.startswith("http")):
@@ -153,7 +159,12 @@ def mapper(config: RayConfig) -> Callable[[Callable[[In], Out], Iterable[In]], I
 
     def over_the_cluster(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
         with cluster(config):
-            yield from _in_order(ray.remote(num_cpus=1)(function), items, 2 * int(ray.cluster_resources()["CPU"]))
+            rest, end = iter(items), time.monotonic() + alone_s
+            for item in rest:
+                yield function(item)
+                if time.monotonic() > end:
+                    break
+            yield from _in_order(ray.remote(num_cpus=1)(function), rest, 2 * int(ray.cluster_resources()["CPU"]))
 
     return over_the_cluster
 

@@ -28,7 +28,7 @@ def workers() -> Iterator[None]:
 def test_ray_tasks_write_the_bytes_of_one_process(tmp_path: Path) -> None:
     write_files(tmp_path / "in", files=9, rows=100)
     prepare(config_of(tmp_path / "in"), [SPAM], tmp_path / "one", seed=0)
-    prepare(config_of(tmp_path / "in"), [SPAM], tmp_path / "many", seed=0, mapper=mapper(LOCAL))
+    prepare(config_of(tmp_path / "in"), [SPAM], tmp_path / "many", seed=0, mapper=mapper(LOCAL, alone_s=0))
     assert content(tmp_path / "one") == content(tmp_path / "many")
 
 
@@ -41,7 +41,7 @@ def refuse(number: int) -> int:
 def test_an_error_in_a_task_comes_back_as_it_was_raised() -> None:
     found = []
     with pytest.raises(InputError) as caught:
-        for number in mapper(LOCAL)(refuse, range(50)):
+        for number in mapper(LOCAL, alone_s=0)(refuse, range(50)):
             found.append(number)
     assert type(caught.value) is InputError
     assert str(caught.value) == "number must not be 3, got 3; leave it out"
@@ -58,7 +58,7 @@ def die_once(place: tuple[Path, int]) -> int:
 
 
 def test_a_killed_worker_costs_no_result(tmp_path: Path) -> None:
-    assert list(mapper(LOCAL)(die_once, [(tmp_path, number) for number in range(12)])) == list(range(12))
+    assert list(mapper(LOCAL, alone_s=0)(die_once, [(tmp_path, number) for number in range(12)])) == list(range(12))
     assert (tmp_path / "died-5").exists()
 
 
