@@ -6,6 +6,7 @@ through 4-bit rounding, so results are not the published ones of the original ch
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import os
@@ -140,10 +141,15 @@ def _quiet_transformers() -> None:
 
 
 def load_tokenizer(config: BaseModelConfig) -> Any:
-    """Load the base model's fast tokenizer, with a padding token."""
+    """Load the base model's fast tokenizer, with a padding token; once a process, a caller must not change it."""
+    return _tokenizer(resolve_base(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base(config))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -35,6 +35,19 @@ def backend() -> str:
     return "nccl" if get_accelerator().device_name() == "cuda" else "gloo"
 
 
+def _import_muon() -> None:
+    """Import Muon, which DeepSpeed holds every optimizer against, without the compiler that it loads for itself: a second
+    or two of each rank's start."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        os.environ.pop("TORCHDYNAMO_DISABLE")
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
 def join_process_group() -> None:
     """Hand DeepSpeed the process group that exists, or make one from the rank variables."""
     if backend() == "gloo":
@@ -108,6 +121,7 @@ class Engine:
             name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
             return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
+        _import_muon()
         groups = parameter_groups(module, config.weight_decay, config.task_learning_rate, bool(config.only_tasks))
         optimizer = AdamW(groups, lr=config.learning_rate)
         self.engine, *_ = deepspeed.initialize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,10 @@ from pipeline.training.engine import Engine, device, from_rank_zero, join_proces
 from pipeline.training.finite import FiniteGuard
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
-from pipeline.training.validation import Validation
 from pipeline.world import World
+
+if TYPE_CHECKING:
+    from pipeline.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class Trainer:
         self.measured: dict[str, Any] = {}
         self.validation: Validation | None = None
         if (asked := job.training.validation) is not None:
+            from pipeline.training.validation import Validation  # loads scipy, which a restart need not wait for
+
             self.validation = Validation(asked, job.manifest_path, job.tasks, self.encoder, world, job.cache)
         self.mixture_losses = MixtureLosses(self.stream, [t.name for t in job.tasks], self.device)
 
