@@ -36,8 +36,10 @@ def backend() -> str:
 
 
 def _import_muon() -> None:
-    """Import Muon, which DeepSpeed holds every optimizer against, without the compiler that it loads for itself: a second
-    or two of each rank's start."""
+    """Import Muon, which DeepSpeed holds every optimizer against, without the compiler that it loads for itself.
+
+    That takes a second or two of each rank's start.
+    """
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
     try:
