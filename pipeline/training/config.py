@@ -48,8 +48,9 @@ class TrainingConfig(BaseModel):
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel ranks, one process each."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO partitions optimizer states (1), gradients too (2), parameters too (3); arXiv 1910.02054."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO partitions optimizer states (1), gradients too (2), parameters too (3); arXiv 1910.02054. With 0 and 1 ranks
+    meet once a step, with 2 and 3 in every micro-batch; an adapter's gradients are small, so 2 rarely pays."""
     offload_optimizer: bool = False
     """Keep the optimizer's states in the host's memory and step there; needs ZeRO 1 to 3."""
     global_batch_size: int = Field(default=32, ge=1)
@@ -145,6 +146,11 @@ class TrainingConfig(BaseModel):
                 f"got {self.global_batch_size}; choose {(rows + 1) * self.num_workers}"
             )
         return rows
+
+    @property
+    def every_backward_reduces(self) -> bool:
+        """Whether ranks meet in every micro-batch, so that all must have equally many."""
+        return self.zero_stage >= 2
 
     def check_tasks(self, names: Sequence[str]) -> None:
         """Refuse tasks that are not there, and weights that are not positive.

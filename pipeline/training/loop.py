@@ -173,7 +173,7 @@ class Trainer:
         counted = max(0, min(len(samples), in_step - world.rank * len(samples)))
         cut = partial(micro_batches, examples, config.micro_batch_tokens, config.micro_batch_size)
         parts = cut()
-        if (most := largest(len(parts))) > len(parts):
+        if config.every_backward_reduces and (most := largest(len(parts))) > len(parts):
             parts = cut(at_least=most)  # every backward is one of all ranks
         # DeepSpeed takes the mean over the ranks: thus the sum of all is the mean over the global batch.
         share = world.num_ranks / in_step

@@ -62,7 +62,7 @@ def run() -> dict[str, Any]:
         "versions": versions("torch", "deepspeed", "ray"),
         "protocol": (
             f"SmolLM2-135M fp32, all 30 layers, ads suite, {ROWS} rows a step over all ranks, the first {STEPS} steps "
-            "less one of warm-up, one thread a rank, ZeRO 2; torchrun and Ray run the same loop"
+            "less one of warm-up, one thread a rank, ZeRO 1; torchrun and Ray run the same loop"
         ),
         "rows": [
             row("two ranks: speed over one", ">= 1.7", one_s / two_s, one_s / two_s >= 1.7, measured=measured),

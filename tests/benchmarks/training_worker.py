@@ -55,7 +55,9 @@ def job_of(settings: dict[str, Any], **training: Any) -> TrainingJob:
     return TrainingJob(
         manifest_path=manifest,
         tasks=ShardManifest.read(manifest).tasks,
-        base=BaseModelConfig(dtype="float32", max_length=MAX_LENGTH, num_layers=settings.get("num_layers")),
+        base=BaseModelConfig(
+            dtype=settings.get("dtype", "float32"), max_length=MAX_LENGTH, num_layers=settings.get("num_layers")
+        ),
         adapter=AdapterConfig(lora_dropout=settings.get("dropout", 0.05)),
         training=TrainingConfig(**{"global_batch_size": settings["rows"], "num_workers": 1, **training}),
         seed=SEED,

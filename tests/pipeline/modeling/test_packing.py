@@ -63,6 +63,22 @@ def test_packed_rows_equal_padded_rows_in_losses_and_gradients(method: str) -> N
         torch.testing.assert_close(gradient, expected_gradients[name], atol=2e-4, rtol=2e-4, msg=name)
 
 
+def test_attention_in_bfloat16_is_that_in_float32_rounded_once() -> None:
+    batch, generator = pack(SHARING), torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, heads, len(batch.input_ids), 8, generator=generator).bfloat16() for heads in (4, 2, 2)]
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        states = [x.to(dtype).requires_grad_() for x in drawn]
+        out, _ = packed_attention.packed_attention(
+            torch.nn.Module(), *states, None, packed_rows=(batch.rows, batch.owner)
+        )
+        assert out.dtype is dtype
+        gradients = torch.autograd.grad(out, states, torch.ones_like(out))
+        found[dtype] = [x.bfloat16() for x in (out, *gradients)]
+    for one, other in zip(found[torch.bfloat16], found[torch.float32], strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+
+
 def test_what_rows_of_a_task_begin_with_stands_once() -> None:
     batch = pack(SHARING)
     distinct = {
