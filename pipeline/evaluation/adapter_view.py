@@ -35,7 +35,7 @@ class AdapterView:
 
 def adapter_view(folder: Path) -> AdapterView | None:
     """Return the view of a saved adapter; None where its method has no mixing weights or transformations."""
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file  # numpy has no bfloat16
 
     described = json.loads((folder / "mtl_lora_config.json").read_text())
     if described.get("method", "mtl_lora") != "mtl_lora":
@@ -43,7 +43,7 @@ def adapter_view(folder: Path) -> AdapterView | None:
     config: dict[str, Any] = described["config"]
     tasks = list(config["task_names"])
     tensors = {
-        path: tensor.astype(np.float64) for path, tensor in load_file(folder / "adapter_model.safetensors").items()
+        path: tensor.double().numpy() for path, tensor in load_file(folder / "adapter_model.safetensors").items()
     }
     mixing = {
         path.removesuffix(f".{MIXING}"): _softmax(tensor / config["temperature"])
