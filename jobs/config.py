@@ -60,8 +60,8 @@ class RetrainingConfig(BaseModel):
     warm_start: bool = True
     """Begin with the champion's adapter; else from scratch."""
     only_new_tasks: bool = False
-    """When tasks are new, train their own parts alone and leave everything the others use untouched; needs
-    ``warm_start``."""
+    """When tasks are new, train their own parts alone and leave everything the others use untouched, which then learn
+    nothing from these days; needs ``warm_start``."""
     max_champion_drop: float | None = Field(default=0.15, gt=0)
     """How far the champion may fall on the newest days below what it scored when it was promoted; further, the labels
     or the data have changed, and the run holds before anything is trained."""

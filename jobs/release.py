@@ -47,7 +47,7 @@ def promote(config: RunConfig, before: Callable[[], None] | None = None) -> Prom
 
     Args:
         config: of the run.
-        before: called right before the alias moves; what it raises keeps it where it is.
+        before: called at first and right before the alias moves; what it raises keeps it where it is.
 
     Raises:
         HeldBack: another champion has come since this one was compared.
@@ -64,6 +64,8 @@ def promote(config: RunConfig, before: Callable[[], None] | None = None) -> Prom
         )
     base = EvaluationReport.read(config.folder / "evaluation_base.json")
     registry = Registry(config.promotion.model_name, config.tracking.uri)
+    if before is not None:
+        before()
     version = _registered(config, registry, candidate)
     champion = registry.champion()
     if champion is not None and champion.number == version.number:
@@ -82,6 +84,12 @@ def promote(config: RunConfig, before: Callable[[], None] | None = None) -> Prom
     decision = decide(candidate, base, opponent, config.promotion.gates, against_champion=paired).model_copy(
         update={"candidate": str(version.number), "champion": str(champion.number) if champion else None}
     )
+    if decision.verdict == "PROMOTE" and (deposed := registry.deposed(version.number)) is not None:
+        words = (
+            f"version {version.number} was champion until {deposed.who} made version {deposed.version} champion at "
+            f"{deposed.time:%Y-%m-%d %H:%M} UTC; to bring it back: mtl-lora rollback --to {version.number}"
+        )
+        decision = decision.model_copy(update={"verdict": "HOLD", "reasons": (words,)})
     if decision.verdict == "PROMOTE":
         decision = _held_to_exports(config, decision)
     decision.write(config.folder / DECISION)
@@ -172,6 +180,7 @@ def _registered(config: RunConfig, registry: Registry, report: EvaluationReport)
     """Return this run's version in the registry, registering it the first time."""
     tracker = tracker_of(config)
     if (made := registry.find(_identity(config))) is not None:
+        registry.challenge(made.number)
         return made
     from pipeline.modeling.base_model import fingerprint
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jobs.notices import Event, notify
 from jobs.run_folder import DECISION, EXPORT, tracker_of
 from pipeline.contracts import PromotionDecision, write_atomic
 from pipeline.errors import HeldBack, InputError
-from pipeline.ingestion.config import Replay
+from pipeline.ingestion.config import ANY_TASK, Replay
 from pipeline.ingestion.partitions import (
     Partition,
     Window,
@@ -26,6 +27,7 @@ from pipeline.ingestion.partitions import (
     find_partitions,
     plan_window,
 )
+from pipeline.ingestion.sources import SUFFIXES
 from pipeline.modeling.base_model import fingerprint
 from pipeline.progress import say
 from pipeline.promotion.registry import Registry, Version
@@ -58,7 +60,7 @@ def retrain(config: RunConfig, as_of: dt.date | None = None, dry_run: bool = Fal
     registry = Registry(config.promotion.model_name, config.tracking.uri)
     if dry_run:
         plan = _plan(config, config.retraining, registry, as_of)
-        return {"verdict": "NOTHING_NEW"} if plan is None else plan.summary()
+        return plan.summary() if isinstance(plan, _Plan) else {"verdict": "NOTHING_NEW", "reasons": [plan]}
     with _failures_noticed(config), registry.lease(config.retraining.lease_ttl_s) as lease:
         result = _retrain_window(config, config.retraining, registry, as_of, lease.check)
     return passed(result)
@@ -88,7 +90,7 @@ def nothing_to_do(config: RunConfig, as_of: dt.date | None = None) -> dict[str, 
         if _interrupted(config, registry) is not None:
             return None
         plan = _plan(config, config.retraining, registry, as_of)
-        return _nothing_new(config) if plan is None else _finished(plan.run)
+        return _finished(plan.run) if isinstance(plan, _Plan) else _nothing_new(config, plan)
 
 
 def backfill(config: RunConfig, first: dt.date, last: dt.date) -> list[dict[str, Any]]:
@@ -115,20 +117,23 @@ def backfill(config: RunConfig, first: dt.date, last: dt.date) -> list[dict[str,
     return results
 
 
-def run_stages(config: RunConfig, before_promotion: Callable[[], None] | None = None) -> dict[str, Any]:
+def run_stages(config: RunConfig, may_go_on: Callable[[], None] | None = None) -> dict[str, Any]:
     """Run every stage of one run in order; each finds what it has done already.
 
     Args:
         config: of the run.
-        before_promotion: see :func:`jobs.release.promote`.
+        may_go_on: asked between the stages and before the alias moves; what it raises ends the run there.
 
     Raises:
         HeldBack: the gates did not let the candidate pass; everything else is done.
     """
+    ask = may_go_on or (lambda: None)
     stages.train(config)
+    ask()
     trained, base = stages.evaluate(config)
+    ask()
     folders = stages.export(config)
-    decision = release.promote(config, before_promotion)
+    decision = release.promote(config, ask)
     page = release.report(config)
     tracker_of(config).end()
     tables.show_evaluation(trained, base)
@@ -158,27 +163,35 @@ class _Plan:
             "champion": self.champion.number if self.champion else None,
             "warm_start": self.run.training.warm_start is not None,
             "new_tasks": self.run.training.only_tasks or _new_tasks(self.run, self.champion),
+            "unchanged_tasks": self._unchanged(),
             "retired_tasks": list(self.run.promotion.gates.retired),
             "seconds": _cost(self.run, self.size),
         }
         for name, value in summary.items():
-            say(f"{name:>13}  {value}")
+            say(f"{name:>15}  {value}")
         return summary
 
+    def _unchanged(self) -> list[str]:
+        """Return the tasks that learn nothing from these days, nor will from them later."""
+        trained = self.run.training.only_tasks
+        return [task.name for task in self.run.tasks if task.name not in trained] if trained else []
 
-def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_of: dt.date | None) -> _Plan | None:
-    """Return what is to be done, None where there is nothing new.
+
+def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_of: dt.date | None) -> _Plan | str:
+    """Return what is to be done, or in words why there is nothing to do.
 
     Raises:
-        InputError: the partitions have a gap, the champion is one of another base or has tasks that are not configured.
+        InputError: the partitions have a gap, also of one task; the champion is one of another base or has tasks that
+            are not configured.
     """
     partitions = find_partitions(str(config.data.root), settings.complete_file)
     today = dt.datetime.now(dt.UTC).date()
     check_clock(partitions, today)
     champion = registry.champion()
+    until = _trained_until(registry, champion)
     window = plan_window(
         partitions,
-        _trained_until(registry, champion),
+        until,
         as_of=as_of or today,
         holdout_days=settings.holdout_days,
         window_days=settings.window_days,
@@ -186,20 +199,24 @@ def _plan(config: RunConfig, settings: RetrainingConfig, registry: Registry, as_
         known_gaps=settings.known_gaps,
     )
     if window is None:
-        return None
+        return _why_nothing(config, settings, [p for p in partitions if p.day <= (as_of or today)], until)
     base = fingerprint(config.model)
     order, warm, drift = list(config.tasks), None, config.drift
     if champion is not None:
         _check_champion(config, settings, champion, base)
         known = _tasks_of(champion)
+        _check_files(config, settings, [p for p in partitions if window.train[0] <= p.day <= window.train[1]], known)
         order = sorted(order, key=lambda task: known.index(task.name) if task.name in known else len(known))
         earlier = config.run_root / champion.tags.get("run", "") / "shards" / "manifest.json"
         if drift.against is None and earlier.is_file():
             drift = drift.model_copy(update={"against": str(earlier)})
-        warm = config.run_root / "champions" / f"{config.promotion.model_name}-{champion.number}"
+        name = f"{config.promotion.model_name}-{registry.place}-{champion.number}"
+        warm = config.run_root / "champions" / name
     read = [p for p in partitions if window.train[0] <= p.day <= window.holdout[1]]
+    replayed = [p for p in partitions if window.replay and window.replay[0] <= p.day <= window.replay[1]]
     key = {
         "partitions": digest_partitions(str(config.data.root), read),
+        "replay": digest_partitions(str(config.data.root), replayed),
         "config": config.digest(),
         "base": base,
         "champion": champion.number if champion else None,
@@ -240,8 +257,8 @@ def _retrain_window(
         run_stages(cut_off, holds_lease)
         _finish(config, cut_off, PromotionDecision.read(cut_off.folder / DECISION), {})
     plan = _plan(config, settings, registry, as_of)
-    if plan is None:
-        return _nothing_new(config)
+    if not isinstance(plan, _Plan):
+        return _nothing_new(config, plan)
     run = plan.run
     if (known := _finished(run)) is not None:
         return known
@@ -254,12 +271,28 @@ def _retrain_window(
         tables.show_decision(decision)
     else:
         try:
-            run_stages(run, holds_lease)
+            run_stages(run, partial(_may_go_on, registry, plan.champion, holds_lease))
         except HeldBack as held:
-            if held.result is None:  # no verdict: the lease was lost, or another champion came
+            if held.result is None:  # no verdict: another champion came
+                _notice(config, "HOLD", [str(held)], run=run.name)
                 raise
         decision = PromotionDecision.read(run.folder / DECISION)
     return _finish(config, run, decision, {"bytes": plan.size, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _may_go_on(registry: Registry, began_with: Version | None, holds_lease: Callable[[], None]) -> None:
+    """Make sure that nobody else retrains, and that the champion is the one that this retraining began with.
+
+    Raises:
+        HeldBack: another version was made champion meanwhile, by hand or by a rollback.
+    """
+    holds_lease()
+    before, now = (version.number if version else None for version in (began_with, registry.champion()))
+    if now != before:
+        raise HeldBack(
+            f"the champion must stay the one that a retraining began with, version {before or 'none'}; version "
+            f"{now} was made champion meanwhile: retrain again, from that one on"
+        )
 
 
 def _held_by_data(run: RunConfig, champion: Version | None, settings: RetrainingConfig) -> PromotionDecision | None:
@@ -286,8 +319,27 @@ def _finish(config: RunConfig, run: RunConfig, decision: PromotionDecision, cost
     return found
 
 
-def _nothing_new(config: RunConfig) -> dict[str, Any]:
-    reason = f"no new partition in {config.data.root} since the champion's last day"
+def _why_nothing(
+    config: RunConfig, settings: RetrainingConfig, partitions: list[Partition], until: dt.date | None
+) -> str:
+    """Say why no day is left to train on, and which days only lack their marker."""
+    new = [p for p in partitions if until is None or p.day > until]
+    whole, half = ([p.day.isoformat() for p in new if p.whole is each] for each in (True, False))
+    since = f"since {until}, the champion's last day," if until else "(no champion yet)"
+    reason = f"no partition in {config.data.root} {since} has come whole"
+    if whole:
+        reason = (
+            f"{whole} in {config.data.root} {'are' if len(whole) > 1 else 'is'} new, of which the newest "
+            f"{settings.holdout_days} are for scoring: no day is left to train on"
+        )
+    if half:
+        reason += (
+            f"; {half[:7]} lack {settings.complete_file}: still being written, or their producer does not mark them"
+        )
+    return reason
+
+
+def _nothing_new(config: RunConfig, reason: str) -> dict[str, Any]:
     _notice(config, "NOTHING_NEW", [reason])
     return {"verdict": "NOTHING_NEW", "reasons": [reason]}
 
@@ -331,6 +383,27 @@ def _check_champion(config: RunConfig, settings: RetrainingConfig, champion: Ver
         raise InputError(
             f"every task of the champion must be configured or named as retired, version {champion.number} answers "
             f"{gone} too; configure them or add them to promotion.gates.retired"
+        )
+
+
+def _check_files(config: RunConfig, settings: RetrainingConfig, days: list[Partition], known: list[str]) -> None:
+    """Refuse days that lack a task of the champion: their records would never be read when they come later."""
+    if ANY_TASK in config.data.files:
+        return
+    missing = [
+        f"{partition.day}/{task.name}"
+        for partition in days
+        if partition.whole and partition.day not in settings.known_gaps
+        for task in config.tasks
+        if task.name in known
+        and task.name not in config.data.files
+        and not any(f"{task.name}{suffix}" in partition.files for suffix in SUFFIXES)
+    ]
+    if missing:
+        raise InputError(
+            f"every day must have records of every task that the champion knows, {config.data.root} lacks "
+            f"{missing[:5]} ({len(missing)} in all); bring them, name the task in promotion.gates.retired, or the day "
+            "in retraining.known_gaps"
         )
 
 

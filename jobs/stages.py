@@ -37,6 +37,7 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: any of these breaks its rule.
     """
+    from pipeline.modeling.adapter import check_shape
     from pipeline.modeling.base_model import load_tokenizer, resolve_base
     from pipeline.modeling.encoding import Encoder
 
@@ -49,6 +50,8 @@ def check(config: RunConfig) -> None:
             f"training.only_tasks needs an adapter with parts of each task, {' or '.join(METHODS_WITH_TASK_PARTS)}, "
             f"got adapter.method {config.adapter.method!r}; train all tasks"
         )
+    if config.training.warm_start is not None:
+        check_shape(config.adapter, config.training.warm_start)
     if config.training.deepspeed:
         from pipeline.training.engine import zero_keys
 
@@ -117,7 +120,7 @@ def plan(config: RunConfig, calibrate: bool = False) -> dict[str, Any]:
         },
         "epoch": epoch.model_dump(mode="json"),
     }
-    job, is_local = _job(config), not (config.ray.address or os.environ.get("RAY_ADDRESS"))
+    job, is_local = _job(config), (config.ray.address or os.environ.get("RAY_ADDRESS", "")) in ("", "local")
     found = plan_training(job, measure(calibration_job(job)) if calibrate else None, config.folder, is_local)
     numbers["training"] = found.model_dump(mode="json")
     write_atomic(config.folder / PLAN, json.dumps(numbers, indent=2) + "\n")

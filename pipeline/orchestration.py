@@ -37,11 +37,11 @@ from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.util import ActorPool
 
-from pipeline.contracts import Sample
+from pipeline.contracts import Sample, write_atomic
 from pipeline.errors import InputError
 from pipeline.progress import say
 from pipeline.tracking import Tracker
-from pipeline.training.host import CHECKPOINTS, RunHost, listen_to_sigterm, stop_file
+from pipeline.training.host import CHECKPOINTS, RunHost, failed_file, listen_to_sigterm, stop_file
 from pipeline.world import World
 
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -204,7 +204,8 @@ def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
         tracker: MLflow run that rank 0 writes to.
 
     Raises:
-        InputError: the cluster has fewer CPUs or GPUs than workers.
+        InputError: the cluster has fewer CPUs or GPUs than workers, or a rank met what no restart can mend, such as a
+            loss that is not finite.
         SystemExit: SIGTERM came; everything is saved.
     """
     from pipeline.training.checkpoint import Checkpoints
@@ -234,9 +235,15 @@ def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
-    stop = stop_file(run_folder)
+    stop, failed = stop_file(run_folder), failed_file(run_folder)
     with _sigterm_asks(stop):
-        trainer.fit()
+        failed.unlink(missing_ok=True)
+        try:
+            trainer.fit()
+        except Exception as error:
+            _raise_failure(failed, error)
+            raise
+        _raise_failure(failed)
     if stop.exists():
         stop.unlink()
         say(f"stopped by SIGTERM, saved in {stop.parent}; the same command goes on from there")
@@ -245,6 +252,13 @@ def train(job: Any, run_folder: Path, tracker: Tracker | None) -> Path:
     if found is None:
         raise RuntimeError("a finished training run must leave a checkpoint, got none; see the worker's log above")
     return found
+
+
+def _raise_failure(failed: Path, cause: Exception | None = None) -> None:
+    if failed.is_file():
+        message = failed.read_text()
+        failed.unlink()
+        raise InputError(message) from cause
 
 
 @contextlib.contextmanager
@@ -286,10 +300,16 @@ def _train_rank(settings: dict[str, Any]) -> None:
     # Bytes until here: Ray Train's controller, which reads the settings too, need not import what trains.
     context, job, run_folder = ray.train.get_context(), pickle.loads(settings["job"]), settings["run_folder"]
     world = World(context.get_world_rank(), context.get_world_size())
+    if failed_file(run_folder).is_file():
+        return  # Ray starts lost workers again whatever they were lost to: the driver raises what is written there
     with RunHost(run_folder, world, job.training.hang_timeout_s, settings["tracker"], _node_drains) as host:
         from pipeline.training.loop import Trainer
 
-        finished = Trainer(job, world, host, run_folder / CHECKPOINTS).run()
+        try:
+            finished = Trainer(job, world, host, run_folder / CHECKPOINTS).run()
+        except InputError as error:
+            write_atomic(failed_file(run_folder), str(error))
+            raise
     if not finished and not stop_file(run_folder).exists():
         raise PreemptedError("a rank was told to stop, all have saved; training goes on with other workers")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -61,16 +62,8 @@ def warm_adapter(config: AdapterConfig, base: nn.Module, folder: Path, task_name
     Raises:
         InputError: the adapter has another shape or base, lacks a tensor, or the tasks stand in another order.
     """
+    check_shape(config, folder)
     model = load_adapter(base, folder)
-    fresh = {"method": config.method, **config.model_dump(exclude={"method"})}
-    saved = {"method": model.method, **model.adapter_config.to_dict()}
-    other = {key: (saved[key], value) for key, value in fresh.items() if key in saved and not _alike(saved[key], value)}
-    if other:
-        words = ", ".join(f"{key} is {old!r} there and {new!r} here" for key, (old, new) in other.items())
-        raise InputError(
-            f"an adapter to begin with must have the configured shape, {folder}: {words}; "
-            "configure the same shape, or train from scratch"
-        )
     for name in [name for name in task_names if name not in model.task_names]:
         add_task(model, name)
     for name in [name for name in model.task_names if name not in task_names]:
@@ -81,6 +74,29 @@ def warm_adapter(config: AdapterConfig, base: nn.Module, folder: Path, task_name
             f"got {list(task_names)}; reorder them"
         )
     return model
+
+
+def check_shape(config: AdapterConfig, folder: Path) -> None:
+    """Refuse a folder that holds no adapter, or one that training cannot begin with.
+
+    Raises:
+        InputError: it is missing, or of another method or shape than the configured one.
+    """
+    path = folder / "mtl_lora_config.json"
+    if not path.is_file():
+        raise InputError(
+            f"training.warm_start must be the folder of a trained adapter, {path} is missing; mend the path"
+        )
+    described = json.loads(path.read_text())
+    saved = {"method": described.get("method", "mtl_lora"), **described["config"]}
+    fresh = config.model_dump(mode="json")
+    other = {key: (saved[key], value) for key, value in fresh.items() if key in saved and not _alike(saved[key], value)}
+    if other:
+        words = ", ".join(f"{key} is {old!r} there and {new!r} here" for key, (old, new) in other.items())
+        raise InputError(
+            f"an adapter to begin with must have the configured shape, {folder}: {words}; "
+            "configure the same shape, or train from scratch"
+        )
 
 
 def _alike(saved: Any, asked: Any) -> bool:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,20 @@ class Registry:
         made = self._client.create_model_version(
             self.name, source, run_id, tags={**known, **tags}, description=card[:_DESCRIPTION]
         )
-        self._client.set_registered_model_alias(self.name, CHALLENGER, made.version)
+        self.challenge(int(made.version))
         return self.version(int(made.version))
+
+    def challenge(self, number: int) -> None:
+        """Point the alias ``challenger`` at a version that is not champion."""
+        chain = self.ledger.chain()
+        if not chain or chain[-1].version != number:
+            self._client.set_registered_model_alias(self.name, CHALLENGER, str(number))
+
+    def deposed(self, number: int) -> Entry | None:
+        """Return the entry that ended a version's last time as champion, None where it never was or still is."""
+        chain = self.ledger.chain()
+        ends = [after for entry, after in pairwise(chain) if entry.version == number]
+        return ends[-1] if ends and chain[-1].version != number else None
 
     def version(self, reference: int | str) -> Version:
         """Return a version by number or alias.

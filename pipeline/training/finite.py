@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import InputError
 from pipeline.modeling.packing import Batch
 from pipeline.training.engine import gather, reduce_sum
 
 
-class NotFiniteError(RuntimeError):
+class NotFiniteError(InputError):
     """A loss or a gradient is not finite; the step was not taken."""
 
 

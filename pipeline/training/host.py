@@ -35,6 +35,11 @@ def stop_file(run_folder: Path) -> Path:
     return run_folder / CHECKPOINTS / ".stop"
 
 
+def failed_file(run_folder: Path) -> Path:
+    """Return the file in which a rank says what no restart can mend."""
+    return run_folder / CHECKPOINTS / ".failed"
+
+
 class RunHost(contextlib.ExitStack):
     """Surroundings of a rank in a run's folder, which all ranks share; used as a context manager.
 

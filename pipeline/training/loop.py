@@ -141,6 +141,8 @@ class Trainer:
             last step that was done stands either way.
         """
         start = self._load()
+        if self.validation is not None and self.validation.is_over:
+            return True  # cut off after its last step
         self.host.started(start, self.num_steps)
         self.adapter.train()
         self.window.restart()
@@ -188,7 +190,8 @@ class Trainer:
         self.guard.agree(step)
         self.engine.step()
         if config.ledger:
-            self.host.trained_on(step, world.rank, samples[:counted])
+            learnt = [s for s in samples[:counted] if not config.only_tasks or s.task in config.only_tasks]
+            self.host.trained_on(step, world.rank, learnt)
 
     def _measure(self, done: int, samples: Sequence[Sample]) -> tuple[bool, bool]:
         """Measure what is due, outside of the time that counts; return whether anything was, and whether the adapter

@@ -11,7 +11,8 @@ import pytest
 from jobs import retrain as loop
 from jobs.config import load_config
 from jobs.submission import _is_done_once
-from pipeline.errors import HeldBack
+from pipeline.errors import HeldBack, InputError
+from pipeline.ingestion.partitions import find_partitions
 from tests.jobs.weekly import START, bring, settings
 
 AS_OF = START + dt.timedelta(days=2)
@@ -59,3 +60,50 @@ def test_backfill_goes_on_after_a_held_day_and_says_it(
     with pytest.raises(HeldBack, match=START.isoformat()) as held:
         loop.backfill(config, START, START + dt.timedelta(days=7))
     assert [day["verdict"] for day in held.value.result] == [verdict, "PROMOTE"]
+
+
+def test_a_replayed_day_is_part_of_the_key(tmp_path: Path) -> None:
+    more = {"retraining": {"window_days": 1, "replay_days": 2}}
+    bring(tmp_path / "partitions", 0, 3)
+    known = _name(tmp_path, **more)
+    (tmp_path / "partitions" / START.isoformat() / "_SUCCESS").unlink()
+    assert _name(tmp_path, **more) != known
+
+
+def test_days_that_lack_their_marker_are_named_where_nothing_is_left(tmp_path: Path) -> None:
+    bring(tmp_path / "partitions", 0, 3)
+    config = load_config(settings(tmp_path))
+    assert "the newest 1 are for scoring" in loop.retrain(config, START, dry_run=True)["reasons"][0]
+    for day in (tmp_path / "partitions").iterdir():
+        (day / "_SUCCESS").unlink()
+    found = loop.retrain(config, AS_OF, dry_run=True)
+    assert found["verdict"] == "NOTHING_NEW"
+    assert f"{START}" in found["reasons"][0]
+    assert "lack _SUCCESS: still being written, or their producer does not mark them" in found["reasons"][0]
+
+
+def test_a_day_without_a_task_of_the_champion_is_refused(tmp_path: Path) -> None:
+    bring(tmp_path / "partitions", 0, 2)
+    config = load_config(settings(tmp_path))
+    known, new = [task.name for task in config.tasks[:2]], config.tasks[2].name
+    days = find_partitions(str(config.data.root))
+    loop._check_files(config, config.retraining, days, known)
+    for name in (known[0], new):
+        next((tmp_path / "partitions" / START.isoformat()).glob(f"{name}.*")).unlink()
+    days = find_partitions(str(config.data.root))
+    with pytest.raises(InputError, match=rf"lacks \['{START}/{known[0]}'\] \(1 in all\)"):
+        loop._check_files(config, config.retraining, days, known)
+    gap = config.retraining.model_copy(update={"known_gaps": (START,)})
+    loop._check_files(config, gap, days, known)
+
+
+def test_a_champion_made_by_hand_meanwhile_ends_the_retraining() -> None:
+    class Hand:
+        number = 4
+
+        def champion(self) -> Any:
+            return self
+
+    loop._may_go_on(Hand(), Hand(), lambda: None)
+    with pytest.raises(HeldBack, match="version none; version 4 was made champion meanwhile"):
+        loop._may_go_on(Hand(), None, lambda: None)

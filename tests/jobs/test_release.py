@@ -112,6 +112,19 @@ def test_a_tampered_export_rejects_and_the_champion_stays(
     )
 
 
+def test_a_version_that_was_rolled_back_is_not_promoted_again(runs: dict[str, RunConfig]) -> None:
+    config = runs["second"]
+    registry = Registry(config.promotion.model_name, config.tracking.uri)
+    assert _champion(config) == "second"
+    registry.rollback(why="clicks fell")
+    decision = release.promote(config)
+    assert decision.verdict == "HOLD"
+    assert "mtl-lora rollback --to" in decision.reasons[0]
+    assert _champion(config) == "first"
+    registry.rollback(decision.candidate)
+    assert _champion(config) == "second"
+
+
 def test_other_weights_are_another_version(runs: dict[str, RunConfig]) -> None:
     config = runs["first"]
     registry = Registry(config.promotion.model_name, config.tracking.uri)

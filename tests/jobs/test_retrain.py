@@ -38,11 +38,14 @@ def test_three_weeks(tmp_path: Path) -> None:
     assert second is not None
     assert second.tags["parent_version"] == str(first.number)
     folder = champion_folder(path)
-    shared = load_file(load_config(path).run_root / "champions" / "ads-relevance-1" / "adapter_model.safetensors")
+    cached = load_config(path).run_root / "champions" / f"ads-relevance-{registry_of(path).place}-1"
+    shared = load_file(cached / "adapter_model.safetensors")
     for name, now in load_file(folder / "adapter" / "adapter_model.safetensors").items():
         old = shared[name]
         assert now[: len(old)].equal(old), name  # shared tensors whole, and the first three tasks' rows
     after = new_samples(folder)
+    assert after  # the others learn nothing here
+    assert {name.partition("/")[0] for name in after} == {load_config(path).tasks[3].name}
     assert not set(before) & set(after)  # no day is trained on twice
     assert len(set(before)) == len(before)
     assert len(set(after)) == len(after)

@@ -40,6 +40,21 @@ def test_rollback_returns_to_the_previous_or_to_any_version(registry: Registry, 
     assert registry.ledger.chain()[2].why == ("clicks fell",)
 
 
+def test_a_deposed_champion_is_known_and_does_not_challenge_as_champion(registry: Registry, aliases: Any) -> None:
+    for number in (1, 2):
+        promote(registry, number)
+    assert registry.deposed(3) is None
+    registry.rollback(why="clicks fell")
+    ended = registry.deposed(2)
+    assert ended is not None
+    assert (ended.action, ended.version) == ("rollback", 1)
+    assert registry.deposed(1) is None  # champion again
+    registry.challenge(1)
+    assert "challenger" not in aliases(registry)
+    registry.challenge(3)
+    assert aliases(registry)["challenger"] == 3
+
+
 def test_rollback_without_a_previous_says_what_to_name(registry: Registry) -> None:
     promote(registry, 1)
     with pytest.raises(InputError, match="has had one only; name a version"):

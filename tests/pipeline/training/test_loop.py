@@ -125,7 +125,8 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
     runs: list[dict[str, Any]] = [{"name": f"zero{stage}", "stage": stage} for stage in range(4)]
     for stage in (1, 3):
         runs += [{"name": f"weights{stage}", "stage": stage, "settings": WEIGHTS}]
-        runs += [{"name": f"validation{stage}", "stage": stage, "settings": VALIDATION}]
+        ended = {"name": f"validation{stage}", "stage": stage, "settings": VALIDATION}
+        runs += [ended, ended]  # taken up again it adds no step
     runs += [{"name": "whole", "stage": 2, "dropout": 0.1}]
     runs += [{"name": f"uneven{stage}", "stage": stage, "settings": UNEVEN} for stage in (0, 1, 2)]
     runs += [{"name": f"epoch{stage}", "stage": stage, "settings": EPOCH} for stage in (0, 3)]
