@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.contracts import RejectCount, ShardManifest
+from pipeline.errors import InputError
 from pipeline.ingestion.resolve import Earlier
 from pipeline.ingestion.scan import hash_key
 from pipeline.shard_index import ShardIndex, index_path
 
 
 def earlier_data(folder: Path, manifest: ShardManifest) -> Earlier:
-    """Return what the shards hold already, out of their indexes: 24 bytes a sample."""
+    """Return what the shards hold already, out of their indexes: 24 bytes a sample.
+
+    Raises:
+        InputError: an index is damaged.
+    """
     digests: dict[str, list[np.ndarray]] = {}
     keys: dict[tuple[str, str], list[np.ndarray]] = {}
     for shard in manifest.shards:
         if shard.index_sha256 is None:
             continue
         name = index_path(shard.path)
-        index = ShardIndex.from_bytes((folder / name).read_bytes(), name)
+        data = (folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+            raise InputError(
+                f"{folder / name} must have the digest in the manifest to be appended to, it has another one; "
+                "restore it, or prepare all partitions into another folder"
+            )
+        index = ShardIndex.from_bytes(data, name)
         words = np.ascontiguousarray(index.digests).view("<u8").reshape(-1, 2)
         digests.setdefault(shard.task, []).append(words)
         hashes = np.array([hash_key(key) for key in index.keys], dtype=np.uint64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -68,26 +68,57 @@ def prepare(
 
     Raises:
         InputError: input is missing, names an unknown task, or has too many invalid records; another process is
-            preparing the same folder; there is nothing to append to.
+            preparing the same folder; there is nothing whole to append to; partitions were appended to what stands
+            there, which would be lost.
     """
     folder, tasks = Path(folder), tuple(tasks)
     check_tasks(tasks)
     sources = _sources(config, tasks, folder)
     digest = source_digest(config, tasks, sources, seed)
+    current = _current(folder, digest)
+    if current is not None:
+        return current
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            current = _current(folder, digest)  # another process may have prepared it since
+            if current is not None:
+                return current
+            old = _to_replace(folder, tasks, append)
+            return _Run(config, tasks, folder, seed, mapper, old, append).run(sources, digest)
+    except Timeout:
+        raise InputError(f"one process at a time may prepare {folder}, another one does; wait for it") from None
+
+
+def _current(folder: Path, digest: str) -> ShardManifest | None:
+    """Return the manifest that stands in the folder if it is of this input and its shards are whole."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = ShardManifest.read(folder / MANIFEST)
+    return manifest if digest in (manifest.source_sha256, *manifest.appended) and is_whole(folder, manifest) else None
+
+
+def _to_replace(folder: Path, tasks: tuple[TaskSpec, ...], append: bool) -> ShardManifest | None:
+    """Return the manifest that is appended to or replaced."""
     old = ShardManifest.read(folder / MANIFEST) if append or (folder / MANIFEST).is_file() else None
-    if old is not None and is_whole(folder, old) and digest in (old.source_sha256, *old.appended):
+    if old is None or not (append or old.appended):
         return old
-    if append and old is not None and old.tasks != tasks:
+    if broken := next(broken_files(folder, old), None):
+        raise InputError(
+            f"shards with appended partitions must stand whole in {folder}, {broken} is missing or has another size; "
+            "restore it, or prepare all partitions into another folder"
+        )
+    if not append:
+        raise InputError(
+            f"shards with appended partitions must not be prepared anew, {folder} has {len(old.appended)} of them, "
+            "which would be deleted; prepare into another folder, or append with --append"
+        )
+    if old.tasks != tasks:
         raise InputError(
             f"what is appended must have the tasks of the shards that are there ({[t.name for t in old.tasks]}, "
             "with equal templates and label words), got other ones; prepare them into another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return _Run(config, tasks, folder, seed, mapper, old, append).run(sources, digest)
-    except Timeout:
-        raise InputError(f"one process at a time may prepare {folder}, another one does; wait for it") from None
+    return old
 
 
 def _sources(config: DataConfig, tasks: Sequence[TaskSpec], folder: Path) -> list[SourceFile]:
@@ -123,12 +154,17 @@ def source_digest(config: DataConfig, tasks: Sequence[TaskSpec], sources: Sequen
 
 def is_whole(folder: Path, manifest: ShardManifest) -> bool:
     """Whether every shard of a manifest and its index stand in the folder, with the right size."""
-    return all(
-        (folder / shard.path).is_file()
-        and (folder / shard.path).stat().st_size == shard.bytes
-        and (shard.index_sha256 is None or (folder / index_path(shard.path)).is_file())
-        for shard in manifest.shards
-    )
+    return next(broken_files(folder, manifest), None) is None
+
+
+def broken_files(folder: Path, manifest: ShardManifest) -> Iterator[str]:
+    """Yield the shards that are missing or have another size, and the indexes that are missing."""
+    for shard in manifest.shards:
+        path = folder / shard.path
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            yield shard.path
+        if shard.index_sha256 is not None and not (folder / index_path(shard.path)).is_file():
+            yield index_path(shard.path)
 
 
 class _Run:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
 from pipeline.stream import read_split
 
+module = importlib.import_module("pipeline.ingestion.prepare")  # the package has a function of that name
 SPAM = TaskSpec(name="spam", template="{text}\nSpam:", label_words=(" no", " yes"))
 SCRIPT = """
 import sys, time
@@ -130,3 +132,69 @@ def test_a_new_preparation_replaces_the_shards_of_the_old_one(tmp_path: Path) ->
     manifest = prepare(fewer, [SPAM], tmp_path / "out", seed=0)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.tar")) == sorted(s.path for s in manifest.shards)
     assert ShardManifest.read(tmp_path / "out/manifest.json") == manifest
+
+
+def day_of(tmp_path: Path, date: str, words: str = "") -> DataConfig:
+    path = tmp_path / "in" / date / "spam.jsonl"
+    if words:
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps({"text": word, "label": 0}) + "\n" for word in words))
+    return DataConfig(source="records", root=str(tmp_path / "in"), windows={"train": (date, date)})
+
+
+def prepare_and_append(tmp_path: Path) -> tuple[DataConfig, DataConfig]:
+    first, second = day_of(tmp_path, "2026-01-05", "abc"), day_of(tmp_path, "2026-01-06", "def")
+    prepare(first, [SPAM], tmp_path / "out", seed=0)
+    prepare(second, [SPAM], tmp_path / "out", seed=0, append=True)
+    return first, second
+
+
+def test_shards_with_appended_partitions_are_not_prepared_anew(tmp_path: Path) -> None:
+    first, _ = prepare_and_append(tmp_path)
+    before = content(tmp_path / "out")
+    with pytest.raises(InputError, match=r"must not be prepared anew, .* has 1 of them.*into another folder"):
+        prepare(first, [SPAM], tmp_path / "out", seed=1)
+    assert content(tmp_path / "out") == before
+    lost = tmp_path / "out/spam-train-000000.tar"
+    lost.unlink()
+    with pytest.raises(InputError, match=r"whole in .*, spam-train-000000\.tar is missing .*restore it"):
+        prepare(first, [SPAM], tmp_path / "out", seed=0)
+    assert content(tmp_path / "out") == {name: data for name, data in before.items() if name != lost.name}
+
+
+@pytest.mark.parametrize("name", ["spam-train-000000.index.npz", "spam-train-000001.tar"])
+@pytest.mark.parametrize("again", [True, False])
+def test_nothing_is_appended_where_a_file_is_missing(tmp_path: Path, name: str, again: bool) -> None:
+    _, second = prepare_and_append(tmp_path)
+    (tmp_path / "out" / name).unlink()
+    before = content(tmp_path / "out")
+    config = second if again else day_of(tmp_path, "2026-01-07", "ghi")
+    with pytest.raises(InputError, match=rf"{name} is missing .*restore it"):
+        prepare(config, [SPAM], tmp_path / "out", seed=0, append=True)
+    assert content(tmp_path / "out") == before
+
+
+def test_nothing_is_appended_to_a_damaged_index(tmp_path: Path) -> None:
+    prepare_and_append(tmp_path)
+    index = tmp_path / "out/spam-train-000000.index.npz"
+    index.write_bytes(index.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"spam-train-000000\.index\.npz must have the digest.*restore it"):
+        prepare(day_of(tmp_path, "2026-01-07", "ghi"), [SPAM], tmp_path / "out", seed=0, append=True)
+
+
+def test_the_manifest_appended_to_is_the_one_that_stands_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(day_of(tmp_path, "2026-01-05", "abc"), [SPAM], tmp_path / "out", seed=0)
+    other, mine = day_of(tmp_path, "2026-01-06", "def"), day_of(tmp_path, "2026-01-07", "ghi")
+    real = module.FileLock
+
+    def lock_after_another(path: Path, timeout: float) -> object:
+        monkeypatch.setattr(module, "FileLock", real)
+        prepare(other, [SPAM], tmp_path / "out", seed=0, append=True)
+        return real(path, timeout=timeout)
+
+    monkeypatch.setattr(module, "FileLock", lock_after_another)
+    manifest = prepare(mine, [SPAM], tmp_path / "out", seed=0, append=True)
+    assert len(manifest.appended) == 2
+    assert [s.fields["text"] for s in read_split(tmp_path / "out", "train")] == list("abcdefghi")
