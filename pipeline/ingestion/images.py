@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.ingestion.validate import Rejected
 from pipeline.storage import filesystem
 
+ARCHIVE = "images.zip"
 MAX_IMAGE_BYTES = 16 << 20
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
@@ -21,8 +22,8 @@ class ImageFolder:
         self._fs, path = filesystem(record_file)
         self._folder = posixpath.dirname(path)
         self._zip: zipfile.ZipFile | None = None
-        if self._fs.exists(f"{self._folder}/images.zip"):
-            self._zip = zipfile.ZipFile(self._fs.open(f"{self._folder}/images.zip", "rb"))
+        if self._fs.exists(f"{self._folder}/{ARCHIVE}"):
+            self._zip = zipfile.ZipFile(self._fs.open(f"{self._folder}/{ARCHIVE}", "rb"))
 
     def read(self, name: Any) -> bytes:
         """Return one image's encoded bytes.

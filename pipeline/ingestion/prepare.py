@@ -24,14 +24,14 @@ from pipeline.ingestion.records import Unit, split_units
 from pipeline.ingestion.resolve import Decisions, Earlier, resolve
 from pipeline.ingestion.scan import ScanJob, scan_unit
 from pipeline.ingestion.schemas import SCHEMAS, write_schemas
-from pipeline.ingestion.sources import SourceFile, find_sources, with_digests
+from pipeline.ingestion.sources import SourceFile, find_archives, find_sources, with_digests
 from pipeline.ingestion.write import plan_writes, write_shards
 from pipeline.retry import persistently
 from pipeline.shard_index import index_path
 from pipeline.storage import is_remote
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 """Part of the source digest: raised when equal input would give other shards."""
 _NO_PART_OF_DIGEST = {"root", "files", "max_rejected", "max_rejected_share", "length_tokenizer"}
 _In = TypeVar("_In")
@@ -123,7 +123,8 @@ def _to_replace(folder: Path, tasks: tuple[TaskSpec, ...], append: bool) -> Shar
 
 def _sources(config: DataConfig, tasks: Sequence[TaskSpec], folder: Path) -> list[SourceFile]:
     def find() -> list[SourceFile]:
-        return with_digests(find_sources(config, tasks), folder)
+        found = find_sources(config, tasks)
+        return with_digests([*found, *find_archives(config, tasks, found)], folder)
 
     places = [config.root, *(pattern for splits in config.files.values() for pattern in splits.values())]
     remote = [place for place in places if place and is_remote(place)]
@@ -184,7 +185,7 @@ class _Run:
     def run(self, sources: list[SourceFile], digest: str) -> ShardManifest:
         work = self.folder / ".work" / digest[:16]
         self._drop_other_work(work)
-        units = split_units(sources)
+        units = split_units([source for source in sources if not source.is_archive])
         names = [task.name for task in self.tasks]
         generation = len(self.old.appended) + 1 if self.append and self.old else 0
         jobs = [ScanJob(n, unit, self.config, self.tasks, work, generation) for n, unit in enumerate(units)]

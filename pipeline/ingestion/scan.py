@@ -126,7 +126,7 @@ class _Scan:
                 continue
             number, spec, text_fields = self._task_of(line)
             try:
-                checked, image = self._check(line, spec, text_fields)
+                checked, image, image_digest = self._check(line, spec, text_fields)
             except Rejected as reason:
                 self._reject(line, spec, str(reason), rejects)
                 continue
@@ -134,7 +134,7 @@ class _Scan:
             payload, name = checked.payload(spec, key, self._day(line)), image.encode()
             spill.write(payload + name)
             place = (offset, len(payload), len(name))
-            pending.append((number, hash_key(key), checked.digest(image), checked.label, *place, 0, line.number))
+            pending.append((number, hash_key(key), checked.digest(image_digest), checked.label, *place, 0, line.number))
             prompts.append(checked.prompt(spec))
             if unit.source.split != "train" and PROBABILITIES_FIELD in line.record:
                 known.write(json.dumps([total, line.record[PROBABILITIES_FIELD]]).encode() + b"\n")
@@ -186,7 +186,8 @@ class _Scan:
     def _after(self) -> str:
         return f" after byte {self.job.unit.start}" if self.job.unit.start else ""
 
-    def _check(self, line: Line, spec: TaskSpec, text_fields: tuple[str, ...]) -> tuple[Checked, str]:
+    def _check(self, line: Line, spec: TaskSpec, text_fields: tuple[str, ...]) -> tuple[Checked, str, bytes]:
+        """Return what a record says, its image's name and the digest of its image."""
         if line.error is not None:
             raise Rejected(line.error)
         if line.record.get(self.job.config.task_field, spec.name) != spec.name:
@@ -195,12 +196,11 @@ class _Scan:
             raise Rejected("record is dated another day than its partition")
         checked = check_record(line.record, spec, text_fields)
         if spec.image_field is None:
-            return checked, ""
+            return checked, "", b""
         if self.images is None:
             self.images = ImageFolder(self.job.unit.source.location)
         image = line.record.get(spec.image_field)
-        self.images.read(image)
-        return checked, str(image)
+        return checked, str(image), hashlib.blake2b(self.images.read(image), digest_size=16).digest()
 
     def _key(self, line: Line) -> str:
         identity = line.record.get(self.job.config.id_field)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import posixpath
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion.config import ANY_TASK, DataConfig
+from pipeline.ingestion.images import ARCHIVE
 from pipeline.ingestion.synthetic_ads import TASKS as SYNTHETIC_TASKS
 from pipeline.ingestion.synthetic_ads import days_of
 from pipeline.storage import filesystem, is_remote, join
@@ -24,7 +26,7 @@ SYNTHETIC = "synthetic_ads"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One input of records: a file, or one day of a synthetic task."""
+    """One input: a file of records, one day of a synthetic task, or the images beside records."""
 
     task: str
     """Task of its records; ``*`` where each names its own."""
@@ -44,6 +46,11 @@ class SourceFile:
     def is_synthetic(self) -> bool:
         """Whether the records are made, not read."""
         return self.location.startswith(f"{SYNTHETIC}/")
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it holds the images of the records beside it, and no records."""
+        return self.location.endswith(f"/{ARCHIVE}")
 
 
 def find_sources(config: DataConfig, tasks: Sequence[TaskSpec]) -> list[SourceFile]:
@@ -71,6 +78,20 @@ def find_sources(config: DataConfig, tasks: Sequence[TaskSpec]) -> list[SourceFi
             older = _partitions(config, name, "train", config.replay.window, late=True)
             found += [replace(source, keep=config.replay.share) for source in older]
     return found
+
+
+def find_archives(config: DataConfig, tasks: Sequence[TaskSpec], sources: Sequence[SourceFile]) -> list[SourceFile]:
+    """Return the ``images.zip`` beside each record file of a task with images, each once, without their digests."""
+    with_images = {name for task in tasks if task.image_field is not None for name in (task.name, ANY_TASK)}
+    found: dict[str, SourceFile] = {}
+    for source in sources:
+        location = posixpath.join(posixpath.dirname(source.location), ARCHIVE)
+        if source.is_synthetic or location in found or source.task not in with_images:
+            continue
+        fs, path = filesystem(location)
+        if fs.exists(path):
+            found[location] = _described(config, source.task, source.split, fs, path, location)
+    return list(found.values())
 
 
 def _synthetic_days(config: DataConfig, names: list[str]) -> list[SourceFile]:
@@ -153,6 +174,12 @@ def _source(
 ) -> SourceFile:
     if not path.endswith(SUFFIXES):
         raise InputError(f"a record file must end in one of {SUFFIXES}, got {path!r}; rename or convert it")
+    return _described(config, task, split, fs, path, location, day)
+
+
+def _described(
+    config: DataConfig, task: str, split: str, fs: Any, path: str, location: str, day: str | None = None
+) -> SourceFile:
     info = fs.info(path)
     found = f"s3://{path}" if is_remote(location) else path
     root = str(Path(config.root).resolve()) if config.root and not is_remote(config.root) else config.root

@@ -42,10 +42,10 @@ class Checked(NamedTuple):
             sample["time"] = time
         return _ENCODE(sample).encode()
 
-    def digest(self, image: str) -> bytes:
-        """Return the 128-bit digest of all that the model is shown: texts, choices and the image's name."""
-        shown = "\x1f".join((*self.fields.values(), "\x1e", *self.choices, "\x1e", image))
-        return hashlib.blake2b(shown.encode(), digest_size=16).digest()
+    def digest(self, image: bytes) -> bytes:
+        """Return the 128-bit digest of all that the model is shown: texts, choices and the image's digest."""
+        shown = "\x1f".join((*self.fields.values(), "\x1e", *self.choices, "\x1e", ""))
+        return hashlib.blake2b(shown.encode() + image, digest_size=16).digest()
 
     def prompt(self, spec: TaskSpec) -> str:
         """Return what the model is shown, with the choices at the end."""

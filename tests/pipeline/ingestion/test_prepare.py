@@ -222,3 +222,32 @@ def test_images_that_unpack_to_too_much_or_climb_out_are_rejected(tmp_path: Path
         "image name is not a relative path": 3,
         "image is neither PNG nor JPEG": 1,
     }
+
+
+SHAPE = TaskSpec(name="shape", template="{question}:", label_words=(" no", " yes"), image_field="image")
+
+
+def write_shape(root: Path, day: str, image: bytes) -> None:
+    write_jsonl(root / day / "shape.jsonl", [{"image": "one.png", "question": "round?", "label": 0}])
+    with zipfile.ZipFile(root / day / "images.zip", "w") as archive:
+        archive.writestr("one.png", image)
+
+
+def test_images_are_told_apart_by_their_bytes_not_their_names(tmp_path: Path) -> None:
+    for day, image in (("2026-01-05", PNG + b"a"), ("2026-01-06", PNG + b"b"), ("2026-01-07", PNG + b"a")):
+        write_shape(tmp_path / "in", day, image)
+    config = records_config(tmp_path / "in", windows={"train": ("2026-01-05", "2026-01-07")})
+    manifest = prepare(config, [SHAPE], tmp_path / "out", seed=0)
+    assert [s.image for s in read_split(tmp_path / "out", "train")] == [PNG + b"a", PNG + b"b"]
+    assert {r.reason: r.records for r in manifest.rejected} == {"texts and label stand in an earlier record": 1}
+
+
+@pytest.mark.parametrize("source", ["train.jsonl", "shape/train.jsonl"])
+def test_replaced_images_are_prepared_anew(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "in" / source
+    write_jsonl(path, [{"task": "shape", "image": "one.png", "question": "round?", "label": 0}])
+    for image in (PNG + b"a", PNG + b"b"):
+        with zipfile.ZipFile(path.parent / "images.zip", "w") as archive:
+            archive.writestr("one.png", image)
+        prepare(records_config(tmp_path / "in"), [SHAPE], tmp_path / "out", seed=0)
+        assert [s.image for s in read_split(tmp_path / "out", "train")] == [image]
