@@ -18,8 +18,8 @@ from pipeline.storage import filesystem, is_remote, join
 def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     """Upload shards, indexes and, last, the manifest; return the manifest's URL.
 
-    Shards that an earlier manifest there names with the same digest are not sent again; what fails for a while is
-    tried again for ``patience_s``.
+    Shards and indexes that an earlier manifest there names with the same digest are not sent again; what fails for a
+    while is tried again for ``patience_s``.
 
     Raises:
         InputError: the shards are not whole, the target is not an ``s3://`` URL, or it refuses them.
@@ -36,17 +36,25 @@ def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     def put(path: Path, name: str) -> None:
         persistently(lambda: fs.put_file(str(path), f"{root}/{name}"), f"{url}: {name}", patience_s)
 
-    old = {shard.path: shard.sha256 for shard in published.shards} if published else {}
-    for shard in manifest.shards:
-        same = old.get(shard.path) == shard.sha256
-        for name in (shard.path, *((index_path(shard.path),) if shard.index_sha256 else ())):
-            if not (same and sizes.get(name) == (folder / name).stat().st_size):
-                put(folder / name, name)
+    old = _digests(published) if published else {}
+    for name, digest in _digests(manifest).items():
+        if not (old.get(name) == digest and sizes.get(name) == (folder / name).stat().st_size):
+            put(folder / name, name)
     if published != manifest:
         beside = [folder / PROFILE, *sorted((folder / SCHEMAS).glob("*.json")), folder / MANIFEST]
         for path in (*(folder / name for name in manifest.quarantine), *beside):
             put(path, str(path.relative_to(folder)))
     return join(url.rstrip("/"), MANIFEST)
+
+
+def _digests(manifest: ShardManifest) -> dict[str, str]:
+    """Return the name of each shard and index → sha256."""
+    found = {}
+    for shard in manifest.shards:
+        found[shard.path] = shard.sha256
+        if shard.index_sha256 is not None:
+            found[index_path(shard.path)] = shard.index_sha256
+    return found
 
 
 def _there(fs: Any, root: str) -> tuple[dict[str, int], ShardManifest | None]:
