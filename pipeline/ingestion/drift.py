@@ -49,7 +49,7 @@ class DriftThresholds(BaseModel):
     new_words: Threshold = Threshold(warn=0.1, hold=0.3)
     """Share of the words that the earlier samples lack, less what they lack of themselves."""
     more_rejected: Threshold = Threshold(warn=0.02, hold=0.1)
-    """Rise of the share of rejected records."""
+    """Rise of the share of invalid records."""
 
 
 class DriftConfig(BaseModel):

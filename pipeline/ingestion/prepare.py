@@ -18,7 +18,7 @@ from pipeline.ingestion.append import earlier_data, merged
 from pipeline.ingestion.attainable import best_of_all
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.lengths import tokenizer_digest
-from pipeline.ingestion.profile import PROFILE, profile_data
+from pipeline.ingestion.profile import PROFILE, profile_data, scanned_before, scanned_records
 from pipeline.ingestion.quarantine import check_limits, write_quarantine
 from pipeline.ingestion.records import Unit, split_units
 from pipeline.ingestion.resolve import Decisions, Earlier, resolve
@@ -201,7 +201,11 @@ class _Run:
         best = best_of_all(self.tasks, decisions, work)
         manifest = self._manifest(shards, quarantine, rejected, best, digest)
         write_schemas(self.tasks, self.folder / SCHEMAS)
-        write_atomic(self.folder / PROFILE, profile_data(self.folder, manifest).model_dump_json(by_alias=True))
+        counts = scanned_records(scanned)
+        if self.append and self.old:
+            counts += scanned_before(self.folder, self.old)
+        profile = profile_data(self.folder, manifest, counts)
+        write_atomic(self.folder / PROFILE, profile.model_dump_json(by_alias=True))
         manifest.write(self.folder / MANIFEST)
         shutil.rmtree(self.folder / ".work", ignore_errors=True)
         self._drop_stale(manifest)

@@ -6,7 +6,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,8 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from pipeline.contracts import Contract, Sample, ShardManifest
+from pipeline.ingestion.resolve import REASONS
+from pipeline.ingestion.scan import Scanned
 from pipeline.shard_index import ShardIndex, index_path
 
 PROFILE = "profile.json"
@@ -29,7 +31,9 @@ class TaskProfile(Contract):
     samples: int
     label_counts: dict[str, int]
     rejected_share: float
-    """Invalid records as a share of all."""
+    """Invalid records as a share of all read; repeated, leaking and contradicting ones are not invalid."""
+    scanned: int = 0
+    """Records read, with those that were put aside or not drawn."""
     length_counts: tuple[int, ...]
     """Histogram of the texts' characters; each bin is half an octave wide."""
     mean_length: float
@@ -52,8 +56,13 @@ class DataProfile(Contract):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-def profile_data(folder: Path, manifest: ShardManifest, split: str = "train") -> DataProfile:
-    """Read some samples of each task that has any in the split and return what they look like."""
+def profile_data(
+    folder: Path, manifest: ShardManifest, scanned: Mapping[str, int], split: str = "train"
+) -> DataProfile:
+    """Read some samples of each task that has any in the split and return what they look like.
+
+    ``scanned`` has the number of records that each task's samples were taken from.
+    """
     tasks = {}
     for task in manifest.tasks:
         total = manifest.samples_of(task.name, split)
@@ -62,7 +71,8 @@ def profile_data(folder: Path, manifest: ShardManifest, split: str = "train") ->
         labels = Counter[str]()
         for shard in manifest.shards_of(task.name, split):
             labels.update(shard.label_counts)
-        rejected = sum(r.records for r in manifest.rejected if (r.task, r.split) == (task.name, split))
+        rejects = [r for r in manifest.rejected if (r.task, r.split) == (task.name, split)]
+        invalid = sum(r.records for r in rejects if r.reason not in REASONS.values())
         lengths, halves = [], (Counter[int](), Counter[int]())
         for number, sample in enumerate(_some(folder, manifest, task.name, split, total)):
             text = " ".join((*sample.fields.values(), *sample.choices))
@@ -74,7 +84,8 @@ def profile_data(folder: Path, manifest: ShardManifest, split: str = "train") ->
         tasks[task.name] = TaskProfile(
             samples=total,
             label_counts=dict(labels),
-            rejected_share=rejected / (rejected + total),
+            rejected_share=invalid / scanned[task.name],
+            scanned=scanned[task.name],
             length_counts=tuple(np.bincount(np.digitize(lengths, _LENGTH_EDGES), minlength=len(_LENGTH_EDGES) + 1)),
             mean_length=float(np.mean(lengths)),
             words=tuple(sorted(words)),
@@ -82,6 +93,30 @@ def profile_data(folder: Path, manifest: ShardManifest, split: str = "train") ->
             novelty=new / max(halves[1].total(), 1),
         )
     return DataProfile(split=split, samples_read=SAMPLES, tasks=tasks)
+
+
+def scanned_records(scanned: Sequence[Scanned], split: str = "train") -> Counter[str]:
+    """Return task → records of a split, valid or not."""
+    counts = Counter[str]()
+    for unit in scanned:
+        if unit.split == split:
+            counts.update(unit.tasks)
+            counts.update({task: sum(reasons.values()) for task, reasons in unit.rejects.items()})
+    return counts
+
+
+def scanned_before(folder: Path, manifest: ShardManifest, split: str = "train") -> Counter[str]:
+    """Return task → records of a split that the shards were taken from; where no profile of them tells, at least."""
+    known = DataProfile.read(folder / PROFILE).tasks if (folder / PROFILE).is_file() else {}
+    counts = Counter[str]()
+    for name in (task.name for task in manifest.tasks):
+        samples = manifest.samples_of(name, split)
+        rejected = sum(r.records for r in manifest.rejected if (r.task, r.split) == (name, split))
+        profile = known.get(name)
+        counts[name] = samples + rejected
+        if profile is not None and profile.samples == samples:  # else a killed append has left a later one
+            counts[name] = max(counts[name], profile.scanned)
+    return counts
 
 
 def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: int) -> Iterator[Sample]:

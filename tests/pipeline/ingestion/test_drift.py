@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion import (
     DataConfig,
@@ -18,7 +21,9 @@ from pipeline.ingestion import (
     synthetic_ads_tasks,
 )
 from pipeline.ingestion.drift import Threshold, stability_index
+from pipeline.ingestion.profile import DataProfile
 
+SPAM = TaskSpec(name="spam", template="{text}:", label_words=(" no", " yes"))
 START = SyntheticAdsConfig().start
 
 
@@ -64,3 +69,28 @@ def test_small_windows_of_one_distribution_rarely_warn() -> None:
         for _ in range(300)
     ]
     assert np.mean(np.array(found) >= 0.1) < 0.01
+
+
+def write_spam(folder: Path, name: str, texts: list[str | None]) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps({"text": text, "label": 0}) + "\n" for text in texts))
+
+
+@pytest.mark.parametrize("more", [{}, {"max_samples": {"train": 5}}])
+def test_the_rejected_share_is_of_invalid_records_whatever_is_sampled(tmp_path: Path, more: dict[str, Any]) -> None:
+    write_spam(tmp_path, "spam/train.jsonl", [f"text {n}" for n in range(50)] + ["text 0"] * 40 + [None] * 10)
+    config = DataConfig(source="records", root=str(tmp_path), max_rejected_share=1, **more)
+    prepare(config, [SPAM], tmp_path / "out", seed=0)
+    profile = DataProfile.read(tmp_path / "out/profile.json").tasks["spam"]
+    assert (profile.scanned, profile.rejected_share) == (100, 0.1)
+
+
+def test_the_rejected_share_of_appended_partitions_is_of_all_their_records(tmp_path: Path) -> None:
+    write_spam(tmp_path, "2026-01-05/spam.jsonl", [f"text {n}" for n in range(8)] + [None] * 2)
+    write_spam(tmp_path, "2026-01-06/spam.jsonl", [f"text {n}" for n in range(30)])
+    for number, date in enumerate(("2026-01-05", "2026-01-06")):
+        more: dict[str, Any] = {"max_rejected_share": 1, "max_samples": {"train": 5}}
+        config = DataConfig(source="records", root=str(tmp_path), windows={"train": (date, date)}, **more)
+        prepare(config, [SPAM], tmp_path / "out", seed=0, append=number > 0)
+    profile = DataProfile.read(tmp_path / "out/profile.json").tasks["spam"]
+    assert (profile.scanned, profile.rejected_share) == (40, 0.05)
