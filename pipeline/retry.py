@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -36,6 +37,12 @@ def is_transient(error: BaseException) -> bool:
     if module in ("botocore", "aiobotocore"):
         return "Credentials" not in type(error).__name__ and "Param" not in type(error).__name__
     return False
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether storage refused a read or failed at it for a while, where a damaged file fails for good."""
+    damaged = isinstance(error, EOFError | gzip.BadGzipFile) or (type(error) is OSError and error.errno is None)
+    return isinstance(error, PermissionError) or (is_transient(error) and not damaged)
 
 
 def persistently(action: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:

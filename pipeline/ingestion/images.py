@@ -7,7 +7,8 @@ import zipfile
 from typing import Any
 
 from pipeline.ingestion.validate import Rejected
-from pipeline.storage import filesystem
+from pipeline.retry import is_outage
+from pipeline.storage import filesystem, is_remote
 
 ARCHIVE = "images.zip"
 MAX_IMAGE_BYTES = 16 << 20
@@ -19,6 +20,7 @@ class ImageFolder:
 
     def __init__(self, record_file: str) -> None:
         self.record_file = record_file
+        self._remote = is_remote(record_file)
         self._fs, path = filesystem(record_file)
         self._folder = posixpath.dirname(path)
         self._zip: zipfile.ZipFile | None = None
@@ -38,8 +40,7 @@ class ImageFolder:
             raise Rejected("image is neither PNG nor JPEG")
         return data
 
-    @staticmethod
-    def _from_zip(archive: zipfile.ZipFile, name: str) -> bytes:
+    def _from_zip(self, archive: zipfile.ZipFile, name: str) -> bytes:
         try:
             info = archive.getinfo(name)
         except KeyError:
@@ -49,7 +50,9 @@ class ImageFolder:
         try:
             with archive.open(info) as file:
                 data = file.read(MAX_IMAGE_BYTES + 1)  # the size in the directory may lie
-        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError):
+        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            if self._remote and is_outage(error):
+                raise  # the caller reads again
             raise Rejected("image cannot be unpacked") from None
         if len(data) > MAX_IMAGE_BYTES:
             raise Rejected(f"image is larger than {MAX_IMAGE_BYTES} bytes")

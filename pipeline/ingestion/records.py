@@ -16,7 +16,8 @@ from pipeline.errors import InputError
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.sources import SourceFile
 from pipeline.ingestion.synthetic_ads import generate
-from pipeline.storage import filesystem
+from pipeline.retry import is_outage
+from pipeline.storage import filesystem, is_remote
 
 MAX_LINE_BYTES = 4 << 20
 """Longest line of a record file; a longer one is rejected without being held in memory."""
@@ -83,6 +84,8 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[Line]:
             else:
                 yield from _json_lines(raw, unit.start, unit.stop)
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+        if is_remote(source.location) and is_outage(error):
+            raise  # the caller reads again
         raise InputError(
             f"{source.location} must be a whole file of its kind, reading stopped: {error}; copy it again"
         ) from error
