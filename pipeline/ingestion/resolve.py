@@ -165,7 +165,8 @@ def _groups(rows: np.ndarray) -> np.ndarray:
 
 def _mark_seen(codes: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> None:
     candidates = np.flatnonzero(np.isin(rows["high"], seen[:, 0]))
-    known = set(map(tuple, seen.tolist())) if len(candidates) else set()
+    near = seen[np.isin(seen[:, 0], rows["high"][candidates])]  # a tuple takes several times a row's memory
+    known = set(map(tuple, near.tolist()))
     for place in candidates:
         if (int(rows["high"][place]), int(rows["low"][place])) in known:
             codes[place] = SEEN

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.contracts import TaskSpec
 from pipeline.ingestion import DataConfig, prepare
-from pipeline.ingestion.resolve import _BUCKET, CONFLICT, DUPLICATE, KEEP, OVERLAP, judge
+from pipeline.ingestion.resolve import _BUCKET, CONFLICT, DUPLICATE, KEEP, OVERLAP, SEEN, judge
 from pipeline.stream import read_split
 
 SPAM = TaskSpec(name="spam", template="{text}\nSpam:", label_words=(" no", " yes"))
@@ -107,3 +108,17 @@ def test_keys_are_unique_whatever_the_ids(tmp_path_factory: pytest.TempPathFacto
     prepare(DataConfig(source="records", root=str(folder / "in")), [SPAM], folder / "out", seed=0)
     keys = [s.key for s in read_split(folder / "out", "train")]
     assert len(set(keys)) == len(ids)
+
+
+def test_earlier_texts_that_no_record_may_match_take_no_memory_of_their_own() -> None:
+    seen = np.stack([np.arange(400_000), np.arange(400_000)], axis=1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    rows = np.zeros(3, dtype=_BUCKET)
+    rows["high"], rows["low"] = [seen[5, 0], seen[6, 0], 1], [seen[5, 1], 9, 1]  # seen, half of one seen, new
+    tracemalloc.start()
+    try:
+        codes = judge(rows, DataConfig(), seen)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert codes.tolist() == [SEEN, KEEP, KEEP]
+    assert peak < 6 * seen.nbytes
