@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import zipfile
+import zlib
 from typing import Any
 
+from pipeline.errors import InputError
 from pipeline.ingestion.validate import Rejected
 from pipeline.retry import is_outage
 from pipeline.storage import filesystem, is_remote
@@ -16,7 +18,11 @@ SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
 class ImageFolder:
-    """The images beside one record file."""
+    """The images beside one record file.
+
+    Raises:
+        InputError: ``images.zip`` is damaged.
+    """
 
     def __init__(self, record_file: str) -> None:
         self.record_file = record_file
@@ -25,7 +31,13 @@ class ImageFolder:
         self._folder = posixpath.dirname(path)
         self._zip: zipfile.ZipFile | None = None
         if self._fs.exists(f"{self._folder}/{ARCHIVE}"):
-            self._zip = zipfile.ZipFile(self._fs.open(f"{self._folder}/{ARCHIVE}", "rb"))
+            self._zip = self._opened(f"{self._folder}/{ARCHIVE}")
+
+    def _opened(self, path: str) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self._fs.open(path, "rb"))
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{path} must be a whole zip archive, it is not: {error}; copy it again") from error
 
     def read(self, name: Any) -> bytes:
         """Return one image's encoded bytes.
@@ -50,7 +62,7 @@ class ImageFolder:
         try:
             with archive.open(info) as file:
                 data = file.read(MAX_IMAGE_BYTES + 1)  # the size in the directory may lie
-        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             if self._remote and is_outage(error):
                 raise  # the caller reads again
             raise Rejected("image cannot be unpacked") from None

@@ -168,7 +168,8 @@ class _Scan:
     def _task_of(self, line: Line) -> tuple[int, TaskSpec, tuple[str, ...]]:
         source, field = self.job.unit.source, self.job.config.task_field
         named = line.record.get(field)
-        if named is not None and named not in self.by_name:
+        known = self.by_name.get(named) if isinstance(named, str) else None
+        if isinstance(named, str) and known is None and line.error is None:
             raise InputError(
                 f"each record's {field!r} must be a configured task, got {named!r} in {source.location} "
                 f"line {line.number}{self._after()}{did_you_mean(str(named), self.by_name)}; "
@@ -181,7 +182,7 @@ class _Scan:
                 f"each record of {source.location} must name its task in {field!r}, line {line.number} has none; "
                 "add the field, or set data.task_field to the one that holds it"
             )
-        return self.by_name[named] if named is not None else next(iter(self.by_name.values()))
+        return known or next(iter(self.by_name.values()))
 
     def _after(self) -> str:
         return f" after byte {self.job.unit.start}" if self.job.unit.start else ""
@@ -190,7 +191,10 @@ class _Scan:
         """Return what a record says, its image's name and the digest of its image."""
         if line.error is not None:
             raise Rejected(line.error)
-        if line.record.get(self.job.config.task_field, spec.name) != spec.name:
+        named = line.record.get(self.job.config.task_field)
+        if named is not None and not isinstance(named, str):
+            raise Rejected(f"task {self.job.config.task_field!r} is not text")
+        if named not in (None, spec.name):
             raise Rejected("record names another task than its file")
         if self.job.unit.source.day is not None and self._day(line) != self.job.unit.source.day:
             raise Rejected("record is dated another day than its partition")

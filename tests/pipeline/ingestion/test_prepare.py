@@ -251,3 +251,36 @@ def test_replaced_images_are_prepared_anew(tmp_path: Path, source: str) -> None:
             archive.writestr("one.png", image)
         prepare(records_config(tmp_path / "in"), [SHAPE], tmp_path / "out", seed=0)
         assert [s.image for s in read_split(tmp_path / "out", "train")] == [image]
+
+
+def test_an_image_whose_packed_bytes_are_damaged_is_rejected(tmp_path: Path) -> None:
+    rows = [{"image": f"{name}.png", "question": f"is {name} round?", "label": 0} for name in ("bad", "good")]
+    write_jsonl(tmp_path / "in/shape/train.jsonl", rows)
+    path = tmp_path / "in/shape/images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bad.png", PNG * 9)
+        archive.writestr("good.png", PNG)
+        start = archive.getinfo("bad.png").header_offset + 30 + len("bad.png")
+    data = bytearray(path.read_bytes())
+    data[start] = 0xFF  # no kind of block
+    path.write_bytes(data)
+    manifest = prepare(records_config(tmp_path / "in", max_rejected_share=1), [SHAPE], tmp_path / "out", seed=0)
+    assert [s.fields["question"] for s in read_split(tmp_path / "out", "train")] == ["is good round?"]
+    assert {r.reason: r.records for r in manifest.rejected} == {"image cannot be unpacked": 1}
+    path.write_bytes(data[:-30])
+    with pytest.raises(InputError, match=r"images\.zip must be a whole zip archive, it is not: .*; copy it again"):
+        prepare(records_config(tmp_path / "in"), [SHAPE], tmp_path / "out", seed=0)
+
+
+@pytest.mark.parametrize("place", ["spam/train.jsonl", "train.jsonl"])
+def test_a_task_name_that_is_not_text_is_rejected(tmp_path: Path, place: str) -> None:
+    write_jsonl(tmp_path / "in" / place, [{**RECORDS[0], "task": ["spam"]}, {**RECORDS[1], "task": "spam"}])
+    manifest = prepare(records_config(tmp_path / "in", max_rejected_share=1), [SPAM], tmp_path / "out", seed=0)
+    assert [s.key for s in read_split(tmp_path / "out", "train")] == ["spam-1"]
+    assert {r.reason: r.records for r in manifest.rejected} == {"task 'task' is not text": 1}
+
+
+def test_no_task_name_in_a_task_s_own_file_is_like_none(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "in/spam/train.jsonl", [{**RECORDS[0], "task": None}])
+    assert not prepare(records_config(tmp_path / "in"), [SPAM], tmp_path / "out", seed=0).rejected
+    assert [s.key for s in read_split(tmp_path / "out", "train")] == ["spam-0"]
