@@ -7,7 +7,9 @@ import datetime as dt
 import gzip
 import io
 import json
+import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,8 @@ MAX_LINE_BYTES = 4 << 20
 """Longest line of a record file; a longer one is rejected without being held in memory."""
 UNIT_BYTES = 64 << 20
 """A plain .jsonl file is cut into stretches of this size, which are read in parallel."""
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+"""A byte that ``surrogateescape`` has let through."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Line:
     """One record as found; ``error`` where it could not be read."""
 
     number: int
-    """Line or row number within the unit, from 1."""
+    """Line or row number within the unit, from 1; of a CSV row over several lines the first one."""
     place: int
     """A number that tells it from the other records of its source, however the source is cut into units."""
     record: dict[str, Any]
@@ -64,7 +68,7 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[Line]:
     """Yield the records of one unit in their order; unreadable lines come with their error.
 
     Raises:
-        InputError: the file as a whole cannot be read (a truncated gzip, no Parquet).
+        InputError: the file as a whole cannot be read (a truncated gzip, no Parquet, a CSV header that is none).
     """
     source = unit.source
     if source.is_synthetic:
@@ -83,7 +87,7 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[Line]:
                 yield from _json_lines(io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20), 0, None)
             else:
                 yield from _json_lines(raw, unit.start, unit.stop)
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         if is_remote(source.location) and is_outage(error):
             raise  # the caller reads again
         raise InputError(
@@ -126,12 +130,69 @@ def _json_line(number: int, place: int, line: bytes) -> Line:
     return Line(number, place, record)
 
 
+class _CsvLines:
+    """The physical lines of a CSV file, decoded; those of a row that proves bad are read again, but for its first."""
+
+    def __init__(self, stream: Any) -> None:
+        self._text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self._ahead: deque[str] = deque()
+        self._row: list[str] = []
+        self._size = 0
+        self._number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._ahead.popleft() if self._ahead else self._next_line()
+        if not line:
+            raise StopIteration
+        self._row.append(line)
+        self._size += len(line)
+        if self._size > MAX_LINE_BYTES:
+            raise csv.Error(f"longer than {MAX_LINE_BYTES} characters")
+        if not line.isascii() and _NOT_UTF8.search(line):
+            raise csv.Error("not UTF-8")
+        return line
+
+    def _next_line(self) -> str:
+        line = self._text.readline(MAX_LINE_BYTES + 1)
+        rest = line
+        while len(rest) >= MAX_LINE_BYTES and not rest.endswith(("\n", "\r")):
+            rest = self._text.readline(MAX_LINE_BYTES)
+        return line
+
+    def begin_row(self) -> int:
+        """Return the number of the line that the next row begins with."""
+        self._number += len(self._row)
+        self._row, self._size = [], 0
+        return self._number + 1
+
+    def take_back(self) -> str:
+        """Return the first line of the row just read; the lines after it come again."""
+        self._ahead.extendleft(reversed(self._row[1:]))
+        del self._row[1:]
+        return self._row[0]
+
+
 def _csv_rows(stream: Any) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
-    for number, row in enumerate(reader, 2):
-        record = {k: v for k, v in row.items() if k is not None and v is not None}
-        yield Line(number, number, record, "row has more fields than the header" if None in row else None)
+    lines = _CsvLines(stream)
+    reader = csv.reader(lines, strict=True)
+    header = next(reader, [])
+    while True:
+        number = lines.begin_row()
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raw = lines.take_back()[:200].encode(errors="surrogateescape").decode(errors="replace")
+            yield Line(number, number, {"raw": raw}, f"row cannot be read: {error}")
+            continue
+        if row is None:
+            return
+        if row:
+            error_of_row = "row has more fields than the header" if len(row) > len(header) else None
+            yield Line(number, number, dict(zip(header, row, strict=False)), error_of_row)
 
 
 def _parquet_rows(raw: Any) -> Iterator[Line]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,58 @@ def test_a_damaged_file_stops_the_run(tmp_path: Path, name: str) -> None:
     path.write_bytes(b"\x1f\x8b\x08\0damaged")
     with pytest.raises(InputError, match=r"must be a whole file of its kind, reading stopped: .*; copy it again"):
         list(read_unit(Unit(source_of(path), 0), CONFIG))
+
+
+def rows_of(path: Path, data: bytes) -> list[tuple[int, dict[str, str], str | None]]:
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return [(line.number, line.record, line.error) for line in read_unit(Unit(source_of(path), 0), CONFIG)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "raw", "reason"),
+    [
+        (b'"stray" quote,1\n', '"stray" quote,1\n', "',' expected after '\"'"),
+        (b'"open,1\n', '"open,1\n', "',' expected after '\"'"),
+        (b"caf\xe9,1\n", "caf\ufffd,1\n", "not UTF-8"),
+        (b"x" * MAX_LINE_BYTES + b",1\n", "x" * 200, f"longer than {MAX_LINE_BYTES} characters"),
+        (b"x" * (3 * MAX_LINE_BYTES) + b",1\n", "x" * 200, f"longer than {MAX_LINE_BYTES} characters"),
+    ],
+)
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
+def test_a_bad_csv_row_is_put_aside_with_its_line(tmp_path: Path, name: str, bad: bytes, raw: str, reason: str) -> None:
+    data = b'\xef\xbb\xbftext,label\n"two\nlines",0\n' + bad + 'é,1\n"quoted",0\n'.encode()
+    assert rows_of(tmp_path / name, data) == [
+        (2, {"text": "two\nlines", "label": "0"}, None),
+        (4, {"raw": raw}, f"row cannot be read: {reason}"),
+        (5, {"text": "é", "label": "1"}, None),
+        (6, {"text": "quoted", "label": "0"}, None),
+    ]
+
+
+def test_a_quote_that_stays_open_costs_its_own_row_only(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "train.csv", b'text,label\n"open,1\r\na,0\r\n\r\nb,1') == [
+        (2, {"raw": '"open,1\r\n'}, "row cannot be read: unexpected end of data"),
+        (3, {"text": "a", "label": "0"}, None),
+        (5, {"text": "b", "label": "1"}, None),
+    ]
+
+
+def test_an_endless_csv_line_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"text,label\n")
+        for _ in range(32):
+            file.write(b"x" * MAX_LINE_BYTES)
+    tracemalloc.start()
+    try:
+        lines = list(read_unit(Unit(source_of(path), 0), CONFIG))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [line.error for line in lines] == [f"row cannot be read: longer than {MAX_LINE_BYTES} characters"]
+    assert peak < 8 * MAX_LINE_BYTES
+
+
+def test_a_csv_header_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a whole file of its kind, reading stopped: not UTF-8"):
+        rows_of(tmp_path / "train.csv", b"t\xffxt,label\na,1\n")
