@@ -111,9 +111,12 @@ def _remember(
         notify(config.notices, config.run_root / NOTICES, "MISSED", [words], model=config.promotion.model_name)
     first = due if due is not None and due < now else upcoming
     mark = config.folder / _RUNNING
-    if mark.exists():
-        say("the last retraining was cut off with its scheduler; going on with it now")
-        first = now
+    if mark.exists() and config.retraining is not None:
+        first = now + dt.timedelta(seconds=config.retraining.lease_ttl_s + 1)
+        say(
+            "the last retraining was cut off with its scheduler; "
+            f"going on with it at {first:%Y-%m-%d %H:%M:%S %Z}, when a dead one's lease has expired"
+        )
     add: Callable[..., Any] = scheduler.add_job
     add(fire, trigger, args=[list(command), str(mark)], id=_JOB, replace_existing=True, next_run_time=first)
     return first
@@ -135,7 +138,7 @@ def fire(command: Sequence[str], mark: str) -> int:
     finally:
         _running.discard(process)
     if not _stopping.is_set():
-        Path(mark).unlink()
+        Path(mark).unlink(missing_ok=True)  # a second scheduler may have been here
     say(f"retraining ended with exit code {code} ({_MEANING.get(code, 'failed')})")
     return code
 

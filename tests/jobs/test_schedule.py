@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import yaml
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 
 from jobs.config import ScheduleConfig
-from jobs.schedule import trigger_of
+from jobs.schedule import fire, trigger_of
 from pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,14 +51,14 @@ def test_days_of_the_week_are_counted_as_cron_and_kubernetes_count_them() -> Non
     assert {t.get_next_fire_time(None, dt.datetime(2026, 11, 24, tzinfo=dt.UTC)).day for t in sundays} == {29}
 
 
-def _start(folder: Path, cron: str) -> subprocess.Popen[str]:
+def _start(folder: Path, cron: str, **retraining: float) -> subprocess.Popen[str]:
     task = {"template": "{text}\nSpam:", "label_words": [" no", " yes"]}
     settings = {
         "name": "loop",
         "run_root": str(folder / "runs"),
         "data": {"source": "records", "root": str(folder / "partitions")},
         "tasks": {"spam": task},
-        "retraining": {},
+        "retraining": retraining,
         "schedule": {"cron": cron},
     }
     path = folder / "loop.yaml"
@@ -112,10 +113,21 @@ def test_a_retraining_that_was_cut_off_with_its_scheduler_goes_on(tmp_path: Path
     mark = tmp_path / "runs" / "loop" / "schedule.running"
     mark.parent.mkdir(parents=True)
     mark.touch()
-    process = _start(tmp_path, "0 3 1 1 *")
+    process = _start(tmp_path, "0 3 1 1 *", lease_ttl_s=8)
     try:
-        assert "going on with it now" in _until(process, "retraining ended with exit code 2")
+        said = _until(process, "going on with it at")
+        began = dt.datetime.now(dt.UTC)
+        at = re.search(r"going on with it at (\S+ \S+) UTC", said)
+        assert at is not None
+        # The dead one's last beat was before this start: by then its lease has expired.
+        assert dt.datetime.fromisoformat(f"{at[1]}+00:00") > began + dt.timedelta(seconds=5)
+        _until(process, "retraining ended with exit code 2")
         assert not mark.exists()
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
+
+
+def test_two_schedulers_of_one_folder_may_end_at_once(tmp_path: Path) -> None:
+    mark = tmp_path / "schedule.running"
+    assert fire([sys.executable, "-c", f"import os; os.unlink({str(mark)!r})"], str(mark)) == 0
