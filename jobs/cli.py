@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import RESULT_MARK, SECRETS
-from pipeline.errors import HeldBack, InputError, did_you_mean
+from pipeline.errors import HeldBack, InputError, did_you_mean, masked
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
@@ -407,11 +408,14 @@ def main() -> None:
         _check_secrets()
         app()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {masked(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except HeldBack as error:
-        print(f"held back: {error}", file=sys.stderr)  # noqa: T201
+        print(f"held back: {masked(str(error))}", file=sys.stderr)  # noqa: T201
         sys.exit(3)
+    except Exception:  # noqa: BLE001 - printed as Python would, but for the passwords
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import requests
 from pydantic import BaseModel, ConfigDict, Field
 from tenacity import RetryError, Retrying, stop_after_attempt, wait_exponential
 
+from pipeline.errors import masked
 from pipeline.progress import say
 
 Event = Literal["PROMOTE", "HOLD", "REJECT", "NOTHING_NEW", "FAILED", "MISSED"]
@@ -38,9 +39,10 @@ def notify(config: NoticesConfig, log: Path, event: Event, reasons: list[str], *
         config: where to.
         log: file of all notices, one JSON object a line.
         event: what happened.
-        reasons: why, in words.
+        reasons: why, in words; passwords of URLs in them are masked.
         links: what else is known: model, run, version, report.
     """
+    reasons = [masked(reason) for reason in reasons]
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     text = f"{links.get('model', 'mtl-lora')}: {event}. {'; '.join(reasons)}"
     notice = {"time": now, "event": event, "text": text, "reasons": reasons} | {k: v for k, v in links.items() if v}

@@ -95,8 +95,14 @@ def submit(
         The job's exit code, 0 without waiting, and its id, whether it was there already, and its result.
 
     Raises:
-        InputError: the cluster does not answer or refuses, or ``address`` is no http address.
+        InputError: the cluster does not answer or refuses, ``address`` is no http address, or a secret's name is none.
     """
+    for place, name in enumerate(secrets, 1):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise InputError(
+                f"--secret must be the name of a variable, such as HF_TOKEN, got something else as number {place} (not "
+                "shown, it may hold the secret); give the name alone, the cluster's environment holds the value"
+            )
     if not address.startswith("http"):
         raise InputError(f"--address must be a dashboard's, http://head:8265, got {address!r}; name the dashboard")
     jobs = Jobs(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,11 @@ class HeldBack(Exception):
     def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+def masked(text: str) -> str:
+    """Return a text without the passwords of the URLs in it: errors of a server's client name its whole address."""
+    return re.sub(r"(?<=://)([^/@:\s]*):[^/\s]*@", r"\1:***@", text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import queue
-import re
 import subprocess
 import threading
 import time
@@ -24,6 +23,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.contracts import write_atomic
+from pipeline.errors import masked
 from pipeline.progress import say
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -46,7 +46,7 @@ class TrackingConfig(BaseModel):
     @property
     def shown(self) -> str:
         """The URI without a password, for eyes and files."""
-        return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", self.uri)
+        return masked(self.uri)
 
 
 class Tracker:
@@ -235,7 +235,8 @@ def send_history(tracker: Tracker, path: Path) -> None:
     sent = _last_sent(path)
     for row in read_history(path):
         if row["step"] > sent and not _sent(tracker, path, row):
-            say(f"WARNING: MLflow at {tracker.uri} is away; {path} keeps the rows from step {row['step']} for it")
+            place = masked(tracker.uri)
+            say(f"WARNING: MLflow at {place} is away; {path} keeps the rows from step {row['step']} for it")
             return
 
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.errors import HeldBack
+from pipeline.errors import HeldBack, masked
 from pipeline.progress import say
 from pipeline.promotion.ledger import ensure_model, search_versions, user
 
@@ -119,7 +119,7 @@ class Lease:
         try:
             self._client.set_model_version_tag(self.name, str(self._mine), "released", "yes")
         except Exception as failure:  # noqa: BLE001 - it expires by itself
-            say(f"the lease could not be given back ({failure}); it expires in {self.ttl_s:.0f} s")
+            say(f"the lease could not be given back ({masked(str(failure))}); it expires in {self.ttl_s:.0f} s")
 
     def _beat(self) -> None:
         beats = 0

@@ -86,6 +86,27 @@ def test_prepare_prints_one_json_document_last(mtl_lora: Run, tmp_path: Path) ->
     assert (tmp_path / "runs" / "t" / "config.yaml").is_file()
 
 
+def test_passwords_in_errors_are_not_printed(mtl_lora: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise ConnectionError("API request to http://ads:hunter2@host/api failed")
+
+    monkeypatch.setattr("jobs.stages.prepare", away)
+    done = mtl_lora("prepare", "--config", _configuration(tmp_path, ROWS))
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert "http://ads:***@host/api" in done.err
+    assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize("secret", ["TOKEN=hunter2", "hunter2-", "", "A\n"])
+def test_a_secret_is_named_and_its_value_refused_unsaid(mtl_lora: Run, tmp_path: Path, secret: str) -> None:
+    there = ("submit", "--address", "http://127.0.0.1:9", "--secret", secret)
+    done = mtl_lora(*there, "prepare", "--config", _configuration(tmp_path, ROWS))
+    assert done.code == 2
+    assert "--secret must be the name of a variable" in done.err
+    assert "hunter2" not in done.err
+
+
 @pytest.mark.parametrize("verb", ["prepare", "train"])
 def test_missing_input_ends_with_2_and_the_remedy(mtl_lora: Run, tmp_path: Path, verb: str) -> None:
     path = _configuration(tmp_path, ROWS)

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from jobs.config import load_config
 from jobs.notices import NoticesConfig, notify
+from jobs.retrain import NOTICES, _failures_noticed
+from tests.jobs.test_cli import ROWS, _configuration
 
 
 class Hook(HTTPServer):
@@ -81,3 +84,15 @@ def test_without_a_webhook_notices_are_logged(tmp_path: Path, monkeypatch: pytes
         "PROMOTE",
         "MISSED",
     ]
+
+
+@pytest.mark.parametrize("hook", [0], indirect=True)
+def test_a_password_in_an_error_is_neither_said_nor_logged_nor_sent(
+    hook: Hook, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(_configuration(tmp_path, ROWS))
+    with pytest.raises(ConnectionError), _failures_noticed(config):
+        raise ConnectionError("API request to http://ads:hunter2@host/api/2.0 failed")
+    (taken,) = hook.taken
+    assert taken["reasons"] == ["ConnectionError: API request to http://ads:***@host/api/2.0 failed"]
+    assert "hunter2" not in json.dumps(taken) + (config.run_root / NOTICES).read_text() + capfd.readouterr().err

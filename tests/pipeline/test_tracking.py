@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import masked
 from pipeline.tracking import History, Tracker, TrackingConfig, read_history, send_history
 from tests.pipeline.promotion.test_registry_live import server
 
@@ -48,6 +49,21 @@ def test_resumed_history_is_sent_once(tmp_path: Path) -> None:
     assert _steps(tracker, "loss") == [(step, 1 / step) for step in range(1, 5)]
     assert _steps(tracker, "loss/a") == [(step, 2 / step) for step in range(1, 5)]
     assert _steps(tracker, "samples") == [(step, 16.0 * step) for step in range(1, 5)]
+
+
+def test_passwords_in_addresses_are_not_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    path = tmp_path / "history.jsonl"
+    path.write_text(json.dumps(_row(1)) + "\n")
+    send_history(Tracker("http://ads:hunter2@127.0.0.1:9", "run"), path)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "http://ads:***@127.0.0.1:9 is away" in said
+    assert "hunter2" not in said
+    assert masked("of 'postgresql://a:p@ss@db/x' and https://:t@h, not http://h:1/a@b or a:b@c") == (
+        "of 'postgresql://a:***@db/x' and https://:***@h, not http://h:1/a@b or a:b@c"
+    )
 
 
 @pytest.mark.slow

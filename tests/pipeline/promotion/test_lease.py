@@ -89,3 +89,16 @@ def test_a_beat_in_the_future_is_not_taken_for_life(registry: Registry, monkeypa
     monkeypatch.undo()
     with registry.lease(1) as mine:
         mine.check()
+
+
+def test_a_lease_that_is_not_given_back_says_no_password(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> None:
+        raise ConnectionError("API request to http://ads:hunter2@host/api failed")
+
+    with registry.lease(30) as lease:
+        monkeypatch.setattr(lease._client, "set_model_version_tag", away)
+    said = capsys.readouterr().err
+    assert "could not be given back" in said
+    assert "hunter2" not in said
