@@ -48,16 +48,45 @@ def trigger_of(config: ScheduleConfig) -> CronTrigger:
         ) from error
     try:
         *fields, weekday = config.cron.split()
-        # Cron counts the days of the week from Sunday, 0 or 7; the trigger would count them from Monday.
-        named = re.sub(r"(?<![/\d])\d", lambda day: _WEEKDAYS[int(day[0]) % 7], weekday)
+        named = _weekdays(weekday)
         trigger = CronTrigger.from_crontab(" ".join([*fields, named]), timezone=zone)
     except ValueError as error:
         raise InputError(
             f"schedule.cron must be five fields such as '0 3 * * 1', got {config.cron!r}: {error}; mend it"
         ) from error
+    if named != "*" and not re.fullmatch(r"(\*|1-31)(/1)?", fields[2]):
+        raise InputError(
+            f"schedule.cron must restrict the day of the month or the day of the week, not both, got {config.cron!r}: "
+            "cron fires on either, this scheduler where both are met; put * for one of them"
+        )
     if trigger.get_next_fire_time(None, dt.datetime.now(zone)) is None:
         raise InputError(f"schedule.cron must name a time that comes, {config.cron!r} never fires; mend it")
     return trigger
+
+
+def _weekdays(field: str) -> str:
+    """Return the names of the days of the week that a field of cron means: the trigger counts them otherwise.
+
+    Raises:
+        ValueError: the field means none.
+    """
+    days: set[int] = set()
+    for part in field.lower().split(","):
+        found = re.fullmatch(rf"(?:\*|({_DAY})(?:-({_DAY}))?)(?:/(\d+))?", part)
+        first, last, step = found.groups() if found else (None, None, None)
+        if found is None or step == "0" or (step and first and not last):
+            raise ValueError(f"{part!r} names no days of the week; write 0 to 7, sun to sat, or ranges of them")
+        begin, end = _day(first or "0"), _day(last or first or "6")
+        if last == "sun" and begin:
+            end = 7
+        if begin > end:
+            raise ValueError(f"{part!r} runs backwards; write two ranges, with a comma between them")
+        days.update(day % 7 for day in range(begin, end + 1, int(step or 1)))
+    return "*" if len(days) == 7 else ",".join(_WEEKDAYS[day] for day in sorted(days))
+
+
+def _day(text: str) -> int:
+    return int(text) if text.isdigit() else _WEEKDAYS.index(text)
 
 
 def schedule(config: RunConfig) -> None:
@@ -157,5 +186,6 @@ def stop_running() -> None:
 
 
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_DAY = "|".join(["[0-7]", *_WEEKDAYS])
 _JOB = "retrain"
 _MEANING = {0: "done", 2: "bad input", 3: "held back"}

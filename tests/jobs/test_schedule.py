@@ -51,6 +51,43 @@ def test_days_of_the_week_are_counted_as_cron_and_kubernetes_count_them() -> Non
     assert {t.get_next_fire_time(None, dt.datetime(2026, 11, 24, tzinfo=dt.UTC)).day for t in sundays} == {29}
 
 
+@pytest.mark.parametrize(
+    ("field", "days"),
+    [
+        ("*", "mon tue wed thu fri sat sun"),
+        ("*/2", "tue thu sat sun"),
+        ("1-5/2", "mon wed fri"),
+        ("0-4", "mon tue wed thu sun"),
+        ("0-6", "mon tue wed thu fri sat sun"),
+        ("5-7", "fri sat sun"),
+        ("Fri-Sun", "fri sat sun"),
+        ("MON-wed,6", "mon tue wed sat"),
+        ("0,7", "sun"),
+        ("sun-sun", "sun"),
+    ],
+)
+def test_the_field_of_the_weekday_means_what_it_means_to_cron(field: str, days: str) -> None:
+    trigger = trigger_of(ScheduleConfig(cron=f"0 3 * * {field}"))
+    at, found = dt.datetime(2026, 11, 23, tzinfo=dt.UTC), []  # a Monday
+    while (at := trigger.get_next_fire_time(None, at)) < dt.datetime(2026, 11, 30, tzinfo=dt.UTC):
+        found.append(f"{at:%a}".lower())
+        at += dt.timedelta(hours=1)
+    assert found == days.split()
+
+
+@pytest.mark.parametrize("field", ["8", "10", "0-8", "1-", "*/0", "1/2", "5-1", "sat-mon", "someday", ","])
+def test_a_weekday_that_cron_does_not_know_is_refused(field: str) -> None:
+    with pytest.raises(InputError, match=r"names no days|runs backwards"):
+        trigger_of(ScheduleConfig(cron=f"0 3 * * {field}"))
+
+
+def test_a_day_of_the_month_and_of_the_week_at_once_are_refused() -> None:
+    for cron in ("0 3 1 * 1", "0 3 */2 * fri", "0 3 1-7 * 0-4"):
+        with pytest.raises(InputError, match=r"not both, got .* put \* for one of them"):
+            trigger_of(ScheduleConfig(cron=cron))
+    trigger_of(ScheduleConfig(cron="0 3 1 * 0-6"))
+
+
 def _start(folder: Path, cron: str, **retraining: float) -> subprocess.Popen[str]:
     task = {"template": "{text}\nSpam:", "label_words": [" no", " yes"]}
     settings = {
