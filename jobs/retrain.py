@@ -360,7 +360,7 @@ def _failures_noticed(config: RunConfig) -> Iterator[None]:
         yield
     except HeldBack:
         raise
-    except BaseException as error:
+    except Exception as error:  # a stop that was asked for, SystemExit or KeyboardInterrupt, is no failure
         first = next(iter(str(error).splitlines()), "stopped")
         _notice(config, "FAILED", [f"{type(error).__name__}: {first}"])
         raise

@@ -6,7 +6,9 @@ A cluster has its own: see ``infra/kuberay``.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -15,13 +17,14 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.cron import CronTrigger
 
-from jobs.config import RunConfig, ScheduleConfig
-from jobs.notices import notify
+from jobs.config import RunConfig, ScheduleConfig, load_config
+from jobs.notices import Event, notify
 from jobs.retrain import NOTICES
 from pipeline.errors import InputError
 from pipeline.progress import say
@@ -110,6 +113,13 @@ def schedule(config: RunConfig) -> None:
         timezone=trigger.timezone,
     )
     command = [sys.executable, "-m", "jobs.cli", "retrain", "--config", str(path)]
+
+    def skipped(event: JobSubmissionEvent) -> None:
+        for time in event.scheduled_run_times:
+            words = f"the run of {time:%Y-%m-%d %H:%M %Z} was left out: the one before it still runs"
+            _notice(config, "MISSED", words)
+
+    scheduler.add_listener(skipped, EVENT_JOB_MAX_INSTANCES)
     first = _remember(scheduler, store, config, trigger, command)
     try:
         # In a thread of its own: it swallows what a signal raises, SystemExit too, while it calls a listener.
@@ -137,7 +147,7 @@ def _remember(
     due = known.next_run_time if known is not None and str(known.trigger) == str(trigger) else None
     if due is not None and due < now - _LATE:
         words = f"the run of {due:%Y-%m-%d %H:%M %Z} was missed: no scheduler ran; catching up now"
-        notify(config.notices, config.run_root / NOTICES, "MISSED", [words], model=config.promotion.model_name)
+        _notice(config, "MISSED", words)
     first = due if due is not None and due < now else upcoming
     mark = config.folder / _RUNNING
     if mark.exists() and config.retraining is not None:
@@ -154,11 +164,15 @@ def _remember(
 def fire(command: Sequence[str], mark: str) -> int:
     """Run one retraining as a process of its own and return its exit code.
 
+    A notice is sent where it failed and sent none itself: it was killed, or its job was.
+
     Args:
-        command: to run.
+        command: to run; it names its configuration's file after ``--config``.
         mark: file that is there as long as the command has not ended by itself.
     """
     Path(mark).touch()
+    config = load_config(Path(command[command.index("--config") + 1]))
+    before = _outcomes(config)
     with _starting:
         process = subprocess.Popen(list(command))
         _running.add(process)
@@ -168,8 +182,23 @@ def fire(command: Sequence[str], mark: str) -> int:
         _running.discard(process)
     if not _stopping.is_set():
         Path(mark).unlink(missing_ok=True)  # a second scheduler may have been here
-    say(f"retraining ended with exit code {code} ({_MEANING.get(code, 'failed')})")
+    words = f"retraining ended with exit code {code} ({_MEANING.get(code, 'failed')})"
+    say(words)
+    failed = code < 0 or (code not in (0, 3, *_STOPPED) and _outcomes(config) == before)
+    if failed and not _stopping.is_set():
+        _notice(config, "FAILED", f"{words}; see the scheduler's log")
     return code
+
+
+def _notice(config: RunConfig, event: Event, words: str) -> None:
+    notify(config.notices, config.run_root / NOTICES, event, [words], model=config.promotion.model_name)
+
+
+def _outcomes(config: RunConfig) -> int:
+    """Count the notices that this model's retrainings have sent themselves."""
+    path, model = config.run_root / NOTICES, json.dumps({"model": config.promotion.model_name})[1:-1]
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return sum(model in line and '"event": "MISSED"' not in line for line in lines)  # one may be cut off
 
 
 def stop_running() -> None:
@@ -188,4 +217,5 @@ def stop_running() -> None:
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _DAY = "|".join(["[0-7]", *_WEEKDAYS])
 _JOB = "retrain"
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 _MEANING = {0: "done", 2: "bad input", 3: "held back"}

@@ -96,3 +96,11 @@ def test_a_password_in_an_error_is_neither_said_nor_logged_nor_sent(
     (taken,) = hook.taken
     assert taken["reasons"] == ["ConnectionError: API request to http://ads:***@host/api/2.0 failed"]
     assert "hunter2" not in json.dumps(taken) + (config.run_root / NOTICES).read_text() + capfd.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [SystemExit(143), KeyboardInterrupt()])
+def test_a_stop_that_was_asked_for_is_no_failure(tmp_path: Path, stop: BaseException) -> None:
+    config = load_config(_configuration(tmp_path, ROWS))
+    with pytest.raises(type(stop)), _failures_noticed(config):
+        raise stop
+    assert not (config.run_root / NOTICES).exists()

@@ -7,15 +7,18 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.triggers.interval import IntervalTrigger
 
-from jobs.config import ScheduleConfig
-from jobs.schedule import fire, trigger_of
+from jobs.config import ScheduleConfig, load_config
+from jobs.schedule import fire, schedule, trigger_of
 from pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +91,7 @@ def test_a_day_of_the_month_and_of_the_week_at_once_are_refused() -> None:
     trigger_of(ScheduleConfig(cron="0 3 1 * 0-6"))
 
 
-def _start(folder: Path, cron: str, **retraining: float) -> subprocess.Popen[str]:
+def _settings(folder: Path, cron: str, **retraining: float) -> Path:
     task = {"template": "{text}\nSpam:", "label_words": [" no", " yes"]}
     settings = {
         "name": "loop",
@@ -100,6 +103,11 @@ def _start(folder: Path, cron: str, **retraining: float) -> subprocess.Popen[str
     }
     path = folder / "loop.yaml"
     path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def _start(folder: Path, cron: str, **retraining: float) -> subprocess.Popen[str]:
+    path = _settings(folder, cron, **retraining)
     command = [sys.executable, "-m", "jobs.cli", "schedule", "--config", str(path)]
     return subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -167,4 +175,55 @@ def test_a_retraining_that_was_cut_off_with_its_scheduler_goes_on(tmp_path: Path
 
 def test_two_schedulers_of_one_folder_may_end_at_once(tmp_path: Path) -> None:
     mark = tmp_path / "schedule.running"
-    assert fire([sys.executable, "-c", f"import os; os.unlink({str(mark)!r})"], str(mark)) == 0
+    removes = [sys.executable, "-c", f"import os; os.unlink({str(mark)!r})"]
+    assert fire([*removes, "--config", str(_settings(tmp_path, "0 3 1 1 *"))], str(mark)) == 0
+
+
+OWN = '{"event": "FAILED", "model": "ads-relevance", "reasons": ["InputError: a gap"]}'
+OTHERS = '{"event": "MISSED", "model": "ads-relevance"}\n{"event": "FAILED", "model": "another"}\n{"event'
+
+
+@pytest.mark.parametrize(
+    ("writes", "ends", "sent"),
+    [
+        ("", "os.kill(os.getpid(), 9)", ["retraining ended with exit code -9 (failed); see the scheduler's log"]),
+        (OTHERS, "sys.exit(1)", ["retraining ended with exit code 1 (failed); see the scheduler's log"]),
+        (OWN, "sys.exit(2)", ["InputError: a gap"]),
+        ("", "sys.exit(0)", []),
+        ("", "sys.exit(3)", []),
+        ("", "sys.exit(143)", []),  # stopped by SIGTERM
+    ],
+)
+def test_a_retraining_that_died_without_a_word_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str, ends: str, sent: list[str]
+) -> None:
+    log = tmp_path / "runs" / "notices.jsonl"
+    log.parent.mkdir()
+    log.write_text(OWN + "\n")  # of an earlier one
+    code = f"import os, sys; open({str(log)!r}, 'a').write({writes + chr(10)!r}); {ends}"
+    monkeypatch.setattr("jobs.schedule._stopping", threading.Event())
+    fire([sys.executable, "-c", code, "--config", str(_settings(tmp_path, "0 3 1 1 *"))], str(tmp_path / "mark"))
+    added = [line for line in log.read_text().splitlines()[1:] if '"reasons"' in line]
+    assert [reason for line in added for reason in json.loads(line)["reasons"]] == sent
+
+
+def test_a_time_that_comes_while_a_retraining_runs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, endless = tmp_path / "runs" / "notices.jsonl", tmp_path / "endless"
+    endless.write_text("#!/bin/sh\nexec sleep 60\n")
+    endless.chmod(0o755)
+
+    class Until:
+        def wait(self) -> None:
+            end = time.monotonic() + 30
+            while not log.is_file() and time.monotonic() < end:
+                time.sleep(0.1)
+
+    monkeypatch.setattr("jobs.schedule.sys.executable", str(endless))
+    monkeypatch.setattr("jobs.schedule.trigger_of", lambda _: IntervalTrigger(seconds=1, timezone="UTC"))
+    monkeypatch.setattr("jobs.schedule._stopping", threading.Event())
+    monkeypatch.setattr("jobs.schedule.threading", SimpleNamespace(Event=Until))
+    schedule(load_config(_settings(tmp_path, "0 3 1 1 *")))
+    notice = json.loads(log.read_text().splitlines()[0])
+    assert notice["event"] == "MISSED"
+    assert "was left out: the one before it still runs" in notice["text"]
+    assert "FAILED" not in log.read_text()  # the scheduler stopped it
