@@ -438,6 +438,9 @@ def main() -> None:
         measure(season.folder, measured_on, first)
         page = write_page(season.folder, season.weeks, score_first(season.folder, first), season.registry(), samples)
         say(f"season  {page}")
+        gain = json.loads((season.folder / "season.json").read_text())["summary"]
+        say(gain["words"])
+        assert season.short or gain["ci95"][0] > 0, "retraining must gain, the intervals apart"
     finally:
         season.stop_server()
 
