@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -24,5 +25,6 @@ class StreamDataset(IterableDataset[list[Sample]]):
     def __iter__(self) -> Iterator[list[Sample]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        stream = copy.copy(self._stream) if info else self._stream  # a forked process must open its files anew
         for step in range(self._start + worker, self._start + self._steps, workers):
-            yield self._stream.samples(step, World(self._world.rank, self._world.num_ranks))
+            yield stream.samples(step, World(self._world.rank, self._world.num_ranks))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError
@@ -22,7 +23,7 @@ from pipeline.ingestion import (
     write_partition,
 )
 from pipeline.storage import filesystem
-from pipeline.stream import CacheConfig, MixedStream, SampleLedger, merge_ledgers, read_split
+from pipeline.stream import CacheConfig, MixedStream, SampleLedger, StreamDataset, merge_ledgers, read_split
 from pipeline.world import World
 from tests.pipeline.s3_server import S3Server
 
@@ -70,6 +71,17 @@ def test_the_ledger_on_s3_is_the_one_on_local_shards(remote: str, local: Path, t
     cached = list((tmp_path / "cache").glob("*.tar"))
     trains = [s for s in ShardManifest.read(local / "manifest.json").shards if s.split == "train"]
     assert len(cached) == (len(trains) if reads == "auto" else 0)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_loader_workers_read_from_s3(remote: str, local: Path, tmp_path: Path, start: str) -> None:
+    stream = MixedStream(remote, 5, 8, cache=CacheConfig(folder=str(tmp_path / "cache")))
+    stream.global_batch(0)  # files are open in the parent
+    loader = DataLoader(
+        StreamDataset(stream, World(0, 1), 0, 6), batch_size=None, num_workers=2, multiprocessing_context=start
+    )
+    read = [[f"{s.task}/{s.key}" for s in samples] for samples in loader]
+    assert read == [MixedStream(local, 5, 8).global_batch(step) for step in range(6)]
 
 
 def test_a_cache_too_small_for_the_shards_reads_ranges_and_stays_small(
