@@ -21,7 +21,8 @@ from pipeline.modeling.adapter import build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_tokenizer, resolve_base, resolve_dtype
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import Example, micro_batches, pack
-from pipeline.stream import LossDriven, MixedStream
+from pipeline.storage import is_remote
+from pipeline.stream import CacheConfig, LossDriven, MixedStream
 from pipeline.training.loop import TrainingJob, job_stream
 from pipeline.world import World
 
@@ -115,7 +116,11 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
         kept_bytes=kept,
         calibration=calibration,
     )
-    return plan.model_copy(update={"misfits": tuple(_misfits(job, plan, run_folder))}) if is_local else plan
+    return (
+        plan.model_copy(update={"misfits": tuple(_misfits(job, plan, run_folder, stream.working_set_bytes))})
+        if is_local
+        else plan
+    )
 
 
 def sampled_examples(job: TrainingJob, stream: MixedStream, steps: Sequence[int], rank: int = 0) -> list[list[Example]]:
@@ -191,7 +196,7 @@ def _rank_bytes(job: TrainingJob, known: Calibration, trained: int, parameters: 
     return max(known.loading_bytes, loaded + optimizer + math.ceil(per_token * tokens))
 
 
-def _misfits(job: TrainingJob, plan: TrainingPlan, run_folder: Path) -> list[str]:
+def _misfits(job: TrainingJob, plan: TrainingPlan, run_folder: Path, working_set_bytes: int) -> list[str]:
     workers, on_gpu = job.training.num_workers, torch.cuda.is_available()
     have = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
     what = "GPUs" if on_gpu else "CPUs"
@@ -206,14 +211,27 @@ def _misfits(job: TrainingJob, plan: TrainingPlan, run_folder: Path) -> list[str
             f"{_gibibytes(memory)} free; lower training.micro_batch_tokens (now {job.training.micro_batch_tokens}) or "
             "num_workers, or set training.activation_checkpointing"
         )
-    folder = next(path for path in (run_folder, *run_folder.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
+    folder, free = _free_bytes(run_folder)
     if plan.kept_bytes > free:
         found.append(
             f"the checkpoints need {_gibibytes(plan.kept_bytes)} of disk, {folder} has {_gibibytes(free)} free; "
             "lower training.keep_checkpoints or choose another run_root"
         )
+    if is_remote(job.manifest_path):
+        cache = job.cache or CacheConfig()
+        folder, free = _free_bytes(cache.path().absolute())
+        if (need := min(working_set_bytes, cache.max_bytes)) > free and cache.range_reads != "always":
+            found.append(
+                f"the shards read at a time need {_gibibytes(need)} of cache, {folder} has {_gibibytes(free)} free; "
+                "free some, name another cache.folder, or set cache.range_reads=always"
+            )
     return found
+
+
+def _free_bytes(place: Path) -> tuple[Path, int]:
+    """Return the nearest folder that is there, and what is free on its disk."""
+    folder = next(path for path in (place, *place.parents) if path.exists())
+    return folder, shutil.disk_usage(folder).free
 
 
 def available_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,7 @@ WEIGHTS: dict[str, Any] = {
     "task_weights": {"query_ad_relevance": 2.0},
 }
 ON_HOST = {"offload_optimizer": True, "activation_checkpointing": True}
+SCHEDULES = [{"schedule": name, "warmup_share": 0.5} for name in ("linear", "cosine", "constant")]
 UNEVEN = {"micro_batch_tokens": 100}
 EPOCH: dict[str, Any] = {"max_steps": None, "epochs": 0.3}
 VALIDATION = {
@@ -130,6 +132,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
     runs += [{"name": "whole", "stage": 2, "dropout": 0.1}]
     runs += [{"name": f"uneven{stage}", "stage": stage, "settings": UNEVEN} for stage in (0, 1, 2)]
     runs += [{"name": f"epoch{stage}", "stage": stage, "settings": EPOCH} for stage in (0, 3)]
+    runs += [{"name": str(settings["schedule"]), "stage": 1, "settings": settings} for settings in SCHEDULES]
     _train(folder, manifest, 2, runs)
     return folder
 
@@ -143,7 +146,6 @@ def _plain_losses(
 ) -> list[float]:
     """The same run without DeepSpeed, ranks or micro-batches, on padded rows: the slow reference."""
     import torch
-    from transformers import get_scheduler
 
     from pipeline.modeling.adapter import AdapterConfig, build_adapter
     from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
@@ -157,11 +159,12 @@ def _plain_losses(
     torch.manual_seed(3)
     names = [task.name for task in tasks]
     adapted = build_adapter(AdapterConfig(r=4, lora_dropout=0.0), load_base(base), names)
-    objective = Objective(LabelScorer(adapted), names, TrainingConfig(**settings or {}))
+    config = TrainingConfig(**settings or {})
+    objective = Objective(LabelScorer(adapted), names, config)
     encoder = Encoder(load_tokenizer(base), tasks, base.max_length)
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
-    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(config, step, steps))
     stream, losses = MixedStream(manifest, 3, 8), []
     for step in range(steps):
         left = None if samples is None else samples - 8 * step
@@ -174,6 +177,23 @@ def _plain_losses(
         schedule.step()
         losses.append(float(plain.mean()))
     return losses
+
+
+def _rate(config: Any, step: int, steps: int) -> float:
+    """The learning rate's factor by its definition: a rise from zero, then the schedule over what is left."""
+    warmup = round(config.warmup_share * steps)
+    if step < warmup:
+        return step / warmup
+    left = (steps - step) / (steps - warmup)
+    cosine = (1 - math.cos(math.pi * left)) / 2
+    return {"linear": left, "cosine": cosine, "constant": 1.0}[config.schedule]
+
+
+def test_schedules_equal_one_plain_process(two_ranks: Path, manifest: Path) -> None:
+    for settings in SCHEDULES:
+        expected = _plain_losses(manifest, STEPS, settings)
+        assert _losses(two_ranks / str(settings["schedule"])) == pytest.approx(expected, abs=2e-4), settings
+        assert expected != pytest.approx(_plain_losses(manifest, STEPS), abs=2e-4)
 
 
 @pytest.mark.parametrize("ranks", ["one_rank", "two_ranks"])

@@ -10,6 +10,8 @@ import pytest
 from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_base
+from pipeline.stream import CacheConfig
+from pipeline.training import planner
 from pipeline.training.calibration import calibrate
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import TrainingJob, job_stream
@@ -70,6 +72,18 @@ def test_what_the_machine_lacks_is_named_with_the_remedy(job: TrainingJob, tmp_p
     misfits = plan_training(many, greedy, tmp_path, is_local=True).misfits
     assert any("memory" in misfit and "lower training.micro_batch_tokens (now 150)" in misfit for misfit in misfits)
     assert plan_training(many, greedy, tmp_path, is_local=False).misfits == ()
+
+
+def test_shards_that_do_not_fit_the_cache_are_a_misfit(job: TrainingJob, tmp_path: Path) -> None:
+    plan = plan_training(job, MEASURED, tmp_path, is_local=True)
+    cache = CacheConfig(folder=str(tmp_path / "cache"), max_bytes=1 << 60)
+    remote = replace(job, manifest_path="s3://shards/ads", cache=cache)
+    assert planner._misfits(remote, plan, tmp_path, 1 << 20) == planner._misfits(job, plan, tmp_path, 1 << 58) == []
+    found = planner._misfits(remote, plan, tmp_path, 1 << 58)
+    assert len(found) == 1
+    assert "name another cache.folder" in found[0]
+    ranges = replace(remote, cache=cache.model_copy(update={"range_reads": "always"}))
+    assert planner._misfits(ranges, plan, tmp_path, 1 << 58) == []
 
 
 def test_parameters_that_are_partitioned_are_not_held(job: TrainingJob, tmp_path: Path) -> None:
