@@ -25,6 +25,12 @@ def test_three_weeks(tmp_path: Path) -> None:
     assert first.tags["trained_until"] == (START + dt.timedelta(days=1)).isoformat()
     before = new_samples(champion_folder(path))
 
+    result = champion_folder(path) / "result.json"
+    result.unlink()  # as if it had been killed right after the promotion
+    assert "was cut off after its promotion; finishing it" in retrain(path)
+    assert json.loads(result.read_text())["verdict"] == "PROMOTE"
+    assert registry_of(path).champion() == first
+
     out = retrain(path, "--json")  # the same data again: no cluster is started, nothing is done
     assert '"verdict": "NOTHING_NEW"' in out
     assert "Starting a local Ray cluster" not in out
@@ -69,4 +75,4 @@ def test_three_weeks(tmp_path: Path) -> None:
     events = [
         json.loads(line)["event"] for line in (load_config(path).run_root / "notices.jsonl").read_text().splitlines()
     ]
-    assert events == ["PROMOTE", "NOTHING_NEW", "PROMOTE", "HOLD"]
+    assert events == ["PROMOTE", "PROMOTE", "NOTHING_NEW", "NOTHING_NEW", "PROMOTE", "HOLD"]
