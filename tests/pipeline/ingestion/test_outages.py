@@ -88,6 +88,7 @@ def test_refused_records_are_said_to_be_refused(tmp_path: Path, monkeypatch: pyt
         ("train.jsonl.gz", b"damaged"),
         ("train.parquet", b"PAR1" + b"\x15damaged" * 9 + b"\x20\0\0\0PAR1"),
     ],
+    ids=["cut gzip", "no gzip", "damaged parquet"],
 )
 def test_a_damaged_file_on_s3_stops_the_run_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
