@@ -61,6 +61,18 @@ def _finish(result: Any, as_json: bool) -> None:
         print(json.dumps(result, indent=2, default=str), flush=True)  # noqa: T201
 
 
+def _stage(config: RunConfig, name: str, **options: Any) -> Any:
+    from jobs.main_job import run_stage
+    from jobs.run import Run
+
+    return run_stage(Run(config), name, **options)
+
+
+def _plain(artefact: Any) -> dict[str, Any]:
+    found: dict[str, Any] = artefact.model_dump(mode="json", by_alias=True)
+    return found
+
+
 def _as_job(
     verb: str,
     config: Path,
@@ -90,9 +102,7 @@ def prepare(
     as_json: Json = False,
 ) -> None:
     """Validate the records and write them as WebDataset shards with a manifest."""
-    from jobs import stages
-
-    _run(config, overrides, as_json, lambda c: stages.prepare(c, append).model_dump(mode="json", by_alias=True))
+    _run(config, overrides, as_json, lambda c: _plain(_stage(c, "prepare", append=append)))
 
 
 @app.command()
@@ -105,10 +115,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what training will do and take: steps, samples, tokens, time, memory; held back where it cannot fit."""
-    from jobs import stages, tables
+    from jobs import tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        numbers = stages.plan(run, calibrate)
+        numbers = _plain(_stage(run, "plan", calibrate=calibrate))
         tables.show_plan(numbers)
         if misfits := numbers["training"]["misfits"]:
             raise HeldBack("; ".join(misfits), numbers)
@@ -120,20 +130,18 @@ def plan(
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train the adapter, as a Ray job (on a local cluster where no address is given)."""
-    from jobs import stages
-
-    _as_job("train", config, overrides, as_json, lambda c: {"adapter": str(stages.train(c))})
+    _as_job("train", config, overrides, as_json, lambda c: {"adapter": str(_stage(c, "train"))})
 
 
 @app.command()
 def evaluate(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Score the trained adapter and the untrained base on the test shards."""
-    from jobs import stages, tables
+    from jobs import tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        trained, base = stages.evaluate(run)
-        tables.show_evaluation(trained, base)
-        return trained.model_dump(mode="json", by_alias=True)
+        found = _stage(run, "evaluate")
+        tables.show_evaluation(found.trained, found.base)
+        return _plain(found.trained)
 
     _as_job("evaluate", config, overrides, as_json, verb)
 
@@ -141,20 +149,18 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fa
 @app.command()
 def export(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write each task as a plain PEFT LoRA folder, compared with the model first."""
-    from jobs import stages
-
-    _run(config, overrides, as_json, lambda c: {"folders": [str(f) for f in stages.export(c)]})
+    _run(config, overrides, as_json, lambda c: {"folders": [str(f) for f in _stage(c, "export").values()]})
 
 
 @app.command()
 def promote(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Register the adapter as challenger; make it champion if the gates let it pass."""
-    from jobs import release, tables
+    from jobs import tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        decision = release.promote(run)
+        decision = _stage(run, "promote")
         tables.show_decision(decision)
-        found = decision.model_dump(mode="json", by_alias=True)
+        found = _plain(decision)
         if decision.verdict != "PROMOTE":
             raise HeldBack(f"{decision.verdict}: {'; '.join(decision.reasons)}", found)
         return found
@@ -173,12 +179,14 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare any two models on the run's test samples, in pairs."""
-    from jobs import release, tables
+    from jobs import tables
+    from jobs.run import Run
+    from jobs.stages.compare import compare_any
 
     def verb(run: RunConfig) -> dict[str, Any]:
-        found = release.compare(run, candidate, reference)
+        found = compare_any(Run(run), candidate, reference)
         tables.show_comparison(found)
-        return found.model_dump(mode="json", by_alias=True)
+        return _plain(found)
 
     _run(config, overrides, as_json, verb)
 
@@ -192,9 +200,14 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make the champion before this one champion again."""
-    from jobs import release
+    from jobs.run import Run
 
-    _run(config, overrides, as_json, lambda c: release.rollback(c, to, why))
+    def verb(run: RunConfig) -> dict[str, Any]:
+        registry = Run(run).registry
+        entry = registry.rollback(to, why)
+        return {"model": registry.name, "champion": entry.version, "instead_of": entry.previous}
+
+    _run(config, overrides, as_json, verb)
 
 
 @app.command()
@@ -205,17 +218,22 @@ def lineage(
     as_json: Json = False,
 ) -> None:
     """Say which data, code and parent made a version, or the champion of a day."""
-    from jobs import release
+    from jobs import tables
+    from jobs.run import Run
+    from pipeline.promotion.lineage import lineage as lineage_of
 
-    _run(config, overrides, as_json, lambda c: release.lineage_of(c, of))
+    def verb(run: RunConfig) -> dict[str, Any]:
+        rows = lineage_of(Run(run).registry, of).rows()
+        tables.show_lineage(rows)
+        return rows
+
+    _run(config, overrides, as_json, verb)
 
 
 @app.command()
 def report(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write the run's report, one HTML page."""
-    from jobs import release
-
-    _run(config, overrides, as_json, lambda c: {"report": str(release.report(c))})
+    _run(config, overrides, as_json, lambda c: {"report": str(_stage(c, "report"))})
 
 
 Day = Annotated[
@@ -242,9 +260,10 @@ def retrain(
     With `retraining` in the configuration: on the daily partitions that are newer than the champion's.
     """
     from jobs.config import load_config
-    from jobs.retrain import backfill as run_back
-    from jobs.retrain import nothing_to_do, passed
-    from jobs.retrain import retrain as run_all
+    from jobs.main_job import passed
+    from jobs.weekly.loop import backfill as run_back
+    from jobs.weekly.loop import nothing_to_do
+    from jobs.weekly.loop import retrain as run_all
     from pipeline.orchestration import inside_job
 
     day = as_of.date() if as_of else None
@@ -271,7 +290,7 @@ def schedule(
 ) -> None:
     """Retrain by the configuration's cron line, on this machine, until stopped; see infra/kuberay for a cluster."""
     from jobs.config import load_config
-    from jobs.schedule import schedule as run_schedule
+    from jobs.weekly.schedule import schedule as run_schedule
 
     run_schedule(load_config(config, overrides or ()))
 
@@ -373,7 +392,7 @@ def list_jobs(address: Address, as_json: Json = False) -> None:
 @app.command()
 def demo(config: ConfigFile = Path("demo"), overrides: Overrides = None, as_json: Json = False) -> None:
     """Run every stage on synthetic Ads data, into runs/demo."""
-    from jobs.retrain import retrain as run_all
+    from jobs.weekly.loop import retrain as run_all
 
     _as_job("demo", config, overrides, as_json, run_all)
 

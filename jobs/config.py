@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.notices import NoticesConfig
+from jobs.run_folder import RunFolder
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.config import EvaluationConfig
@@ -173,14 +174,14 @@ class RunConfig(BaseModel):
     @property
     def shards(self) -> Path:
         """Where the run writes its own shards."""
-        return self.folder / "shards"
+        return RunFolder(self.folder).shards
 
     @property
     def manifest_path(self) -> Path | str:
         """The manifest that is read: the one given, the published one, or that of the run's own shards."""
         if self.publish:
-            return f"{self.publish.rstrip('/')}/manifest.json"
-        return self.manifest or self.shards / "manifest.json"
+            return f"{self.publish.rstrip('/')}/{RunFolder(self.folder).manifest.name}"
+        return self.manifest or RunFolder(self.folder).manifest
 
     def digest(self) -> str:
         """Return the digest of what decides the trained adapter: equal digests, equal adapter."""
@@ -194,7 +195,7 @@ class RunConfig(BaseModel):
 
     def write(self) -> Path:
         """Write the resolved configuration into the run's folder and return its path."""
-        path = self.folder / "config.yaml"
+        path = RunFolder(self.folder).config
         write_atomic(path, self.as_yaml())
         return path
 

@@ -1,81 +1,161 @@
-"""What a run's folder remembers: whose it is, its MLflow run, its history."""
+"""The owner of a run's folder: the one place that knows what its files are called and whose they are."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from jobs.config import RunConfig
-from pipeline.contracts import write_atomic
+from pipeline.contracts import Contract, EvaluationReport, PromotionDecision, write_atomic
 from pipeline.errors import InputError
-from pipeline.stream import manifest_sha256
-from pipeline.tracking import Tracker, git_commit, read_history
+from pipeline.ingestion.drift import DriftReport
 
-ADAPTER, EXPORT, PLAN, DECISION, RUN = "adapter", "export", "plan.json", "decision.json", "run.json"
-DRIFT = "drift.json"
+C = TypeVar("C", bound=Contract)
 
 
-def needs(path: Path, verb: str) -> None:
-    """Refuse to go on without a file that an earlier verb writes.
+@dataclass(frozen=True)
+class RunFile(Generic[C]):
+    """A file of a run that holds one artefact.
 
-    Raises:
-        InputError: it is not there.
+    Args:
+        name: in the run's folder.
+        contract: what it holds.
+        verb: the command that writes it.
     """
-    if not path.is_file():
-        raise InputError(f"this verb needs {path}, which is not there; run first: mtl-lora {verb} with this --config")
+
+    name: str
+    contract: type[C]
+    verb: str
 
 
-def check_claim(config: RunConfig) -> None:
-    """Refuse a folder that another configuration has claimed.
+EVALUATION = RunFile("evaluation.json", EvaluationReport, "evaluate")
+BASE_EVALUATION = RunFile("evaluation_base.json", EvaluationReport, "evaluate")
+DECISION = RunFile("decision.json", PromotionDecision, "promote")
+DRIFT = RunFile("drift.json", DriftReport, "prepare")
 
-    Raises:
-        InputError: it has.
+
+@dataclass(frozen=True)
+class ScoreFiles:
+    """What the evaluation of one model on the run's samples leaves: its scores, their report, hidden states."""
+
+    scores: Path
+    report: Path
+    features: Path
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: of the folder, which need not be there yet.
     """
-    mark = config.folder / RUN
-    if mark.is_file() and json.loads(mark.read_text()).get("config_sha256") != config.digest():
-        raise InputError(
-            f"a run's folder must hold one configuration, {config.folder} was trained with another; "
-            f"choose another name=… or remove the folder"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        """The resolved configuration."""
+        self.shards = path / "shards"
+        """Shards of the run's own making."""
+        self.manifest = self.shards / "manifest.json"
+        self.plan = path / "plan.json"
+        self.checkpoints = path / "checkpoints"
+        self.history = path / "history.jsonl"
+        """The training log, a row a logged step."""
+        self.adapter = path / "adapter"
+        """The trained adapter: what a predictor is loaded from."""
+        self.exports = path / "export"
+        """A folder a task, each a plain PEFT LoRA."""
+        self.page = path / "report.html"
+        self.result = path / "result.json"
+        """Written last: the retraining that made this run is finished."""
+        self._binding = path / "run.json"
+
+    def read(self, file: RunFile[C]) -> C:
+        """Return an artefact.
+
+        Raises:
+            InputError: it is not there, which names the verb that writes it, or breaks its contract.
+        """
+        self.needs(self.path / file.name, file.verb)
+        return file.contract.read(self.path / file.name)
+
+    def find(self, file: RunFile[C]) -> C | None:
+        """Return an artefact, None where it does not stand.
+
+        Raises:
+            InputError: it breaks its contract.
+        """
+        path = self.path / file.name
+        return file.contract.read(path) if path.is_file() else None
+
+    def write(self, file: RunFile[C], artefact: C) -> None:
+        """Write an artefact, whole or not at all."""
+        artefact.write(self.path / file.name)
+
+    def remove(self, file: RunFile[Any]) -> None:
+        """Delete an artefact that no longer holds."""
+        (self.path / file.name).unlink(missing_ok=True)
+
+    def needs(self, path: Path, verb: str) -> None:
+        """Refuse to go on without a file that an earlier verb writes.
+
+        Raises:
+            InputError: it is not there.
+        """
+        if not path.is_file():
+            raise InputError(
+                f"this verb needs {path}, which is not there; run first: mtl-lora {verb} with this --config"
+            )
+
+    def export(self, task: str) -> Path:
+        """Return where a task is exported."""
+        return self.exports / task
+
+    def scores(self, slot: str) -> ScoreFiles:
+        """Return the files of one model's evaluation; the slot of the run's own adapter is empty."""
+        end = f"_{slot}" if slot else ""
+        return ScoreFiles(
+            self.path / f"scores{end}.parquet",
+            self.path / f"evaluation{end}.json",
+            self.path / f"features{end}.safetensors",
         )
 
+    def check_configuration(self, digest: str) -> None:
+        """Refuse a folder that was trained with another configuration.
 
-def claim(config: RunConfig) -> None:
-    """Claim the run's folder for this configuration.
+        Args:
+            digest: of what decides the trained adapter.
 
-    Raises:
-        InputError: another configuration has.
-    """
-    check_claim(config)
-    mark = config.folder / RUN
-    if not mark.is_file():
-        write_atomic(mark, json.dumps({"schema": 1, "config_sha256": config.digest()}) + "\n")
+        Raises:
+            InputError: it was.
+        """
+        if self.binding.get("config_sha256", digest) != digest:
+            raise InputError(
+                f"a run's folder must hold one configuration, {self.path} was trained with another; "
+                f"choose another name=… or remove the folder"
+            )
 
+    def bind(self, digest: str) -> None:
+        """Bind the folder to a configuration.
 
-def tracker_of(config: RunConfig) -> Tracker:
-    """Return the MLflow run of this folder, opening it the first time."""
-    mark = config.folder / RUN
-    known: dict[str, Any] = {"schema": 1, "config_sha256": config.digest()}
-    if mark.is_file():
-        known = json.loads(mark.read_text())
-    if known.get("mlflow_uri") == config.tracking.shown:
-        return Tracker(config.tracking.uri, known["mlflow_run_id"])
-    tags = {"git_commit": git_commit(), "manifest_sha256": manifest_sha256(config.manifest_path)}
-    parameters = config.shown()
-    del parameters["tasks"]
-    parameters["tasks"] = ", ".join(task.name for task in config.tasks)
-    tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
-    known |= {"mlflow_uri": config.tracking.shown, "mlflow_run_id": tracker.run_id}
-    write_atomic(mark, json.dumps(known) + "\n")
-    return tracker
+        Raises:
+            InputError: it is bound to another one.
+        """
+        self.check_configuration(digest)
+        self.note(digest)
 
+    def note(self, digest: str, **more: str) -> None:
+        """Note what belongs to the folder for good, its MLflow run; and its configuration, where none is noted yet."""
+        known = self.binding
+        wanted = {"schema": 1, "config_sha256": digest} | known | more
+        if wanted != known:
+            write_atomic(self._binding, json.dumps(wanted) + "\n")
 
-def history(config: RunConfig) -> list[dict[str, Any]]:
-    """Return the rows of the training history."""
-    return read_history(config.folder / "history.jsonl")
-
-
-def last_step(config: RunConfig) -> int:
-    """Return the last step of the training history, 0 without one."""
-    rows = history(config)
-    return int(rows[-1]["step"]) if rows else 0
+    @property
+    def binding(self) -> dict[str, Any]:
+        """What the folder is bound to: ``config_sha256``, ``mlflow_uri`` and ``mlflow_run_id``; empty at first."""
+        if not self._binding.is_file():
+            return {}
+        known: dict[str, Any] = json.loads(self._binding.read_text())
+        return known

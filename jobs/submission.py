@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs import RESULT_MARK, SECRETS
 from jobs.config import RunConfig
 from jobs.ray_jobs import Jobs, run_job
-from jobs.run_folder import check_claim
+from jobs.run import Run
 from pipeline.errors import InputError
 from pipeline.progress import console, say
 from pipeline.tracking import TrackingConfig
@@ -50,15 +50,17 @@ _TRACEBACK = re.compile(r"^Exception in thread PlacementGroupCleanerMonitor")
 
 def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple[int, Any]:
     """Run a verb of this configuration as a Ray job; return its exit code and its result, if it handed one over."""
-    from jobs import stages
+    from jobs.main_job import run_stage
+    from jobs.stages.check import check
 
+    run = Run(config)
     if verb != "evaluate":  # that one looks at the folder of any configuration
-        check_claim(config)
+        run.folder.check_configuration(config.digest())
     if config.retraining is not None or config.ray.address or os.environ.get("RAY_ADDRESS"):
-        stages.check(config)
+        check(config)
         path = config.write()
     else:  # the cluster will be this machine: what is wrong with the input shows before it is started
-        stages.prepare(config)
+        run_stage(run, "prepare")
         path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
     with _Viewer() as viewer:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline.contracts import Comparison, Difference, EvaluationReport, PromotionDecision, TaskResult
 from pipeline.ingestion import DriftReport
-from pipeline.progress import console
+from pipeline.progress import console, say
 
 
 def show_plan(numbers: dict[str, Any]) -> None:
@@ -137,3 +137,9 @@ def show_jobs(jobs: list[dict[str, Any]]) -> None:
         cells = (job["job"], job["state"], job["exit_code"], job["started"], job["ended"])
         table.add_row(*("–" if cell is None else str(cell) for cell in cells))
     _print(table)
+
+
+def show_lineage(rows: dict[str, Any]) -> None:
+    """Show where a version comes from, a line a fact."""
+    for name, value in rows.items():
+        say(f"{name:>18}  {value}")

@@ -20,12 +20,13 @@ STEPS = {"ours": 5, "ours_by_beginning": 4, "trainer_by_length": 3, "trainer": 2
 def prepared() -> Path:
     """Write the ads suite's shards, or find them written, and return their manifest."""
     from jobs.config import load_config
-    from jobs.stages import prepare
+    from jobs.main_job import run_stage
+    from jobs.run import Run
 
     data = [f"data.root={SUITE}", "data.max_samples={}", "model.dtype=float32"]
     folder = Path(tempfile.gettempdir()) / "mtl-lora-benchmarks"
     config = load_config(Path("ads_real"), [f"run_root={folder}", "name=ads", *data])
-    prepare(config)
+    run_stage(Run(config), "prepare")
     return Path(config.manifest_path)
 
 

@@ -87,10 +87,10 @@ def test_prepare_prints_one_json_document_last(mtl_lora: Run, tmp_path: Path) ->
 
 
 def test_passwords_in_errors_are_not_printed(mtl_lora: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*_: object) -> None:
+    def away(*_: object, **__: object) -> None:
         raise ConnectionError("API request to http://ads:hunter2@host/api failed")
 
-    monkeypatch.setattr("jobs.stages.prepare", away)
+    monkeypatch.setattr("jobs.main_job.run_stage", away)
     done = mtl_lora("prepare", "--config", _configuration(tmp_path, ROWS))
     assert done.code == 1
     assert "Traceback" in done.err

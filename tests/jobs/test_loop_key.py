@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs import retrain as loop
 from jobs.config import load_config
+from jobs.main_job import passed
 from jobs.submission import _is_done_once
+from jobs.weekly import loop
+from jobs.weekly.champion import check_unchanged
+from jobs.weekly.plan import check_files
 from pipeline.errors import HeldBack, InputError
 from pipeline.ingestion.partitions import find_partitions
 from tests.jobs.weekly import START, bring, settings
@@ -53,7 +56,7 @@ def test_backfill_goes_on_after_a_held_day_and_says_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str
 ) -> None:
     def outcome(config: Any, day: dt.date) -> dict[str, Any]:
-        return loop.passed({"verdict": verdict if day == START else "PROMOTE", "reasons": ["why"]})
+        return passed({"verdict": verdict if day == START else "PROMOTE", "reasons": ["why"]})
 
     monkeypatch.setattr(loop, "retrain", outcome)
     config = load_config(settings(tmp_path))
@@ -87,14 +90,14 @@ def test_a_day_without_a_task_of_the_champion_is_refused(tmp_path: Path) -> None
     config = load_config(settings(tmp_path))
     known, new = [task.name for task in config.tasks[:2]], config.tasks[2].name
     days = find_partitions(str(config.data.root))
-    loop._check_files(config, config.retraining, days, known)
+    check_files(config, config.retraining, days, known)
     for name in (known[0], new):
         next((tmp_path / "partitions" / START.isoformat()).glob(f"{name}.*")).unlink()
     days = find_partitions(str(config.data.root))
     with pytest.raises(InputError, match=rf"lacks \['{START}/{known[0]}'\] \(1 in all\)"):
-        loop._check_files(config, config.retraining, days, known)
+        check_files(config, config.retraining, days, known)
     gap = config.retraining.model_copy(update={"known_gaps": (START,)})
-    loop._check_files(config, gap, days, known)
+    check_files(config, gap, days, known)
 
 
 def test_a_champion_made_by_hand_meanwhile_ends_the_retraining() -> None:
@@ -104,6 +107,6 @@ def test_a_champion_made_by_hand_meanwhile_ends_the_retraining() -> None:
         def champion(self) -> Any:
             return self
 
-    loop._may_go_on(Hand(), Hand(), lambda: None)
+    check_unchanged(Hand(), Hand(), lambda: None)
     with pytest.raises(HeldBack, match="version none; version 4 was made champion meanwhile"):
-        loop._may_go_on(Hand(), None, lambda: None)
+        check_unchanged(Hand(), None, lambda: None)

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config import load_config
 from jobs.notices import NoticesConfig, notify
-from jobs.retrain import NOTICES, _failures_noticed
+from jobs.weekly.loop import NOTICES, _failures_noticed
 from tests.jobs.test_cli import ROWS, _configuration
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from jobs.config import load_config
-from jobs.run_folder import claim
+from jobs.run_folder import RunFolder
 from pipeline.contracts import ShardManifest
 from pipeline.stream import manifest_sha256
 from tests.jobs.test_cli import ROWS, Run, _configuration, mtl_lora  # noqa: F401 - a fixture
@@ -144,7 +144,8 @@ def test_plan_holds_back_a_run_that_the_machine_cannot_take(mtl_lora: Run, tmp_p
 def test_the_data_of_a_trained_run_is_not_replaced(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
     path = _configuration(tmp_path, ROWS)
     assert mtl_lora("prepare", "--config", path).code == 0
-    claim(load_config(path))  # as training does
+    config = load_config(path)
+    RunFolder(config.folder).bind(config.digest())  # as training does
     folder = tmp_path / "runs" / "t"
     before = _shards(folder / "shards"), (folder / "config.yaml").read_bytes()
     for verb in ("prepare", "plan"):

@@ -8,8 +8,9 @@ import pytest
 import ray
 import torch
 
-from jobs import stages
 from jobs.config import load_config
+from jobs.main_job import run_stage
+from jobs.run import Run
 from pipeline.errors import InputError
 from pipeline.training.checkpoint import Checkpoints
 from tests.jobs.test_cli import ROWS, _configuration
@@ -30,7 +31,7 @@ SMALL = ("training.global_batch_size=8", "training.micro_batch_size=4")
 )
 def test_ranks_types_and_stages_that_cannot_train(tmp_path: Path, overrides: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        stages.train(load_config(_configuration(tmp_path, ROWS), overrides))
+        run_stage(Run(load_config(_configuration(tmp_path, ROWS), overrides)), "train")
     assert not ray.is_initialized()
 
 
@@ -39,5 +40,5 @@ def test_checkpoint_of_another_adapter(tmp_path: Path) -> None:
     state = {"weight/x": torch.zeros(1)}, {"step": 1}, lambda folder: folder.mkdir(parents=True)
     Checkpoints(root, "b" * 64).save(1, *state, num_ranks=1, zero_stage=2)
     with pytest.raises(InputError, match="a checkpoint must be of this adapter, its tasks and its base model"):
-        stages.train(load_config(_configuration(tmp_path, ROWS), SMALL))
+        run_stage(Run(load_config(_configuration(tmp_path, ROWS), SMALL)), "train")
     assert not ray.is_initialized()

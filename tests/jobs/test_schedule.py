@@ -18,7 +18,7 @@ from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.triggers.interval import IntervalTrigger
 
 from jobs.config import ScheduleConfig, load_config
-from jobs.schedule import fire, schedule, trigger_of
+from jobs.weekly.schedule import fire, schedule, trigger_of
 from pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,7 +201,7 @@ def test_a_retraining_that_died_without_a_word_is_noticed(
     log.parent.mkdir()
     log.write_text(OWN + "\n")  # of an earlier one
     code = f"import os, sys; open({str(log)!r}, 'a').write({writes + chr(10)!r}); {ends}"
-    monkeypatch.setattr("jobs.schedule._stopping", threading.Event())
+    monkeypatch.setattr("jobs.weekly.schedule._stopping", threading.Event())
     fire([sys.executable, "-c", code, "--config", str(_settings(tmp_path, "0 3 1 1 *"))], str(tmp_path / "mark"))
     added = [line for line in log.read_text().splitlines()[1:] if '"reasons"' in line]
     assert [reason for line in added for reason in json.loads(line)["reasons"]] == sent
@@ -218,10 +218,10 @@ def test_a_time_that_comes_while_a_retraining_runs_is_noticed(tmp_path: Path, mo
             while not log.is_file() and time.monotonic() < end:
                 time.sleep(0.1)
 
-    monkeypatch.setattr("jobs.schedule.sys.executable", str(endless))
-    monkeypatch.setattr("jobs.schedule.trigger_of", lambda _: IntervalTrigger(seconds=1, timezone="UTC"))
-    monkeypatch.setattr("jobs.schedule._stopping", threading.Event())
-    monkeypatch.setattr("jobs.schedule.threading", SimpleNamespace(Event=Until))
+    monkeypatch.setattr("jobs.weekly.schedule.sys.executable", str(endless))
+    monkeypatch.setattr("jobs.weekly.schedule.trigger_of", lambda _: IntervalTrigger(seconds=1, timezone="UTC"))
+    monkeypatch.setattr("jobs.weekly.schedule._stopping", threading.Event())
+    monkeypatch.setattr("jobs.weekly.schedule.threading", SimpleNamespace(Event=Until))
     schedule(load_config(_settings(tmp_path, "0 3 1 1 *")))
     notice = json.loads(log.read_text().splitlines()[0])
     assert notice["event"] == "MISSED"

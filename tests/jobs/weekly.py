@@ -24,7 +24,7 @@ COMMAND = "import sys; from jobs.cli import main; sys.argv = ['mtl-lora', 'retra
 DIRECT = """
 import json, pathlib, sys
 from jobs.config import load_config
-from jobs.retrain import retrain
+from jobs.weekly.loop import retrain
 from pipeline import orchestration
 from pipeline.errors import HeldBack
 config = load_config(pathlib.Path(sys.argv[2]))

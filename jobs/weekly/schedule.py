@@ -25,7 +25,7 @@ from apscheduler.triggers.cron import CronTrigger
 
 from jobs.config import RunConfig, ScheduleConfig, load_config
 from jobs.notices import Event, notify
-from jobs.retrain import NOTICES
+from jobs.weekly.loop import NOTICES
 from pipeline.errors import InputError
 from pipeline.progress import say
 

@@ -17,10 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs import cli, release, stages
+from jobs import cli
 from jobs.config import RunConfig, load_config
-from jobs.references import load_untrained, scores_of
-from jobs.run_folder import claim
+from jobs.main_job import run_stage
+from jobs.run import Run
+from jobs.scoring import load_untrained, model_of, score
+from jobs.stages.compare import compare_any
+from jobs.stages.register import identity
 from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample
 from pipeline.errors import HeldBack, InputError
@@ -30,7 +33,8 @@ from pipeline.modeling.base_model import load_base
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 from pipeline.promotion.registry import Registry
 from pipeline.stream import read_split
-from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
+from tests.jobs.test_cli import Run as Command
+from tests.jobs.test_cli import mtl_lora  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LENIENT = (
@@ -51,8 +55,9 @@ def _settings(root: Path, name: str, *more: str) -> list[str]:
 def _made(root: Path, name: str, seed: int, method: str = "mtl_lora") -> RunConfig:
     """Return an evaluated and exported run whose adapter was not trained but moved at random."""
     config = load_config(Path("demo"), _settings(root, name, f"adapter.method={method}"))
-    claim(config)
-    stages.prepare(config)
+    run = Run(config)
+    run.folder.bind(config.digest())
+    run_stage(run, "prepare")
     torch.manual_seed(seed)
     adapted: Any = build_adapter(config.adapter, load_base(config.model), [t.name for t in config.tasks])
     with torch.no_grad():
@@ -61,8 +66,8 @@ def _made(root: Path, name: str, seed: int, method: str = "mtl_lora") -> RunConf
                 parameter += 0.05 * torch.randn_like(parameter)
     adapted.save_pretrained(config.folder / "adapter")
     PredictorSpec(tasks=config.tasks, base=config.model).write(config.folder / "adapter" / PREDICTOR_FILE)
-    stages.evaluate(config)
-    stages.export(config)
+    run_stage(run, "evaluate")
+    run_stage(run, "export")
     return config
 
 
@@ -77,8 +82,13 @@ def runs(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
     root = tmp_path_factory.mktemp("runs")
     made = {"first": _made(root, "first", 0), "second": _made(root, "second", 1)}
     made["lora"] = _made(root, "lora", 2, "lora")
-    assert release.promote(made["first"]).verdict == "PROMOTE"
+    assert run_stage(Run(made["first"]), "promote").verdict == "PROMOTE"
     return made
+
+
+def _scores(config: RunConfig, reference: str) -> Any:
+    (found,) = score(Run(config), model_of(Run(config), reference))
+    return found.scores()
 
 
 def _champion(config: RunConfig) -> str:
@@ -101,12 +111,12 @@ def test_a_tampered_export_rejects_and_the_champion_stays(
     assert f"'{task}' differs by" in decision.reasons[0]
     assert _champion(config) == "first"
     save_file(tensors, weights, {"format": "pt"})
-    promoted = release.promote(config)
+    promoted = run_stage(Run(config), "promote")
     assert promoted.verdict == "PROMOTE"
     assert "exports answer as the adapter does" in promoted.reasons[-1]
     assert _champion(config) == "second"
     (config.folder / "decision.json").unlink()  # as if the folder had been removed and trained anew, to the same bits
-    assert release.promote(config).verdict == "PROMOTE"
+    assert run_stage(Run(config), "promote").verdict == "PROMOTE"
     assert PromotionDecision.read(config.folder / "decision.json").reasons == (
         f"version {promoted.candidate} of ads-relevance is champion already",
     )
@@ -117,7 +127,7 @@ def test_a_version_that_was_rolled_back_is_not_promoted_again(runs: dict[str, Ru
     registry = Registry(config.promotion.model_name, config.tracking.uri)
     assert _champion(config) == "second"
     registry.rollback(why="clicks fell")
-    decision = release.promote(config)
+    decision = run_stage(Run(config), "promote")
     assert decision.verdict == "HOLD"
     assert "mtl-lora rollback --to" in decision.reasons[0]
     assert _champion(config) == "first"
@@ -130,12 +140,12 @@ def test_other_weights_are_another_version(runs: dict[str, RunConfig]) -> None:
     registry = Registry(config.promotion.model_name, config.tracking.uri)
     weights = config.folder / "adapter" / "adapter_model.safetensors"
     before = weights.read_bytes()
-    assert registry.find(release._identity(config)).tags["run"] == "first"
+    assert registry.find(identity(Run(config))).tags["run"] == "first"
     save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
-    assert registry.find(release._identity(config)) is None
+    assert registry.find(identity(Run(config))) is None
     weights.write_bytes(before)
     other = Registry("another-model", config.tracking.uri)
-    assert other.find(release._identity(config)) is None
+    assert other.find(identity(Run(config))) is None
 
 
 def test_promotion_needs_every_export(runs: dict[str, RunConfig]) -> None:
@@ -144,7 +154,7 @@ def test_promotion_needs_every_export(runs: dict[str, RunConfig]) -> None:
     folder.rename(folder.with_name("aside"))
     try:
         with pytest.raises(InputError, match="run first: mtl-lora export"):
-            release.promote(config)
+            run_stage(Run(config), "promote")
     finally:
         folder.with_name("aside").rename(folder)
 
@@ -152,32 +162,33 @@ def test_promotion_needs_every_export(runs: dict[str, RunConfig]) -> None:
 def test_latency_is_measured_where_a_gate_limits_it(runs: dict[str, RunConfig]) -> None:
     assert EvaluationReport.read(runs["first"].folder / "evaluation.json").latency_ms is None
     settings = _settings(runs["first"].run_root, "first", "promotion.gates.max_latency_ms=0.001")
-    trained, base = stages.evaluate(load_config(Path("demo"), settings))
+    found = run_stage(Run(load_config(Path("demo"), settings)), "evaluate")
+    trained, base = found.trained, found.base
     assert trained.latency_ms is not None
     assert 0.1 < trained.latency_ms < 10_000
     assert base.latency_ms is None
-    assert stages.evaluate(load_config(Path("demo"), settings))[0] == trained  # measured once, it stands
+    assert run_stage(Run(load_config(Path("demo"), settings)), "evaluate") == found  # measured once, it stands
 
 
 def test_any_two_models_compare(runs: dict[str, RunConfig]) -> None:
     config, task = runs["first"], runs["first"].tasks[0].name
-    ours = scores_of(config, "run:first")[1]
-    assert release.compare(config, "run:first", "1").macro.difference == 0.0  # version 1 is this run
-    assert release.compare(config, "models:/ads-relevance/1", "run:first").macro.difference == 0.0
-    against_base = release.compare(config, None, "base")
-    turned = release.compare(config, "base", "run:first")
+    ours = _scores(config, "run:first")
+    assert compare_any(Run(config), "run:first", "1").macro.difference == 0.0  # version 1 is this run
+    assert compare_any(Run(config), "models:/ads-relevance/1", "run:first").macro.difference == 0.0
+    against_base = compare_any(Run(config), None, "base")
+    turned = compare_any(Run(config), "base", "run:first")
     assert turned.macro.difference == pytest.approx(-against_base.macro.difference)
-    exported = release.compare(config, f"export/{task}", "run:first")
+    exported = compare_any(Run(config), f"export/{task}", "run:first")
     assert list(exported.tasks) == [task]
     assert set(exported.only_one) == {t.name for t in config.tasks[1:]}
-    alone = scores_of(config, f"export/{task}")[1]
+    alone = _scores(config, f"export/{task}")
     expected = ours[ours.task == task].set_index("key").loc[alone.key]
     np.testing.assert_allclose(np.stack(alone.scores), np.stack(expected.scores), atol=1e-4)
 
 
 def test_a_base_without_adapter_answers_as_one_that_is_switched_off(runs: dict[str, RunConfig]) -> None:
     config, task = runs["first"], runs["first"].tasks[0].name
-    off = scores_of(config, "base")[1]
+    off = _scores(config, "base")
     off = off[off.task == task]
     samples = list(read_split(config.manifest_path, "test", task=task))
     plain = load_untrained(config)["base"].probabilities(samples)
@@ -196,7 +207,7 @@ def test_a_base_without_adapter_answers_as_one_that_is_switched_off(runs: dict[s
 )
 def test_an_unknown_model_is_refused_with_what_there_is(runs: dict[str, RunConfig], reference: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        release.compare(runs["first"], reference, "base")
+        compare_any(Run(runs["first"]), reference, "base")
 
 
 def test_an_export_of_another_cut_of_the_base_is_refused(runs: dict[str, RunConfig]) -> None:
@@ -211,21 +222,21 @@ def test_an_export_of_another_cut_of_the_base_is_refused(runs: dict[str, RunConf
 
 def test_report_shows_the_adapter_inside_and_lora_beside_it(runs: dict[str, RunConfig]) -> None:
     config = runs["first"]
-    text = release.report(config).read_text()
+    text = run_stage(Run(config), "report").read_text()
     for words in ("Which up-projection serves which task", "Λ are", "Untrained base · silhouette", "MTL-LoRA, trained"):
         assert words in text
     for words in ("evaluation.lora_run", "Paired differences", "manifest sha256", "because"):
         assert words in text
     beside = load_config(Path("demo"), _settings(config.run_root, "first", "evaluation.lora_run=lora"))
-    text = release.report(beside).read_text()
+    text = run_stage(Run(beside), "report").read_text()
     assert "LoRA, run lora" in text
     assert "MTL-LoRA, this run" in text
     missing = load_config(Path("demo"), _settings(config.run_root, "first", "evaluation.lora_run=none"))
     with pytest.raises(InputError, match=r"run first: mtl-lora evaluate, in the run none"):
-        release.report(missing)
+        run_stage(Run(missing), "report")
 
 
-def test_verbs_answer_in_json(runs: dict[str, RunConfig], mtl_lora: Run) -> None:  # noqa: F811
+def test_verbs_answer_in_json(runs: dict[str, RunConfig], mtl_lora: Command) -> None:  # noqa: F811
     root = runs["first"].run_root
     ending = ["--json", *_settings(root, "first")]
     registry = Registry("ads-relevance", runs["first"].tracking.uri)

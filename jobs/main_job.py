@@ -1,0 +1,131 @@
+"""The order of the stages, stated once: raw records to registry.
+
+    prepare → plan → train → evaluate → export → register → compare → decide → promote → report
+
+A stage takes the artefacts of the stages before it. The main job runs them all; a single verb runs its own stage and
+asks the list for what is missing: stages that are cheap or find their work done are run again, the others must stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jobs import tables
+from jobs.run import Run
+from jobs.stages.compare import compare
+from jobs.stages.decide import decide
+from jobs.stages.evaluate import evaluate, evaluated
+from jobs.stages.export import export, exported
+from jobs.stages.plan import plan
+from jobs.stages.prepare import prepare
+from jobs.stages.promote import promote
+from jobs.stages.register import register
+from jobs.stages.report import report
+from jobs.stages.train import train, trained
+from pipeline.contracts import PromotionDecision
+from pipeline.errors import HeldBack
+from pipeline.progress import say
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the main job.
+
+    Args:
+        name: of the stage and of its artefact.
+        run: makes the artefact from the run and from the artefacts it takes.
+        takes: stages before it whose artefacts it is given, in order.
+        standing: returns the artefact that an earlier call left, for a later stage's verb; refuses where there is
+            none. A stage without it is run again, since it is cheap or finds its work done.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    takes: tuple[str, ...] = ()
+    standing: Callable[[Run], Any] | None = None
+
+
+STAGES = (
+    Stage("prepare", prepare),
+    Stage("plan", plan, ("prepare",)),
+    Stage("train", train, ("plan",), trained),
+    Stage("evaluate", evaluate, ("train",), evaluated),
+    Stage("export", export, ("train",), exported),
+    Stage("register", register, ("evaluate",)),
+    Stage("compare", compare, ("register",)),
+    Stage("decide", decide, ("register", "compare", "evaluate", "export")),
+    Stage("promote", promote, ("register", "decide")),
+    Stage("report", report),
+)
+_BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def run_stage(run: Run, name: str, **options: Any) -> Any:
+    """Run one stage and return its artefact; what it takes is found standing, or made where that is cheap.
+
+    Args:
+        run: that the stage is part of.
+        name: of the stage.
+        options: of the stage itself.
+
+    Raises:
+        InputError: an artefact that it takes does not stand.
+    """
+    stage, made = _BY_NAME[name], dict[str, Any]()
+    before = [s for s in STAGES if s.name in _needed(stage)]
+    for needed in before:  # what must stand is asked for before anything is made
+        if needed.standing is not None:
+            made[needed.name] = needed.standing(run)
+    for needed in before:
+        if needed.standing is None:
+            made[needed.name] = needed.run(run, *(made[taken] for taken in needed.takes))
+    return stage.run(run, *(made[taken] for taken in stage.takes), **options)
+
+
+def _needed(stage: Stage) -> set[str]:
+    """Return the stages whose artefacts a stage takes, and those that must be run to have them."""
+    found = set(stage.takes)
+    for taken in (_BY_NAME[name] for name in stage.takes):
+        if taken.standing is None:
+            found |= _needed(taken)
+    return found
+
+
+def main_job(run: Run) -> dict[str, Any]:
+    """Run every stage in order; each finds what it has done already.
+
+    Raises:
+        HeldBack: the gates did not let the candidate pass; everything else is done.
+    """
+    made: dict[str, Any] = {}
+    for stage in STAGES:
+        if made and "promote" not in made:
+            run.may_go_on()
+        made[stage.name] = stage.run(run, *(made[needed] for needed in stage.takes))
+    run.tracker().end()
+    return passed(_outcome(run, made))
+
+
+def _outcome(run: Run, made: dict[str, Any]) -> dict[str, Any]:
+    """Show what came out and return it as plain values."""
+    decision: PromotionDecision = made["promote"]
+    tables.show_evaluation(made["evaluate"].trained, made["evaluate"].base)
+    tables.show_decision(decision)
+    say(f"model   models:/{run.registry.name}@champion in {run.config.tracking.shown}")
+    say(f"exports {run.folder.exports}: {', '.join(made['export'])}")
+    say(f"report  {made['report']}")
+    links = {"version": decision.candidate, "report": str(made["report"])}
+    return {"verdict": decision.verdict, "reasons": list(decision.reasons), **links}
+
+
+def passed(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result.
+
+    Raises:
+        HeldBack: its verdict is to hold or reject.
+    """
+    if result["verdict"] in ("HOLD", "REJECT"):
+        raise HeldBack(f"{result['verdict']}: {'; '.join(result['reasons'])}", result)
+    return result

@@ -1,0 +1,72 @@
+"""One run as the stages see it: its configuration, its folder, and its doors to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jobs.config import RunConfig
+from jobs.run_folder import RunFolder
+from pipeline.promotion.registry import Registry
+from pipeline.stream import manifest_sha256
+from pipeline.tracking import Tracker, git_commit, read_history
+
+
+def _always() -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Args:
+        config: everything it was told.
+        may_go_on: asked between the stages, the last time right before the champion changes; what it raises ends the
+            run there.
+    """
+
+    config: RunConfig
+    may_go_on: Callable[[], None] = _always
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """Its folder."""
+        return RunFolder(self.config.folder)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registered model that it may become a version of."""
+        return Registry(self.config.promotion.model_name, self.config.tracking.uri)
+
+    @property
+    def samples(self) -> dict[str, str]:
+        """What tells the samples that are scored from any others: ``manifest_sha256`` and ``split``."""
+        return {"manifest_sha256": manifest_sha256(self.config.manifest_path), "split": self.config.evaluation.split}
+
+    def other(self, name: str) -> Run:
+        """Return another run under the same root, under this one's configuration."""
+        return Run(self.config.model_copy(update={"name": name}))
+
+    def tracker(self) -> Tracker:
+        """Return the MLflow run of this folder, opening it the first time."""
+        config, known = self.config, self.folder.binding
+        if known.get("mlflow_uri") == config.tracking.shown:
+            return Tracker(config.tracking.uri, known["mlflow_run_id"])
+        tags = {"git_commit": git_commit(), "manifest_sha256": manifest_sha256(config.manifest_path)}
+        parameters = config.shown()
+        parameters["tasks"] = ", ".join(task.name for task in config.tasks)
+        tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
+        self.folder.note(config.digest(), mlflow_uri=config.tracking.shown, mlflow_run_id=tracker.run_id)
+        return tracker
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of the training history."""
+        return read_history(self.folder.history)
+
+    def last_step(self) -> int:
+        """Return the last step of the training history, 0 without one."""
+        rows = self.history()
+        return int(rows[-1]["step"]) if rows else 0

@@ -1,0 +1,34 @@
+"""What is bound to fail later is refused before any work is done."""
+
+from __future__ import annotations
+
+from jobs.config import RunConfig
+from pipeline.errors import InputError
+from pipeline.training.config import check_deepspeed
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what is bound to fail later: base model, label words, batch sizes.
+
+    Raises:
+        InputError: any of these breaks its rule.
+    """
+    from pipeline.modeling.adapter import METHODS_WITH_TASK_PARTS, check_shape
+    from pipeline.modeling.base_model import load_tokenizer, resolve_base
+    from pipeline.modeling.encoding import Encoder
+
+    resolve_base(config.model)
+    Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
+    config.training.check_ranks()
+    config.training.check_tasks([task.name for task in config.tasks])
+    if config.training.only_tasks and config.adapter.method not in METHODS_WITH_TASK_PARTS:
+        raise InputError(
+            f"training.only_tasks needs an adapter with parts of each task, {' or '.join(METHODS_WITH_TASK_PARTS)}, "
+            f"got adapter.method {config.adapter.method!r}; train all tasks"
+        )
+    if config.training.warm_start is not None:
+        check_shape(config.adapter, config.training.warm_start)
+    if config.training.deepspeed:
+        from pipeline.training.engine import zero_keys
+
+        check_deepspeed(config.training, zero_keys())

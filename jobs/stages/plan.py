@@ -1,0 +1,91 @@
+"""What training will do and take, said before a worker starts."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from jobs.config import RunConfig
+from jobs.run import Run
+from pipeline.contracts import Contract, ShardManifest
+from pipeline.stream import StreamPlan, plan_stream
+from pipeline.training.planner import TrainingPlan
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import TrainingJob
+
+
+class RunPlan(Contract):
+    """``plan.json``: the steps, samples and cost of a run."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    steps: int
+    samples: int
+    test_samples: dict[str, int]
+    packed_rows: bool
+    tokens: dict[str, int]
+    """Task → tokens of its prompts over the whole run."""
+    epoch: StreamPlan
+    training: TrainingPlan
+
+
+def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
+    """Say what training will do and take, and write it.
+
+    Args:
+        run: that is planned.
+        manifest: of its data.
+        calibrate: measure speed and memory on a few micro-batches instead of estimating them.
+
+    Raises:
+        InputError: the validation split has no samples, or whatever the stream refuses.
+    """
+    from pipeline.training.calibration import calibrate as measure
+    from pipeline.training.planner import calibration_job, plan_training
+
+    config, training = run.config, run.config.training
+    if training.validation is not None:
+        training.validation.check_split(manifest)
+    epoch = plan_stream(
+        config.manifest_path,
+        config.seed,
+        training.global_batch_size,
+        config.mixture,
+        length_grouping=config.length_grouping,
+        num_ranks=training.num_workers,
+        cache=config.cache,
+        micro_batch_size=training.micro_batch_size,
+    )
+    samples = training.num_samples(epoch.samples)
+    job, is_local = training_job(config), (config.ray.address or os.environ.get("RAY_ADDRESS", "")) in ("", "local")
+    measured = measure(calibration_job(job)) if calibrate else None
+    found = RunPlan(
+        steps=training.num_steps(epoch.samples),
+        samples=samples,
+        test_samples={task.name: manifest.samples_of(task.name, "test") for task in manifest.tasks},
+        packed_rows=config.model.packed_rows,
+        tokens={name: round(task.mean_length * task.given_share * samples) for name, task in epoch.tasks.items()},
+        epoch=epoch,
+        training=plan_training(job, measured, run.folder.path, is_local),
+    )
+    found.write(run.folder.plan)
+    return found
+
+
+def training_job(config: RunConfig) -> TrainingJob:
+    """Return what the workers are told."""
+    from pipeline.training.loop import TrainingJob
+
+    return TrainingJob(
+        manifest_path=config.manifest_path,
+        tasks=config.tasks,
+        base=config.model,
+        adapter=config.adapter,
+        training=config.training,
+        seed=config.seed,
+        mixture=config.mixture,
+        length_grouping=config.length_grouping,
+        cache=config.cache,
+    )

@@ -1,0 +1,81 @@
+"""The present champion in the loop: its adapter fetched, its health on the newest days, and that it stays the one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.config import RunConfig
+from jobs.run import Run
+from jobs.scoring import score, version_model
+from pipeline.contracts import PromotionDecision
+from pipeline.errors import HeldBack
+from pipeline.promotion.registry import Registry, Version
+
+
+def adapter_folder(config: RunConfig, registry: Registry, champion: Version) -> Path:
+    """Return where the champion's adapter lies, or will."""
+    return config.run_root / "champions" / f"{registry.name}-{registry.place}-{champion.number}"
+
+
+def fetch(registry: Registry, champion: Version, folder: Path) -> None:
+    """Fetch the champion's adapter into a folder, whole or not at all."""
+    if folder.is_dir():
+        return
+    staged = folder.with_name(f".{folder.name}")
+    predictor = registry.download(champion.number, staged)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    predictor.rename(folder)
+
+
+def check_unchanged(registry: Registry, began_with: Version | None, holds_lease: Callable[[], None]) -> None:
+    """Make sure that nobody else retrains, and that the champion is the one that this retraining began with.
+
+    Raises:
+        HeldBack: another version was made champion meanwhile, by hand or by a rollback.
+    """
+    holds_lease()
+    before, now = (version.number if version else None for version in (began_with, registry.champion()))
+    if now != before:
+        raise HeldBack(
+            f"the champion must stay the one that a retraining began with, version {before or 'none'}; version "
+            f"{now} was made champion meanwhile: retrain again, from that one on"
+        )
+
+
+def check_fall(run: Run, champion: Version, max_drop: float) -> PromotionDecision | None:
+    """Score the champion on the newest days before anything is trained; hold where it fell too far.
+
+    A champion that answers last week's traffic and fails on this week's speaks of changed labels or data: a candidate
+    trained on them would win on them too.
+
+    Args:
+        run: prepared, nothing trained yet.
+        champion: the present one.
+        max_drop: how far a task's metric may lie below what it was when the champion was promoted: its whole 95 %
+            interval must not lie lower.
+
+    Returns:
+        The decision to hold, None where all is well.
+    """
+    (found,) = score(run, version_model(run, run.registry, champion))
+    before = json.loads(champion.tags.get("metrics", "{}"))
+    reasons = {}
+    for name, result in found.report.tasks.items():
+        then = before.get(name)
+        if then is not None and result.ci95 is not None and result.ci95[1] < then - max_drop:
+            reasons[name] = (
+                f"the champion scored {then:.3f} when it was promoted and {result.value:.3f} "
+                f"[{result.ci95[0]:.3f}, {result.ci95[1]:.3f}] on the newest days, a fall of more than {max_drop:g}: "
+                "its labels or data have changed"
+            )
+    if not reasons:
+        return None
+    return PromotionDecision(
+        verdict="HOLD",
+        reasons=tuple(f"{name}: {words}" for name, words in reasons.items()),
+        candidate="none trained",
+        champion=str(champion.number),
+        tasks={name: reasons.get(name, "as before") for name in found.report.tasks},
+    )
