@@ -15,8 +15,6 @@ A layer's rows come in one of three layouts, told apart by the ids' dimension:
 Axes: B batch, S sequence, M rows (B·S), I in, O out, R rank, T tasks, N up-projections, E small matrices.
 """
 
-import threading
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,79 +22,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mtl_lora.dropout import add_input_gradient, down_weight_gradient, dropout_mask, project_down
 from mtl_lora.functional import combine, combine_backward, stack_columns
 
-__all__ = ["Settings", "accumulate_up", "adapted_linear", "dropout_mask", "project_down", "select_tasks"]
-
-_BUFFER_ELEMENTS = 2**18
-_buffers = threading.local()
+__all__ = ["accumulate_up", "adapted_linear", "select_tasks"]
 
 
-class Settings(NamedTuple):
-    """The numbers of a layer that are no tensors.
-
-    Attributes:
-        temperature: τ.
-        scaling: s.
-        dropout: probability of dropping an input feature; 0 outside of training.
-        compute_dtype: type of the products with x.
-        trainable_tasks: ids of the tasks whose Λ and w get gradients; None for all.
-        is_transposed: whether the weight is stored as (I, O), as GPT-2's Conv1D does.
-    """
+class _Settings(NamedTuple):
+    """The arguments of :func:`adapted_linear` that are no tensors."""
 
     temperature: float
     scaling: float
     dropout: float
     compute_dtype: torch.dtype
-    trainable_tasks: tuple[int, ...] | None = None
-    is_transposed: bool = False
-
-
-def dropout_mask(x: Tensor, probability: float) -> tuple[Tensor, float]:
-    """Return a random mask of x's shape in int8 (1 where a feature is kept) and the factor 1 / P(kept).
-
-    On the CPU one 64-bit draw of torch's default generator makes four decisions of 16 bits, several times faster than
-    a draw each. The probability is rounded to a multiple of 2⁻¹⁶, and the factor belongs to the rounded one, so the
-    expectation is exact.
-    """
-    if x.device.type != "cpu":
-        mask = torch.empty(x.shape, dtype=torch.int8, device=x.device).bernoulli_(1 - probability)
-        return mask, 1 / (1 - probability)
-    dropped_of_65536 = min(round(probability * 65536), 65535)
-    mask = torch.empty(x.shape, dtype=torch.bool)
-    flat = mask.view(-1)
-    for start in range(0, x.numel(), 4 * _BUFFER_ELEMENTS):
-        part = flat[start : start + 4 * _BUFFER_ELEMENTS]
-        draws = _buffer((part.numel() + 3) // 4, torch.int64, x.device).random_(-(2**63), None)
-        torch.ge(draws.view(torch.int16)[: part.numel()], dropped_of_65536 - 32768, out=part)
-    mask = mask.view(torch.int8)
-    return mask, 65536 / (65536 - dropped_of_65536)
-
-
-def _buffer(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return uninitialised memory for a moment's use; on the CPU the same each time, until the thread's next call.
-
-    What a CPU allocator hands out for a large tensor is often fresh memory, and first touching its pages costs more
-    than the element-wise operation that they are for.
-    """
-    if device.type != "cpu" or size > _BUFFER_ELEMENTS:
-        return torch.empty(size, dtype=dtype, device=device)
-    kept: Tensor | None = getattr(_buffers, str(dtype), None)
-    if kept is None:
-        with torch.inference_mode(False):
-            kept = torch.empty(_BUFFER_ELEMENTS, dtype=dtype)
-        if type(kept) is Tensor:  # not a stand-in of a tracing mode
-            setattr(_buffers, str(dtype), kept)
-    return kept[:size]
-
-
-def _row_blocks(x_MI: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield blocks of rows with a buffer of each block's shape: small ones on the CPU, all rows elsewhere."""
-    rows, size = x_MI.shape
-    step = max(1, _BUFFER_ELEMENTS // max(size, 1)) if x_MI.device.type == "cpu" else max(rows, 1)
-    for start in range(0, rows, step):
-        count = min(step, rows - start)
-        yield slice(start, start + count), _buffer(count * size, x_MI.dtype, x_MI.device).view(count, size)
+    trainable_tasks: tuple[int, ...] | None
+    is_transposed: bool
 
 
 def _gathers_first(ids: Tensor, num_tasks: int) -> bool:
@@ -129,48 +69,18 @@ def accumulate_up(y: Tensor, down: Tensor, folded: Tensor, ids: Tensor) -> Tenso
     return y.baddbmm_(down, folded)
 
 
-def _as_OI(weight: Tensor, settings: Settings) -> Tensor:
+def _as_OI(weight: Tensor, settings: _Settings) -> Tensor:
     """Return the weight as (O, I) in the compute type. Only the parameter itself is saved for the backward, since a
     view of it would keep a ZeRO-3 parameter's gathered storage alive."""
     return (weight.t() if settings.is_transposed else weight).to(settings.compute_dtype)
 
 
-def _base_output(x: Tensor, weight: Tensor, bias_O: Tensor | None, settings: Settings) -> Tensor:
+def _base_output(x: Tensor, weight: Tensor, bias_O: Tensor | None, settings: _Settings) -> Tensor:
     bias_O = None if bias_O is None else bias_O.to(settings.compute_dtype)
     return F.linear(x, _as_OI(weight, settings), bias_O)
 
 
-def project_down(x_MI: Tensor, down_RI: Tensor, mask_MI: Tensor | None = None) -> Tensor:
-    """Return ``A drop(x)ᵀ`` (R, M): on CPUs products with the thin factor on the left are faster."""
-    if mask_MI is None:
-        return down_RI @ x_MI.t()
-    down_RM = x_MI.new_empty(down_RI.shape[0], x_MI.shape[0])
-    for rows, buffer in _row_blocks(x_MI):
-        torch.mm(down_RI, torch.mul(x_MI[rows], mask_MI[rows], out=buffer).t(), out=down_RM[:, rows])
-    return down_RM
-
-
-def _down_weight_gradient(grad_down_RM: Tensor, x_MI: Tensor, mask_MI: Tensor | None) -> Tensor:
-    """Return the gradient of A (R, I)."""
-    if mask_MI is None:
-        return grad_down_RM @ x_MI
-    grad_RI = grad_down_RM.new_zeros(grad_down_RM.shape[0], x_MI.shape[1])
-    for rows, buffer in _row_blocks(x_MI):
-        grad_RI.addmm_(grad_down_RM[:, rows], torch.mul(x_MI[rows], mask_MI[rows], out=buffer))
-    return grad_RI
-
-
-def _add_input_gradient(grad_x_MI: Tensor, grad_down_RM: Tensor, down_RI: Tensor, mask_MI: Tensor | None) -> None:
-    """Add the low-rank path's gradient of x in place."""
-    if mask_MI is None:
-        grad_x_MI.addmm_(grad_down_RM.t(), down_RI)
-        return
-    for rows, buffer in _row_blocks(grad_x_MI):
-        torch.mm(grad_down_RM.t()[rows], down_RI, out=buffer)
-        grad_x_MI[rows].add_(buffer.mul_(mask_MI[rows]))
-
-
-def _combine_for(transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings) -> tuple[Tensor, ...]:
+def _combine_for(transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: _Settings) -> tuple[Tensor, ...]:
     """Return C and α over the rows or over all tasks, whichever are fewer, and the Λ that they are made of."""
     if _gathers_first(ids, transform.shape[0]):
         index = ids.reshape(-1)
@@ -212,7 +122,7 @@ def _forward(
     transform: Tensor,
     mixing_TN: Tensor,
     ids: Tensor,
-    settings: Settings,
+    settings: _Settings,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, float]:
     """Return y and what its backward needs: x in the compute type, the dropout mask, x Aᵀ (R, M), 1 / P(kept)."""
     dtype = settings.compute_dtype
@@ -242,7 +152,7 @@ class _AdaptedLinear(torch.autograd.Function):
         transform: Tensor,
         mixing_TN: Tensor,
         ids: Tensor,
-        settings: Settings,
+        settings: _Settings,
     ) -> Tensor:
         """Return y in the compute type, of x's shape but for the last axis O."""
         parameters = (down_RI, up_NOR, transform, mixing_TN)
@@ -256,7 +166,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, W, b, A, B, Λ and w, each only where it is asked for."""
         x, mask, down_RM, weight, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
-        settings: Settings = ctx.settings
+        settings: _Settings = ctx.settings
         dtype, needs = settings.compute_dtype, ctx.needs_input_grad
         x_MI, grad_y_MO = x.flatten(0, -2), grad_y.flatten(0, -2)
         mask_MI = None if mask is None else mask.flatten(0, -2)
@@ -279,10 +189,10 @@ class _AdaptedLinear(torch.autograd.Function):
             if mask is not None:
                 grad_down_RM.mul_(ctx.keep_scale)
             if grad_x is not None:
-                _add_input_gradient(grad_x, grad_down_RM, down_RI.to(dtype), mask_MI)
+                add_input_gradient(grad_x, grad_down_RM, down_RI.to(dtype), mask_MI)
                 grad_x = grad_x.view_as(x)
             if needs[3]:
-                grad_down_RI = _down_weight_gradient(grad_down_RM, x_MI, mask_MI).to(down_RI.dtype)
+                grad_down_RI = down_weight_gradient(grad_down_RM, x_MI, mask_MI).to(down_RI.dtype)
             if needs[4]:
                 grad_stacked = (_lift(down, combination, ids).to(dtype).t() @ grad_y_MO).to(up_NOR.dtype)
                 grad_up = grad_stacked.view(up_NOR.shape[0], -1, grad_stacked.shape[1]).transpose(1, 2)
@@ -310,7 +220,7 @@ def _sum_over_rows(grad: Tensor, ids: Tensor, num_tasks: int) -> Tensor:
 
 
 def _to_parameters(
-    grads: tuple[Tensor, Tensor], transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: Settings
+    grads: tuple[Tensor, Tensor], transform: Tensor, mixing_TN: Tensor, ids: Tensor, settings: _Settings
 ) -> tuple[Tensor, Tensor]:
     """Bring the gradients of Λ and w to the parameters' shapes and types; frozen tasks get exact zeros."""
     grad_transform, grad_mixing = grads
@@ -326,17 +236,54 @@ def _to_parameters(
     return grad_transform.to(transform.dtype), grad_mixing.to(mixing_TN.dtype)
 
 
-def adapted_linear(*tensors: Any) -> Tensor:
-    """Apply the adapted linear map; arguments as :class:`_AdaptedLinear`'s forward.
+def adapted_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias_O: Tensor | None,
+    *,
+    down_RI: Tensor,
+    up_NOR: Tensor,
+    transform: Tensor,
+    mixing_TN: Tensor,
+    ids: Tensor,
+    temperature: float,
+    scaling: float,
+    dropout: float = 0.0,
+    compute_dtype: torch.dtype | None = None,
+    trainable_tasks: tuple[int, ...] | None = None,
+    is_transposed: bool = False,
+) -> Tensor:
+    """Return h = W x + b + s Σᵢ softmax(w_t / τ)ᵢ Bᵢ Λ_t A drop(x), each row with its task t (arXiv 2410.09437).
 
     Traced by ``torch.compile`` it is the same formula in plain operations, which the compiler differentiates and
     fuses by itself.
+
+    Args:
+        x: (1, M, I), (B, S, I) or (M, I), the layout that the ids ask for; see the module's docstring.
+        weight: W (O, I), or (I, O) where ``is_transposed``; gets a gradient only where it asks for one.
+        bias_O: b, or None.
+        down_RI: A.
+        up_NOR: B.
+        transform: Λ (T, R, R), or its diagonal (T, R).
+        mixing_TN: the mixing logits w.
+        ids: int64 in [0, T), of shape (), (B,) or (M, 1).
+        temperature: τ.
+        scaling: s.
+        dropout: probability of dropping an input feature of the low-rank path, in [0, 1); 0 outside of training.
+        compute_dtype: type of the products with x, and of the result; None is x's.
+        trainable_tasks: ids of the tasks whose Λ and w get gradients; None for all.
+        is_transposed: whether the weight is stored as (I, O), as GPT-2's Conv1D does.
+
+    Returns:
+        h in the compute type, of x's shape but for the last axis O.
     """
+    settings = _Settings(temperature, scaling, dropout, compute_dtype or x.dtype, trainable_tasks, is_transposed)
+    tensors = (x, weight, bias_O, down_RI, up_NOR, transform, mixing_TN, ids)
     if torch.compiler.is_compiling():
-        return _plain(*tensors)
+        return _plain(*tensors, settings)
     if not torch.is_grad_enabled():
-        return _forward(*tensors)[0]
-    result: Tensor = _AdaptedLinear.apply(*tensors)
+        return _forward(*tensors, settings)[0]
+    result: Tensor = _AdaptedLinear.apply(*tensors, settings)
     return result
 
 
@@ -349,7 +296,7 @@ def _plain(
     transform: Tensor,
     mixing_TN: Tensor,
     ids: Tensor,
-    settings: Settings,
+    settings: _Settings,
 ) -> Tensor:
     """The same map without in-place operations, for tracing."""
     dtype = settings.compute_dtype

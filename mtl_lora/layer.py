@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtl_lora.config import MTLLoRAConfig
+from mtl_lora.dropout import project_down
 from mtl_lora.errors import MTLLoRAError, RoutingError
 from mtl_lora.functional import fold
-from mtl_lora.kernel import Settings, accumulate_up, adapted_linear, project_down, select_tasks
+from mtl_lora.kernel import accumulate_up, adapted_linear, select_tasks
 from mtl_lora.routing import Router
 
 __all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "linear_sizes"]
@@ -221,23 +222,27 @@ class MTLLoRALinear(AdaptedLinear):
         dtype = self._compute_dtype(rows)
         if self._may_keep_fold() and not dropout:
             return self._decoded(rows.to(dtype), ids)
-        settings = Settings(self.temperature, self.scaling, dropout, dtype, self.trainable_tasks, self.fan_in_fan_out)
         if torch.is_autocast_enabled(rows.device.type):
             with torch.autocast(rows.device.type, enabled=False):
-                return self._run_kernel(rows, ids, settings)
-        return self._run_kernel(rows, ids, settings)
+                return self._run_kernel(rows, ids, dropout, dtype)
+        return self._run_kernel(rows, ids, dropout, dtype)
 
-    def _run_kernel(self, rows: Tensor, ids: Tensor, settings: Settings) -> Tensor:
+    def _run_kernel(self, rows: Tensor, ids: Tensor, dropout: float, dtype: torch.dtype) -> Tensor:
         return adapted_linear(
             rows,
             self.weight,
             self.bias,
-            self.lora_A,
-            self.lora_B,
-            self.lora_transform,
-            self.lora_mixing,
-            ids,
-            settings,
+            down_RI=self.lora_A,
+            up_NOR=self.lora_B,
+            transform=self.lora_transform,
+            mixing_TN=self.lora_mixing,
+            ids=ids,
+            temperature=self.temperature,
+            scaling=self.scaling,
+            dropout=dropout,
+            compute_dtype=dtype,
+            trainable_tasks=self.trainable_tasks,
+            is_transposed=self.fan_in_fan_out,
         )
 
     def _may_keep_fold(self) -> bool:

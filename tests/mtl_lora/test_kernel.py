@@ -5,10 +5,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_lora.kernel import Settings, _plain, adapted_linear, dropout_mask
+from mtl_lora.dropout import dropout_mask
+from mtl_lora.kernel import _plain, _Settings, adapted_linear
 from tests.reference.mtl_lora_reference import mtl_lora_linear
 
+OPTIONS = {"temperature": 0.5, "scaling": 2.0}
 NAMES = ("x", "weight", "bias", "down", "up", "transform", "mixing")
+
+
+def _run(x, weight, bias, down, up, transform, mixing, ids, **options):
+    factors = {"down_RI": down, "up_NOR": up, "transform": transform, "mixing_TN": mixing}
+    return adapted_linear(x, weight, bias, **factors, ids=ids, **options)
+
+
+def _run_traced(*tensors, temperature, scaling, trainable_tasks=None):
+    """The formula that a compiler sees, without waiting for the compiler."""
+    return _plain(*tensors, _Settings(temperature, scaling, 0.0, torch.float64, trainable_tasks, False))
 
 
 def _problem(batch, sequence, size_in, size_out, r, tasks, ups, full, seed, dtype=torch.float64):
@@ -65,11 +77,10 @@ def test_values_and_gradients_equal_nested_loops(
 ):
     tensors, ids = _problem(batch, sequence, size_in, size_out, r, tasks, ups, full, seed)
     x, route, flat_ids = _laid_out(tensors[0], ids, layout)
-    given_settings = Settings(temperature, 1.7, 0.0, torch.float64)
     expected = mtl_lora_linear(x.reshape(-1, size_in), *tensors[1:], flat_ids, temperature, 1.7)
     expected_grads = _gradients(expected, tensors, seed)
-    for function in (adapted_linear, _plain):
-        y = function(x, *tensors[1:], route, given_settings).reshape(-1, size_out)
+    for function in (_run, _run_traced):
+        y = function(x, *tensors[1:], route, temperature=temperature, scaling=1.7).reshape(-1, size_out)
         torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
         for name, ours, theirs in zip(NAMES, _gradients(y, tensors, seed), expected_grads, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
@@ -79,9 +90,8 @@ def test_values_and_gradients_equal_nested_loops(
 def test_gradcheck(layout):
     tensors, ids = _problem(3, 2, 3, 4, 2, 3, 2, True, 0)
     x, route, _ = _laid_out(tensors[0], ids, layout)
-    options = Settings(0.5, 2.0, 0.0, torch.float64)
     x = x.detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda *t: adapted_linear(*t, route, options), (x, *tensors[1:]))
+    assert torch.autograd.gradcheck(lambda *t: _run(*t, route, **OPTIONS), (x, *tensors[1:]))
 
 
 @pytest.mark.parametrize("layout", ["one", "row", "token"])
@@ -89,19 +99,17 @@ def test_gradcheck(layout):
 def test_without_gradients_the_values_are_the_same(layout, batch):
     tensors, ids = _problem(batch, 3, 4, 5, 2, 3, 2, True, 6)
     x, route, _ = _laid_out(tensors[0], ids, layout)
-    options = Settings(0.5, 2.0, 0.0, torch.float64)
-    expected = adapted_linear(x, *tensors[1:], route, options)
+    expected = _run(x, *tensors[1:], route, **OPTIONS)
     with torch.no_grad():
-        assert torch.equal(adapted_linear(x, *tensors[1:], route, options), expected)
+        assert torch.equal(_run(x, *tensors[1:], route, **OPTIONS), expected)
 
 
 @pytest.mark.parametrize("needed", range(7))
 def test_each_gradient_alone_equals_the_joint_one(needed):
     tensors, ids = _problem(4, 2, 3, 5, 2, 3, 2, True, 1)
-    options = Settings(0.5, 2.0, 0.0, torch.float64)
-    joint = _gradients(adapted_linear(*tensors, ids[:, 0], options), tensors, 0)
+    joint = _gradients(_run(*tensors, ids[:, 0], **OPTIONS), tensors, 0)
     alone = [t.detach().requires_grad_(i == needed) for i, t in enumerate(tensors)]
-    (got,) = _gradients(adapted_linear(*alone, ids[:, 0], options), [alone[needed]], 0)
+    (got,) = _gradients(_run(*alone, ids[:, 0], **OPTIONS), [alone[needed]], 0)
     torch.testing.assert_close(got, joint[needed], rtol=1e-12, atol=1e-12)
 
 
@@ -110,7 +118,7 @@ def test_absent_task_gets_exactly_zero_gradient(layout):
     tensors, ids = _problem(4, 2, 3, 5, 2, 4, 2, True, 2)
     ids = ids % 2
     x, route, _ = _laid_out(tensors[0], ids, layout)
-    y = adapted_linear(x, *tensors[1:], route, Settings(0.5, 2.0, 0.0, torch.float64))
+    y = _run(x, *tensors[1:], route, **OPTIONS)
     grads = torch.autograd.grad(y.sum(), tensors[5:])
     assert all(bool((grad[2:] == 0).all()) for grad in grads)
 
@@ -119,17 +127,15 @@ def test_absent_task_gets_exactly_zero_gradient(layout):
 def test_dropout_in_the_backward_is_that_of_the_forward(layout):
     tensors, ids = _problem(4, 3, 6, 5, 2, 3, 2, True, 3)
     x, route, _ = _laid_out(tensors[0], ids, layout)
-    options = Settings(0.5, 2.0, 0.4, torch.float64)
     torch.manual_seed(11)
-    y = adapted_linear(x, *tensors[1:], route, options)
+    y = _run(x, *tensors[1:], route, **OPTIONS, dropout=0.4)
     torch.manual_seed(11)
     mask, factor = dropout_mask(x, 0.4)
     _, weight, bias, down, up, transform, mixing = tensors
     dropped = x * mask * factor
     base = torch.nn.functional.linear(x, weight, bias)
-    no_dropout = Settings(0.5, 2.0, 0.0, torch.float64)
     zero = torch.zeros_like(weight)
-    expected = base + _plain(dropped, zero, None, down, up, transform, mixing, route, no_dropout)
+    expected = base + _run_traced(dropped, zero, None, down, up, transform, mixing, route, **OPTIONS)
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(_gradients(y, tensors, 4), _gradients(expected, tensors, 4), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -150,7 +156,7 @@ def test_dropout_keeps_independent_features_with_the_stated_probability(probabil
 
 def test_frozen_tasks_get_exactly_zero_gradient():
     tensors, ids = _problem(5, 2, 3, 4, 2, 3, 2, True, 5)
-    for function in (adapted_linear, _plain):
-        y = function(*tensors, ids[:, 0], Settings(0.5, 2.0, 0.0, torch.float64, (1,)))
+    for function in (_run, _run_traced):
+        y = function(*tensors, ids[:, 0], **OPTIONS, trainable_tasks=(1,))
         grads = torch.autograd.grad(y.sum(), tensors[5:])
         assert all(bool((grad[[0, 2]] == 0).all()) for grad in grads)
