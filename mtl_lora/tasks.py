@@ -6,7 +6,9 @@ Its Λ and w get exactly zero gradient. An optimizer does not know that the zero
 still move them: by weight decay, and by the momentum of earlier steps. The decision here:
 
 * **Weight decay never touches Λ and w** when the optimizer is made from :func:`parameter_groups`. Decay pulls towards
-  zero, and for Λ, whose neutral value is the identity, that would switch an absent task off.
+  zero, and for Λ, whose neutral value is the identity, that would switch an absent task off: after k steps at learning
+  rate η and decay δ it is left with (1 - ηδ)ᵏ of its adapter. Decaying Λ while all tasks are present was rejected too:
+  the shared A and B are decayed, which bounds the same product, and one law serves runs with and without absent tasks.
 * **Momentum is left alone.** A task seen before goes on along its averaged gradient, fading by β a step, as every
   dense optimizer does with embeddings; under Adam the whole drift after a task's last step is bounded by
   lr · Σₖ (β₁ᵏ / √β₂ᵏ) ≈ 10 · lr an element at β = (0.9, 0.999). A task never seen has no momentum and stays
@@ -15,27 +17,25 @@ still move them: by weight decay, and by the momentum of earlier steps. The deci
   they carry neither momentum nor decay.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from mtl_lora.core import AdapterCore
 from mtl_lora.errors import MTLLoRAError, TaskError
-
-if TYPE_CHECKING:
-    from mtl_lora.model import AdapterModel
+from mtl_lora.layer import AdaptedLinear
 
 __all__ = ["add_task", "freeze_shared", "parameter_groups", "remove_task", "rename_task", "unfreeze"]
 
 
-def _check_unmerged(model: "AdapterModel") -> None:
+def _check_unmerged(model: AdapterCore) -> None:
     if model.merged_task is not None:
         raise MTLLoRAError(f"tasks change only while none is merged, got {model.merged_task} merged; unmerge() first")
 
 
 @torch.no_grad()
-def add_task(model: "AdapterModel", name: str, source: str | int = "mean") -> int:
+def add_task(model: AdapterCore, name: str, source: str | int = "mean") -> int:
     """Add a task at the end and return its id; the other tasks' outputs stay bit-identical.
 
     Per-task tensors become new parameters, so make the optimizer again.
@@ -65,7 +65,7 @@ def add_task(model: "AdapterModel", name: str, source: str | int = "mean") -> in
 
 
 @torch.no_grad()
-def remove_task(model: "AdapterModel", task: str | int) -> None:
+def remove_task(model: AdapterCore, task: str | int) -> None:
     """Drop a task; later tasks' ids move down by one, the other tasks' outputs stay bit-identical.
 
     Raises:
@@ -81,7 +81,7 @@ def remove_task(model: "AdapterModel", task: str | int) -> None:
     model.adapter_config = model.adapter_config.replace(task_names=[model.task_names[i] for i in kept])
 
 
-def rename_task(model: "AdapterModel", task: str | int, name: str) -> None:
+def rename_task(model: AdapterCore, task: str | int, name: str) -> None:
     """Give a task another name; its id stays.
 
     Raises:
@@ -94,7 +94,7 @@ def rename_task(model: "AdapterModel", task: str | int, name: str) -> None:
     model.adapter_config = model.adapter_config.replace(task_names=names)
 
 
-def freeze_shared(model: "AdapterModel", *tasks: str | int) -> None:
+def freeze_shared(model: AdapterCore, *tasks: str | int) -> None:
     """Train only these tasks' own rows (Λ and w): everything shared, and every other task, stays as it is.
 
     Make the optimizer afterwards, so that no old momentum moves the frozen rows.
@@ -114,7 +114,7 @@ def freeze_shared(model: "AdapterModel", *tasks: str | int) -> None:
         layer.trainable_tasks = indices
 
 
-def unfreeze(model: "AdapterModel") -> None:
+def unfreeze(model: AdapterCore) -> None:
     """Take :func:`freeze_shared` back: all of the adapter trains again."""
     for layer in model.adapted_layers().values():
         layer.trainable_tasks = None
@@ -124,21 +124,36 @@ def unfreeze(model: "AdapterModel") -> None:
             parameter.requires_grad_(True)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return an optimizer's parameter groups: weight decay for the shared projections, none for what tasks own.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, task_learning_rate: float | None = None
+) -> list[dict[str, Any]]:
+    """Return an optimizer's parameter groups: weight decay for the shared matrices, none for what tasks own.
 
-    Biases and normalisation layers (one axis) are not decayed either. Only trainable parameters are listed.
+    Biases, normalisation layers and other vectors are not decayed either. Only trainable parameters are listed.
+
+    Args:
+        model: an adapted model, or a module that holds one beside other parameters.
+        weight_decay: of the shared matrices.
+        task_learning_rate: of what each task owns (Λ and w); None for the optimizer's common rate.
+
+    Returns:
+        The groups that are not empty: shared matrices, then all others; what tasks own apart where it has a rate.
+
+    Raises:
+        MTLLoRAError: nothing is trainable.
     """
-    from mtl_lora.layer import AdaptedLinear
-
-    spared = {
-        id(getattr(layer, key))
-        for layer in model.modules()
-        if isinstance(layer, AdaptedLinear)
-        for key in layer.task_parameter_names
-    }
-    trainable: Sequence[nn.Parameter] = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if id(p) not in spared and p.dim() > 1]
-    others = [p for p in trainable if id(p) in spared or p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise MTLLoRAError("a run must train at least one parameter, got none; check target_modules and what is frozen")
+    layers = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
+    owned = {id(getattr(layer, name)) for layer in layers for name in layer.task_parameter_names}
+    decayed = [p for p in trainable if id(p) not in owned and p.dim() > 1]
+    own = [p for p in trainable if id(p) in owned]
+    vectors = [p for p in trainable if id(p) not in owned and p.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
+    if task_learning_rate is None:
+        groups += [{"params": own + vectors, "weight_decay": 0.0}]
+    else:
+        groups += [{"params": own, "weight_decay": 0.0, "lr": task_learning_rate}]
+        groups += [{"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -69,8 +69,8 @@ class TrainingConfig(BaseModel):
     task_learning_rate: float | None = Field(default=None, gt=0)
     """Of what each task has of its own (Λ and w); null: ``learning_rate``."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled decay, on the matrices A, B and Λ; it moves an absent task's Λ too, but with ``only_tasks`` no
-    Λ at all."""
+    """AdamW's decoupled decay, on the matrices that tasks share (A and B); never on what a task owns (Λ and w), which
+    would fade while the task is absent."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from zero."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"

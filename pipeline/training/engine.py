@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -19,6 +20,8 @@ from deepspeed import utils as zero
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+import mtl_lora
+from mtl_lora import MTLLoRAError
 from pipeline.errors import InputError
 from pipeline.training.config import TrainingConfig, deepspeed_config
 
@@ -75,34 +78,32 @@ def zero_keys() -> set[str]:
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, task_learning_rate: float | None = None, spare_tasks: bool = False
+    module: nn.Module, weight_decay: float, task_learning_rate: float | None = None
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters, those of one dimension and the mixing logits without decay.
-
-    Args:
-        module: whose parameters are trained.
-        weight_decay: of the others.
-        task_learning_rate: of what each task has of its own (Λ and w); None for the common rate.
-        spare_tasks: no decay for what tasks have of their own: a tensor holds all tasks' parts, and some are frozen.
+    """Return :func:`mtl_lora.parameter_groups`, its error as bad input of the run.
 
     Raises:
         InputError: nothing is trainable.
     """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    if not named:
-        raise InputError("a run must train at least one parameter, got none; check adapter.target_modules")
-    own = {name for layer in module.modules() for name in getattr(layer, "task_parameter_names", ())}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, p in named:
-        is_own = name.rpartition(".")[2] in own
-        decays = p.ndim >= 2 and not name.endswith("lora_mixing") and not (spare_tasks and is_own)
-        has_own_rate = task_learning_rate is not None and is_own
-        groups.setdefault((decays, has_own_rate), []).append(p)
-    return [
-        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
-        | ({"lr": task_learning_rate} if has_own_rate else {})
-        for (decays, has_own_rate), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
-    ]
+    try:
+        return mtl_lora.parameter_groups(module, weight_decay, task_learning_rate)
+    except MTLLoRAError as error:
+        raise InputError(f"adapter: {error}") from error
+
+
+def resume_schedule(scheduler: LambdaLR, saved: Mapping[str, Any]) -> None:
+    """Take a schedule to a saved step; rates and groups stay this optimizer's own, since the saved ones may differ.
+
+    Args:
+        scheduler: of the run that goes on; the rates of its optimizer's groups are set.
+        saved: the state of a schedule over any groups.
+    """
+    own = {"base_lrs": scheduler.base_lrs, "lr_lambdas": [None] * len(scheduler.base_lrs)}
+    scheduler.load_state_dict({**saved, **own})
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    scheduler._last_lr = [rate * factor(scheduler.last_epoch) for rate, factor in pairs]
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 class Engine:
@@ -124,7 +125,7 @@ class Engine:
             return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
         _import_muon()
-        groups = parameter_groups(module, config.weight_decay, config.task_learning_rate, bool(config.only_tasks))
+        groups = parameter_groups(module, config.weight_decay, config.task_learning_rate)
         optimizer = AdamW(groups, lr=config.learning_rate)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, bfloat16)
@@ -193,10 +194,7 @@ class Engine:
             self._set_whole(parameter, tensors[f"weight/{name}"])
             for key in _MOMENTS:
                 self._set_whole(parameter, tensors[f"{key}/{name}"], key)
-        self.engine.lr_scheduler.load_state_dict(dict(values["schedule"]))
-        groups = self.engine.basic_optimizer.param_groups
-        for group, rate in zip(groups, self.engine.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        resume_schedule(self.engine.lr_scheduler, values["schedule"])
         self.engine.global_steps = step
         self.engine.global_samples = step * self.engine.train_batch_size()
         self.engine.micro_steps = step * self.engine.gradient_accumulation_steps()

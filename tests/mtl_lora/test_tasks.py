@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from mtl_lora import MTLLoRAModel
+from mtl_lora import MTLLoRAModel, build_adapter, parameter_groups
 from mtl_lora.errors import MTLLoRAError, TaskError
-from mtl_lora.tasks import parameter_groups
-from tests.mtl_lora.conftest import Stack, clone, make_model
+from tests.mtl_lora.conftest import Stack, make_model
 
 
 def _outputs(model, x, names):
@@ -151,10 +151,28 @@ def test_an_absent_tasks_drift_by_momentum_is_bounded(model):
     assert abs(drifts[-1] - drifts[150]) < 1e-4 * rate
 
 
-def test_decay_spares_what_a_task_owns(model):
-    decayed, spared = parameter_groups(model, weight_decay=0.1)
-    names = {id(p): n.rsplit(".", 1)[-1] for n, p in model.named_parameters()}
-    assert {names[id(p)] for p in decayed["params"]} == {"lora_A", "lora_B"}
-    assert {names[id(p)] for p in spared["params"]} == {"lora_transform", "lora_mixing"}
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    assert len(decayed["params"] + spared["params"]) == sum(p.requires_grad for p in clone(model).parameters())
+METHODS_WITH_TASK_PARTS = ["mtl_lora", "moelora"]
+
+
+@pytest.mark.parametrize("method", ["mtl_lora", "moelora", "multilora", "lora", "dora"])
+@pytest.mark.parametrize("rate", [None, 0.5])
+def test_decay_spares_what_a_task_owns_and_every_vector(method, rate):
+    model = build_adapter(method, Stack(), ["a", "b"], r=2, num_up_projections=2, target_modules=["first"])
+    model.base_model.head.requires_grad_(True)  # a matrix and a vector besides the adapter
+    holder = nn.ModuleDict({"adapted": model, "weighting": nn.ParameterList([nn.Parameter(torch.zeros(2))])})
+    owned = {
+        id(getattr(layer, name)) for layer in model.adapted_layers().values() for name in layer.task_parameter_names
+    }
+    assert bool(owned) is (method in METHODS_WITH_TASK_PARTS)
+    groups = parameter_groups(holder, weight_decay=0.1, task_learning_rate=rate)
+    found = {id(p): group for group in groups for p in group["params"]}
+    trainable = [p for p in holder.parameters() if p.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(found) == len(trainable)
+    for p in trainable:
+        assert found[id(p)]["weight_decay"] == (0.1 if p.dim() > 1 and id(p) not in owned else 0.0)
+        assert found[id(p)].get("lr") == (rate if id(p) in owned else None)
+
+
+def test_nothing_to_train_is_refused_before_an_optimizer_is_made():
+    with pytest.raises(MTLLoRAError, match="must train at least one parameter"):
+        parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.0)

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from mtl_lora.tasks import freeze_shared
 from pipeline.errors import InputError
-from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.training.config import TrainingConfig, check_deepspeed, deepspeed_config
-from pipeline.training.engine import parameter_groups, zero_keys
+from pipeline.training.engine import parameter_groups, resume_schedule, zero_keys
 
 DEEPSPEED = Path(__file__).resolve().parents[3] / "infra" / "deepspeed"
 
@@ -48,35 +47,27 @@ def test_steps_come_from_epochs_unless_they_are_given() -> None:
     assert TrainingConfig(max_steps=7).num_steps(30) == 7
 
 
-def test_mixing_logits_and_vectors_do_not_decay() -> None:
-    module = nn.Module()
-    module.lora_A = nn.Parameter(torch.zeros(2, 3))
-    module.lora_mixing = nn.Parameter(torch.zeros(4, 2))
-    module.bias = nn.Parameter(torch.zeros(3))
-    module.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
-    decayed, plain = parameter_groups(module, 0.1)
-    assert decayed["weight_decay"] == 0.1
-    assert decayed["params"] == [module.lora_A]
-    assert plain["weight_decay"] == 0.0
-    assert {id(p) for p in plain["params"]} == {id(module.lora_mixing), id(module.bias)}
-
-
-def test_what_a_task_has_of_its_own_may_have_its_own_rate() -> None:
-    base = nn.Sequential(nn.Linear(4, 4))
-    adapted = build_adapter(AdapterConfig(r=2, target_modules=("0",)), base, ["a", "b"])
-    groups = parameter_groups(adapted, 0.1, task_learning_rate=0.5)
-    named = {id(p): name.rpartition(".")[2] for name, p in adapted.named_parameters()}
-    found = [({named[id(p)] for p in g["params"]}, g["weight_decay"], g.get("lr")) for g in groups]
-    assert found == [
-        ({"lora_transform"}, 0.1, 0.5),
-        ({"lora_A", "lora_B"}, 0.1, None),
-        ({"lora_mixing"}, 0.0, 0.5),
-    ]
-
-
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(InputError, match="must train at least one parameter"):
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.0)
+
+
+def _schedule(rates: list[float]) -> LambdaLR:
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    return LambdaLR(torch.optim.AdamW(groups), lambda step: 0.5**step)
+
+
+@pytest.mark.parametrize("before", [[0.5, 0.1, 0.5], [0.5, 0.1], [0.1]])
+def test_a_resumed_schedule_keeps_each_groups_own_rate_whatever_groups_were_saved(before: list[float]) -> None:
+    saved, resumed = _schedule(before), _schedule([0.1, 0.5])
+    for _ in range(3):
+        saved.optimizer.step()
+        saved.step()
+    resume_schedule(resumed, saved.state_dict())
+    assert [group["lr"] for group in resumed.optimizer.param_groups] == [0.1 / 8, 0.5 / 8] == resumed.get_last_lr()
+    resumed.optimizer.step()
+    resumed.step()
+    assert resumed.get_last_lr() == [0.1 / 16, 0.5 / 16]
 
 
 @pytest.mark.parametrize("path", sorted(DEEPSPEED.glob("*.json")), ids=lambda path: path.stem)
@@ -117,19 +108,6 @@ def test_further_deepspeed_keys_are_handed_on() -> None:
 def test_offload_without_partitions_is_refused() -> None:
     with pytest.raises(ValueError, match="choose zero_stage 1, 2 or 3"):
         TrainingConfig(offload_optimizer=True, zero_stage=0)
-
-
-def test_what_is_frozen_does_not_decay_beside_the_tasks_that_train() -> None:
-    base = nn.Sequential(nn.Linear(4, 4))
-    adapted = build_adapter(AdapterConfig(r=2, target_modules=("0",)), base, ["old", "new"])
-    freeze_shared(adapted, "new")
-    layer = adapted.adapted_layers()["0"]
-    before = layer.lora_transform[0].clone()
-    optimizer = torch.optim.AdamW(parameter_groups(adapted, 0.5, spare_tasks=True), lr=0.1)
-    for _ in range(3):
-        adapted(torch.randn(2, 4), task_ids=torch.tensor([0, 1])).square().sum().backward()
-        optimizer.step()
-    assert torch.equal(layer.lora_transform[0], before)
 
 
 @pytest.mark.parametrize(
