@@ -1,7 +1,7 @@
 """MTL-LoRA (arXiv 2410.09437): one low-rank adapter for many tasks, exact, fast, on any torch model.
 
     >>> import torch
-    >>> from mtl_lora import MTLLoRAConfig, MTLLoRAModel
+    >>> from mtl_lora import MTLLoRAConfig, MTLLoRAModel, parameter_groups
     >>> base = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> model = MTLLoRAModel(base, MTLLoRAConfig(["clicks", "relevance"], r=2, target_modules="all-linear"))
     >>> optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.01), lr=1e-3)
@@ -13,13 +13,37 @@
     torch.Size([6, 4])
 
 Needs torch and safetensors alone; PEFT is used where it is installed, to verify exports and for two baselines.
+Configurations and errors need no torch: what does is imported when its name is first asked for.
 """
 
-from mtl_lora.baselines import METHODS, build_adapter, load_adapter
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import MTLLoRAError
-from mtl_lora.model import AdapterModel, MTLLoRAModel
-from mtl_lora.tasks import parameter_groups
+
+if TYPE_CHECKING:
+    from mtl_lora.baselines import METHODS, build_adapter, load_adapter
+    from mtl_lora.model import AdapterModel, MTLLoRAModel
+    from mtl_lora.tasks import parameter_groups
+else:  # hidden from type checkers, for which a module's __getattr__ gives every name there is not
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
+
+
+_MODULES = {
+    "METHODS": "mtl_lora.baselines",
+    "AdapterModel": "mtl_lora.model",
+    "MTLLoRAModel": "mtl_lora.model",
+    "build_adapter": "mtl_lora.baselines",
+    "load_adapter": "mtl_lora.baselines",
+    "parameter_groups": "mtl_lora.tasks",
+}
 
 __all__ = [
     "METHODS",
@@ -31,3 +55,7 @@ __all__ = [
     "load_adapter",
     "parameter_groups",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,17 +4,14 @@ Axes as in :mod:`mtl_lora.functional`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mtl_lora.core import AdapterCore
 from mtl_lora.errors import MTLLoRAError
 from mtl_lora.functional import mixing_weights as mixing_weights_of
 from mtl_lora.layer import MTLLoRALinear
-
-if TYPE_CHECKING:
-    from mtl_lora.model import AdapterModel
 
 __all__ = [
     "effective_rank",
@@ -26,7 +23,7 @@ __all__ = [
 ]
 
 
-def _mtl_layers(model: "AdapterModel") -> dict[str, MTLLoRALinear]:
+def _mtl_layers(model: AdapterCore) -> dict[str, MTLLoRALinear]:
     layers = {path: layer for path, layer in model.adapted_layers().items() if isinstance(layer, MTLLoRALinear)}
     if not layers:
         raise MTLLoRAError(f"mixing weights and transforms belong to method 'mtl_lora', got {model.method!r}")
@@ -34,13 +31,13 @@ def _mtl_layers(model: "AdapterModel") -> dict[str, MTLLoRALinear]:
 
 
 @torch.no_grad()
-def mixing_weights(model: "AdapterModel") -> dict[str, Tensor]:
+def mixing_weights(model: AdapterCore) -> dict[str, Tensor]:
     """Return each layer's softmax(w / τ) by path, (T, N): a row says which up-projections serve a task."""
     return {path: mixing_weights_of(m.lora_mixing, m.temperature) for path, m in _mtl_layers(model).items()}
 
 
 @torch.no_grad()
-def transform_distance(model: "AdapterModel") -> dict[str, Tensor]:
+def transform_distance(model: AdapterCore) -> dict[str, Tensor]:
     """Return ‖Λ_t - I‖_F / √R for each layer and task by path, (T,): 0 at the start, 1 where Λ_t is zero."""
     distances = {}
     for path, layer in _mtl_layers(model).items():
@@ -66,14 +63,14 @@ def effective_rank(down_RI: Tensor, up_OR: Tensor) -> float:
 
 
 @torch.no_grad()
-def effective_ranks(model: "AdapterModel") -> dict[str, list[float]]:
+def effective_ranks(model: AdapterCore) -> dict[str, list[float]]:
     """Return each layer's effective rank a task, by path."""
     tasks = range(len(model.task_names))
     return {path: [effective_rank(*m.factors(t)) for t in tasks] for path, m in model.adapted_layers().items()}
 
 
 @torch.no_grad()
-def task_similarity(model: "AdapterModel") -> Tensor:
+def task_similarity(model: AdapterCore) -> Tensor:
     """Return the cosine between the tasks' weight changes over all layers, (T, T); 0 where a change is zero.
 
     ⟨U_s A, U_t A⟩ = tr(U_sᵀ U_t A Aᵀ) needs only rank-sized products.
@@ -96,7 +93,7 @@ def _cosine_of(gram: Tensor) -> Tensor:
 
 
 def gradient_cosine(
-    model: "AdapterModel", losses: Mapping[str, Callable[[], Tensor | Iterator[Tensor]]], shared_only: bool = True
+    model: AdapterCore, losses: Mapping[str, Callable[[], Tensor | Iterator[Tensor]]], shared_only: bool = True
 ) -> tuple[list[str], Tensor]:
     """Return the tasks' names and the cosine between their gradients, (T, T); negative entries are conflict.
 

@@ -9,16 +9,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mtl_lora.core import AdapterCore
 from mtl_lora.layer import is_conv1d
 from mtl_lora.verification import verify_export
-
-if TYPE_CHECKING:
-    from mtl_lora.model import AdapterModel
 
 __all__ = ["export_all", "export_task", "lora_config", "lora_tensors"]
 
@@ -26,20 +24,20 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM accepts for ``--max-lora-rank``."""
 
 
-def _trained_biases(model: "AdapterModel") -> dict[str, Tensor]:
+def _trained_biases(model: AdapterCore) -> dict[str, Tensor]:
     """Return the biases of adapted layers that trained, by the layer's path."""
     names = {name.removesuffix(".bias").removesuffix(".base_layer"): name for name in model.extra_parameter_names}
     return {path: model.base_model.get_parameter(names[path]) for path in model.plain_layers() if path in names}
 
 
-def _modules_to_save(model: "AdapterModel") -> list[str]:
+def _modules_to_save(model: AdapterCore) -> list[str]:
     """Return the paths of the other modules with parameters that trained: heads, normalisation layers."""
     layers = model.plain_layers()
     owners = {name.rpartition(".")[0].removesuffix(".base_layer") for name in model.extra_parameter_names}
     return sorted(path for path in owners if path not in layers)
 
 
-def lora_tensors(model: "AdapterModel", task: int) -> dict[str, Tensor]:
+def lora_tensors(model: AdapterCore, task: int) -> dict[str, Tensor]:
     """Return a task's tensors under PEFT's names; factors in fp32, the scaling inside ``lora_B``."""
     prefix = "base_model.model."
     tensors: dict[str, Tensor] = {}
@@ -59,7 +57,7 @@ def _target_names(base: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
     return names if selected == set(layers) else sorted(layers)
 
 
-def lora_config(model: "AdapterModel", rank: int) -> dict[str, Any]:
+def lora_config(model: AdapterCore, rank: int) -> dict[str, Any]:
     """Return PEFT's ``adapter_config.json``; ``lora_alpha = r`` because the scaling is inside the tensors."""
     layers = model.plain_layers()
     base_config = getattr(model.base_model, "config", None)
@@ -81,7 +79,7 @@ def lora_config(model: "AdapterModel", rank: int) -> dict[str, Any]:
     }
 
 
-def _model_card(model: "AdapterModel", task: int, config: dict[str, Any], verdict: str) -> str:
+def _model_card(model: AdapterCore, task: int, config: dict[str, Any], verdict: str) -> str:
     name, base = model.task_names[task], config["base_model_name_or_path"]
     head = ["---", "library_name: peft", *([f"base_model: {base}"] if base else []), "tags: [lora, mtl-lora]", "---"]
     facts = [
@@ -97,7 +95,7 @@ def _model_card(model: "AdapterModel", task: int, config: dict[str, Any], verdic
 
 
 def export_task(
-    model: "AdapterModel", task: int | str, folder: str | os.PathLike[str], example_inputs: Any = None
+    model: AdapterCore, task: int | str, folder: str | os.PathLike[str], example_inputs: Any = None
 ) -> Path:
     """Write one task as a PEFT LoRA folder: tensors, configuration, model card.
 
@@ -145,7 +143,7 @@ def _put_in_place(staged: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def export_all(model: "AdapterModel", folder: str | os.PathLike[str], example_inputs: Any = None) -> dict[str, Path]:
+def export_all(model: AdapterCore, folder: str | os.PathLike[str], example_inputs: Any = None) -> dict[str, Path]:
     """Write every task to ``FOLDER/TASK`` and the serving files; return the folders by task.
 
     ``serving.json``, written last, lists the adapters and the commands: vLLM's ``--lora-modules``, and for LoRAX,

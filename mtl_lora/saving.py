@@ -2,24 +2,22 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mtl_lora.config import MTLLoRAConfig
+from mtl_lora.core import AdapterCore
 from mtl_lora.errors import AdapterFileError, MTLLoRAError
 from mtl_lora.files import check_base, check_tensors, read_adapter, write_adapter
 
-if TYPE_CHECKING:
-    from mtl_lora.model import AdapterModel
-
 __all__ = ["load", "save"]
 
-ModelT = TypeVar("ModelT", bound="AdapterModel")
+ModelT = TypeVar("ModelT", bound=AdapterCore)
 
 
-def save(model: "AdapterModel", folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+def save(model: AdapterCore, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
     """Write a model's adapter; see :meth:`mtl_lora.model.AdapterModel.save_pretrained`."""
     if model.merged_task is not None:
         raise MTLLoRAError("a merged model cannot be saved as an adapter; unmerge() first")

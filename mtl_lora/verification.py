@@ -3,17 +3,15 @@
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mtl_lora.core import AdapterCore
 from mtl_lora.errors import ExportMismatchError, MTLLoRAError
 from mtl_lora.targets import replace_module
-
-if TYPE_CHECKING:
-    from mtl_lora.model import AdapterModel
 
 __all__ = ["OUTPUT_TOLERANCE", "plain_base", "verify_export"]
 
@@ -27,7 +25,7 @@ the root mean square counts. The weight changes themselves are always compared t
 """
 
 
-def plain_base(model: "AdapterModel") -> nn.Module:
+def plain_base(model: AdapterCore) -> nn.Module:
     """Return the base with ordinary layers, as new modules that share this model's frozen weights without a copy.
 
     Parameters that trained besides the adapter are blank (zero), so that they must come from the exported files.
@@ -102,7 +100,7 @@ def _add_by_hand(twin: nn.Module, folder: Path) -> nn.Module:
     return twin
 
 
-def _check_layers(model: "AdapterModel", task: int, folder: Path) -> None:
+def _check_layers(model: AdapterCore, task: int, folder: Path) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     for path, layer in model.adapted_layers().items():
         down, up = (tensors[f"base_model.model.{path}.{name}.weight"].double() for name in ("lora_A", "lora_B"))
@@ -133,7 +131,7 @@ def _compare(got: Tensor, expected: Tensor, tolerance: float, what: str) -> floa
 
 
 @torch.no_grad()
-def verify_export(model: "AdapterModel", task: int, folder: Path, example_inputs: Any = None) -> str:
+def verify_export(model: AdapterCore, task: int, folder: Path, example_inputs: Any = None) -> str:
     """Compare the files in a folder with the model, layer by layer and then by outputs; return what was compared.
 
     Args:
