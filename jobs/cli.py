@@ -82,9 +82,9 @@ def _as_job(
     extra: tuple[str, ...] = (),
 ) -> None:
     """Run a verb inside this Ray job, or, outside of one, submit it as one and wait."""
+    from jobs.cluster.submission import run_as_job
     from jobs.config import load_config
-    from jobs.submission import run_as_job
-    from pipeline.orchestration import inside_job
+    from pipeline.orchestration.environment import inside_job
 
     if inside_job():
         return _run(config, overrides, as_json, run)
@@ -264,7 +264,7 @@ def retrain(
     from jobs.weekly.loop import backfill as run_back
     from jobs.weekly.loop import nothing_to_do
     from jobs.weekly.loop import retrain as run_all
-    from pipeline.orchestration import inside_job
+    from pipeline.orchestration.environment import inside_job
 
     day = as_of.date() if as_of else None
     if backfill is not None and (day or dry_run):
@@ -317,8 +317,8 @@ def submit(
 
     The same work has the same id: a second submit attaches to the first one's job.
     """
+    from jobs.cluster.submission import submit as submit_job
     from jobs.config import load_config
-    from jobs.submission import submit as submit_job
 
     config, overrides, extra = _verb_arguments(verb, context.args)
     code, found = submit_job(verb, load_config(config, overrides), extra, address, secret or (), wait)
@@ -349,7 +349,7 @@ def _verb_arguments(verb: str, arguments: list[str]) -> tuple[Path, list[str], l
 def status(job: JobId, address: Address, as_json: Json = False) -> None:
     """Say how a submitted job is."""
     from jobs import tables
-    from jobs.ray_jobs import Jobs
+    from jobs.cluster.ray_jobs import Jobs
 
     found = Jobs(address).status(job)
     tables.show_jobs([found])
@@ -361,7 +361,7 @@ def logs(
     job: JobId, address: Address, follow: Annotated[bool, typer.Option("--follow", help="Until the end.")] = False
 ) -> None:
     """Show a submitted job's log."""
-    from jobs.ray_jobs import Jobs
+    from jobs.cluster.ray_jobs import Jobs
 
     jobs = Jobs(address)
     if follow:
@@ -372,7 +372,7 @@ def logs(
 @app.command()
 def stop(job: JobId, address: Address) -> None:
     """Stop a submitted job; training saves a checkpoint first."""
-    from jobs.ray_jobs import Jobs
+    from jobs.cluster.ray_jobs import Jobs
     from pipeline.progress import say
 
     say(f"{job} {'is stopping' if Jobs(address).stop(job) else 'does not run'}")
@@ -382,7 +382,7 @@ def stop(job: JobId, address: Address) -> None:
 def list_jobs(address: Address, as_json: Json = False) -> None:
     """List the jobs of a cluster."""
     from jobs import tables
-    from jobs.ray_jobs import Jobs
+    from jobs.cluster.ray_jobs import Jobs
 
     found = Jobs(address).all()
     tables.show_jobs(found)

@@ -19,13 +19,14 @@ from jobs.run_folder import RunFolder
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.ingestion import DataConfig, DriftConfig, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, DriftConfig
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
-from pipeline.orchestration import RayConfig
+from pipeline.orchestration.config import RayConfig
 from pipeline.promotion.policy import GatesConfig
 from pipeline.storage import is_remote
 from pipeline.stream import CacheConfig, LengthGrouping, Mixture, Proportional
+from pipeline.synthetic import synthetic_ads_tasks
 from pipeline.tracking import TrackingConfig
 from pipeline.training.config import TrainingConfig
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from jobs.run import Run
 from pipeline.contracts import EvaluationReport
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation import predict, read_scores, summarize, write_scores
+from pipeline.evaluation import read_scores, score_table, summarize, write_scores
 from pipeline.evaluation.features import write_features
-from pipeline.evaluation.predict import spread
+from pipeline.evaluation.predict import evenly_spaced
 from pipeline.progress import Track
 from pipeline.stream import load_manifest, read_split
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from jobs.config import RunConfig
+    from pipeline.orchestration.scoring import ScoringPool
     from pipeline.promotion.registry import Registry, Version
 
 FORMS = "base, run:NAME, models:/NAME@ALIAS, models:/NAME/NUMBER, an alias or number of the run's own model, or a "
@@ -103,16 +104,17 @@ def score(run: Run, *models: Model) -> list[Scored]:
     Raises:
         InputError: there is no sample of a task that a model knows, or a registered version's files are gone.
     """
-    from pipeline import orchestration
+    from pipeline.orchestration.cluster import cluster
+    from pipeline.orchestration.scoring import scoring_pool
 
     missing = [model for model in models if standing(run, model) is None]
     with contextlib.ExitStack() as stack:
         if missing:
-            stack.enter_context(orchestration.cluster(run.config.ray))
+            stack.enter_context(cluster(run.config.ray))
         answering = [(model, stack.enter_context(model.opened())) for model in missing]
         for load in dict.fromkeys(_key(a.load) for _, a in answering):
             alike = [(model, a) for model, a in answering if _key(a.load) == load]
-            with orchestration.scoring_pool(alike[0][1].load, run.config.evaluation.num_workers) as pool:
+            with scoring_pool(alike[0][1].load, run.config.evaluation.num_workers) as pool:
                 for model, found in alike:
                     _score(run, model, found, pool)
     reports = [(model, standing(run, model)) for model in models]
@@ -135,7 +137,7 @@ def standing(run: Run, model: Model) -> EvaluationReport | None:
     return found if wanted.items() <= found.data.items() else None
 
 
-def _score(run: Run, model: Model, answering: Answering, pool: Any) -> None:
+def _score(run: Run, model: Model, answering: Answering, pool: ScoringPool) -> None:
     config = run.config
     manifest, _, _ = load_manifest(config.manifest_path)
     specs = [task for task in config.tasks if answering.tasks is None or task.name in answering.tasks]
@@ -146,20 +148,22 @@ def _score(run: Run, model: Model, answering: Answering, pool: Any) -> None:
         raise InputError(
             f"split {split!r} must have a sample of {[task.name for task in specs]}, it has none; bring some"
         )
-    shown = spread(samples, _FEATURES_PER_TASK)
+    shown = evenly_spaced(samples, _FEATURES_PER_TASK)
     with Track(f"evaluate {name}", len(samples), "samples") as track:
-        pool.model, pool.progress = answering.scorer, track.advance
-        pool.wanted, pool.states = frozenset((sample.task, sample.key) for sample in shown), {}
-        scores = predict(pool, samples, chunk=len(samples))
-    timed = spread(samples, math.ceil(_LATENCY_ROWS / len(specs))) if _is_timed(run, model) else []
+        states_of = {(sample.task, sample.key) for sample in shown}
+        found = pool.score(samples, model=answering.scorer, on_progress=track.advance, states_of=states_of)
+    timed = evenly_spaced(samples, math.ceil(_LATENCY_ROWS / len(specs))) if _is_timed(run, model) else []
     files = run.folder.scores(model.slot)
+    scores = score_table(samples, found.probabilities)
     write_scores(files.scores, scores)
-    write_features(files.features, pool.states)
+    write_features(files.features, found.states)
     data = run.samples | {"weights": model.weights}
     summary = summarize(
         scores, specs, model=name, data=data, best_attainable=manifest.best_attainable, seed=config.seed
     )
-    summary = summary.model_copy(update={"latency_ms": pool.latency_ms(timed) if timed else None})
+    summary = summary.model_copy(
+        update={"latency_ms": pool.latency_ms(timed, model=answering.scorer) if timed else None}
+    )
     summary.write(files.report)
 
 

@@ -26,6 +26,8 @@ METRICS_OF_KIND: dict[str, frozenset[str]] = {
 }
 TASK_NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
 TaskName = Annotated[str, Field(pattern=TASK_NAME)]
+PROBABILITIES_FIELD = "label_probabilities"
+"""Field of an input record that carries the probability of each class where it is known; never part of a prompt."""
 
 
 class Contract(BaseModel):

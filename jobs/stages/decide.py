@@ -12,7 +12,7 @@ from jobs.stages.evaluate import Evaluation
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
 from pipeline.evaluation.parity import export_parity
-from pipeline.evaluation.predict import spread
+from pipeline.evaluation.predict import evenly_spaced
 from pipeline.progress import say
 from pipeline.promotion.policy import decide as decide_by_gates
 from pipeline.promotion.registry import Version
@@ -74,7 +74,7 @@ def _standing(run: Run, version: Version) -> PromotionDecision:
 
 def _held_to_exports(run: Run, exports: Mapping[str, Path], decision: PromotionDecision) -> PromotionDecision:
     config = run.config
-    samples = spread(
+    samples = evenly_spaced(
         list(read_split(config.manifest_path, config.evaluation.split, cache=config.cache)), _PARITY_SAMPLES
     )
     try:

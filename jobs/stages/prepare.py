@@ -10,10 +10,11 @@ from jobs.config import RunConfig
 from jobs.run import Run
 from jobs.run_folder import DRIFT
 from jobs.stages.check import check
-from pipeline import ingestion, orchestration
+from pipeline import ingestion
 from pipeline.contracts import ShardManifest
 from pipeline.errors import HeldBack, InputError
 from pipeline.ingestion import Mapper, compare_drift, publish
+from pipeline.orchestration.mapping import mapper
 from pipeline.progress import Track, say
 from pipeline.stream import load_manifest
 
@@ -55,8 +56,7 @@ def _own_shards(config: RunConfig, append: bool) -> ShardManifest:
     data = config.data
     if data.length_tokenizer is None:  # so that lengths are known in the model's own tokens
         data = data.model_copy(update={"length_tokenizer": str(resolve_base(config.model) / "tokenizer.json")})
-    mapper = _shown(orchestration.mapper(config.ray))
-    return ingestion.prepare(data, config.tasks, config.shards, config.seed, mapper, append)
+    return ingestion.prepare(data, config.tasks, config.shards, config.seed, _shown(mapper(config.ray)), append)
 
 
 def _given_shards(config: RunConfig, place: str, append: bool) -> ShardManifest:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jobs.run import Run
 from jobs.stages.plan import RunPlan, training_job
-from pipeline import orchestration
+from pipeline.orchestration import training
+from pipeline.orchestration.cluster import cluster
 from pipeline.progress import say
 from pipeline.stream import merge_ledgers
 from pipeline.tracking import send_history
@@ -41,8 +42,8 @@ def train(run: Run, plan: RunPlan) -> Path:
     checkpoints.refuse_foreign()
     tracker = run.tracker()
     try:
-        with orchestration.cluster(config.ray):
-            checkpoint = orchestration.train(job, folder.path, tracker)
+        with cluster(config.ray):
+            checkpoint = training.train(job, folder.path, tracker)
         if config.training.validation is not None:
             checkpoint = checkpoints.best() or checkpoint
     except BaseException as error:

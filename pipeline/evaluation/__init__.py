@@ -2,8 +2,8 @@
 
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.frame import read_scores, write_scores
-from pipeline.evaluation.predict import predict
+from pipeline.evaluation.predict import predict, score_table
 from pipeline.evaluation.report import write_report
 from pipeline.evaluation.summary import summarize
 
-__all__ = ["compare", "predict", "read_scores", "summarize", "write_report", "write_scores"]
+__all__ = ["compare", "predict", "read_scores", "score_table", "summarize", "write_report", "write_scores"]

@@ -1,4 +1,4 @@
-"""Scoring samples with a model: the frame that every metric starts from."""
+"""Scoring samples with a model: the table that every metric starts from."""
 
 from __future__ import annotations
 
@@ -40,17 +40,33 @@ def predict(
     Raises:
         InputError: a task's key comes twice.
     """
-    rows: list[tuple[str, str, float, np.ndarray, str | None]] = []
+    answered: list[Sample] = []
+    probabilities: list[np.ndarray] = []
     for part in _chunks(samples, chunk):
-        scored = scorer.probabilities(part)
-        for sample, probabilities in zip(part, scored, strict=True):
-            row = np.asarray(probabilities, np.float64)
-            rows.append((sample.key, sample.task, sample.label, row, sample.group))
+        answered += part
+        probabilities += scorer.probabilities(part)
         if progress is not None:
             progress(len(part))
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame["group"] = frame["group"].astype(object)
-    return check_scores(frame)
+    return score_table(answered, probabilities)
+
+
+def score_table(samples: Sequence[Sample], probabilities: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Return one row a sample, in the order given: what :func:`pipeline.evaluation.write_scores` writes.
+
+    Args:
+        samples: what was scored.
+        probabilities: one array of class probabilities each, in label order.
+
+    Raises:
+        InputError: a task's key comes twice.
+    """
+    rows = [
+        (sample.key, sample.task, sample.label, np.asarray(row, np.float64), sample.group)
+        for sample, row in zip(samples, probabilities, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["group"] = table["group"].astype(object)
+    return check_scores(table)
 
 
 def latency_ms(scorer: Scorer, samples: Sequence[Sample], warm_up: int = 3) -> float:
@@ -76,8 +92,8 @@ def latency_ms(scorer: Scorer, samples: Sequence[Sample], warm_up: int = 3) -> f
     return 1000 * float(np.median(times))
 
 
-def spread(samples: Sequence[Sample], per_task: int) -> list[Sample]:
-    """Return up to ``per_task`` samples of each task, evenly over its own."""
+def evenly_spaced(samples: Sequence[Sample], per_task: int) -> list[Sample]:
+    """Return up to ``per_task`` samples of each task, at equal distances in the order given."""
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         by_task.setdefault(sample.task, []).append(sample)

@@ -5,7 +5,6 @@ from pipeline.ingestion.drift import DriftConfig, DriftReport, DriftThresholds, 
 from pipeline.ingestion.prepare import Mapper, prepare
 from pipeline.ingestion.publish import publish
 from pipeline.ingestion.schemas import record_schema, write_schemas
-from pipeline.ingestion.synthetic_ads import SyntheticAdsConfig, generate, synthetic_ads_tasks, write_partition
 
 __all__ = [
     "DataConfig",
@@ -13,13 +12,9 @@ __all__ = [
     "DriftReport",
     "DriftThresholds",
     "Mapper",
-    "SyntheticAdsConfig",
     "compare_drift",
-    "generate",
     "prepare",
     "publish",
     "record_schema",
-    "synthetic_ads_tasks",
-    "write_partition",
     "write_schemas",
 ]

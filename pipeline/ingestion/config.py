@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.ingestion.synthetic_ads import SyntheticAdsConfig
+from pipeline.synthetic.config import SyntheticAdsConfig
 
 ANY_TASK = "*"
 """Key of ``files`` for files whose records name their task themselves."""
+
+
+def days_of(window: tuple[dt.date, dt.date]) -> Iterator[dt.date]:
+    """Yield the days from the first to the last, both included."""
+    for offset in range((window[1] - window[0]).days + 1):
+        yield window[0] + dt.timedelta(days=offset)
 
 
 class Replay(BaseModel):

@@ -24,7 +24,8 @@ from pipeline.ingestion.records import Unit, split_units
 from pipeline.ingestion.resolve import Decisions, Earlier, resolve
 from pipeline.ingestion.scan import ScanJob, scan_unit
 from pipeline.ingestion.schemas import SCHEMAS, write_schemas
-from pipeline.ingestion.sources import SourceFile, find_archives, find_sources, with_digests
+from pipeline.ingestion.source_file import SourceFile
+from pipeline.ingestion.sources import find_archives, find_sources, with_digests
 from pipeline.ingestion.write import plan_writes, write_shards
 from pipeline.retry import persistently
 from pipeline.shard_index import index_path

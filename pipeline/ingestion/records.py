@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import datetime as dt
 import gzip
 import io
 import json
@@ -16,8 +15,8 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.ingestion.config import DataConfig
-from pipeline.ingestion.sources import SourceFile
-from pipeline.ingestion.synthetic_ads import generate
+from pipeline.ingestion.source_file import SourceFile
+from pipeline.ingestion.synthetic_source import synthetic_records
 from pipeline.retry import is_outage
 from pipeline.storage import filesystem, is_remote
 
@@ -72,8 +71,7 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[Line]:
     """
     source = unit.source
     if source.is_synthetic:
-        day = dt.date.fromisoformat(str(source.day))
-        for number, record in enumerate(generate(config.synthetic, day)[source.task], 1):
+        for number, record in enumerate(synthetic_records(config, source), 1):
             yield Line(number, number, record)
         return
     fs, path = filesystem(source.location)

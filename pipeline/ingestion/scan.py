@@ -16,13 +16,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.contracts import TaskSpec, write_atomic
+from pipeline.contracts import PROBABILITIES_FIELD, TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion.config import ANY_TASK, DataConfig
 from pipeline.ingestion.images import ImageFolder
 from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
-from pipeline.ingestion.synthetic_ads import PROBABILITIES_FIELD
 from pipeline.ingestion.validate import Checked, Rejected, check_record, sanitize_key
 from pipeline.retry import persistently
 from pipeline.storage import is_remote

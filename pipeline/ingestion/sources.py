@@ -7,50 +7,20 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
-from pipeline.ingestion.config import ANY_TASK, DataConfig
+from pipeline.ingestion.config import ANY_TASK, DataConfig, days_of
 from pipeline.ingestion.images import ARCHIVE
-from pipeline.ingestion.synthetic_ads import TASKS as SYNTHETIC_TASKS
-from pipeline.ingestion.synthetic_ads import days_of
+from pipeline.ingestion.source_file import SYNTHETIC, SourceFile
+from pipeline.ingestion.synthetic_source import synthetic_sources
 from pipeline.storage import filesystem, is_remote, join
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv.gz", ".csv", ".parquet")
 SPLITS = ("train", "test")
-SYNTHETIC = "synthetic_ads"
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One input: a file of records, one day of a synthetic task, or the images beside records."""
-
-    task: str
-    """Task of its records; ``*`` where each names its own."""
-    split: str
-    location: str
-    """Local path or ``s3://`` URL."""
-    name: str
-    """The location relative to the configured root: what is shown and digested."""
-    day: str | None = None
-    size: int = 0
-    keep: float = 1.0
-    """Share of its records that is taken, the others being left out before anything else."""
-    digest: str = ""
-    """sha256 of a local file's content, ETag of one on S3."""
-
-    @property
-    def is_synthetic(self) -> bool:
-        """Whether the records are made, not read."""
-        return self.location.startswith(f"{SYNTHETIC}/")
-
-    @property
-    def is_archive(self) -> bool:
-        """Whether it holds the images of the records beside it, and no records."""
-        return self.location.endswith(f"/{ARCHIVE}")
 
 
 def find_sources(config: DataConfig, tasks: Sequence[TaskSpec]) -> list[SourceFile]:
@@ -61,7 +31,7 @@ def find_sources(config: DataConfig, tasks: Sequence[TaskSpec]) -> list[SourceFi
     """
     names = [task.name for task in tasks]
     if config.source == SYNTHETIC:
-        return _synthetic_days(config, names)
+        return synthetic_sources(config, names)
     for name in config.files:
         if name not in names and name != ANY_TASK:
             raise InputError(f"data.files must name configured tasks, got {name!r}{did_you_mean(name, names)}")
@@ -92,24 +62,6 @@ def find_archives(config: DataConfig, tasks: Sequence[TaskSpec], sources: Sequen
         if fs.exists(path):
             found[location] = _described(config, source.task, source.split, fs, path, location)
     return list(found.values())
-
-
-def _synthetic_days(config: DataConfig, names: list[str]) -> list[SourceFile]:
-    for name in names:
-        if name not in SYNTHETIC_TASKS:
-            raise InputError(
-                f"source {SYNTHETIC!r} must be asked for its own tasks, got {name!r}"
-                f"{did_you_mean(name, SYNTHETIC_TASKS)}; for your own records set data.source=records and data.root"
-            )
-    windows = config.windows or config.synthetic.windows()
-    days = [(split, day.isoformat(), 1.0) for split, window in windows.items() for day in days_of(window)]
-    if config.replay is not None:
-        days += [("train", day.isoformat(), config.replay.share) for day in days_of(config.replay.window)]
-    return [
-        SourceFile(name, split, f"{SYNTHETIC}/{day}/{name}", f"{SYNTHETIC}/{day}/{name}", day, keep=keep)
-        for name in names
-        for split, day, keep in days
-    ]
 
 
 def _has_mixed_files(config: DataConfig) -> bool:

@@ -17,7 +17,7 @@ _TOKENS = (64, 192, 576)
 """Computed tokens of the micro-batches: the first one warms up, a line through the others tells the rest."""
 
 # A rank's process holds Ray too, and this module must not import its door.
-_PROGRAM = "import pipeline.orchestration, pipeline.training.calibration as c; c.main()"
+_PROGRAM = "import pipeline.orchestration.training, pipeline.training.calibration as c; c.main()"
 
 
 def calibrate(job: TrainingJob) -> Calibration:

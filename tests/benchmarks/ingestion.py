@@ -10,8 +10,8 @@ from typing import Any
 import webdataset as wds
 
 from pipeline.contracts import TaskSpec
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
-from pipeline.ingestion.synthetic_ads import generate
+from pipeline.ingestion import DataConfig, prepare
+from pipeline.synthetic import SyntheticAdsConfig, generate, synthetic_ads_tasks
 from tests.benchmarks.timing import hardware, interleaved, ratio, row, versions
 
 FILES, ROWS_A_FILE, SAMPLES_A_SHARD, ROUNDS = 8, 2500, 1000, 5

@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from pipeline.training.config import TrainingConfig
 from pipeline.training.host import RunHost
 from pipeline.training.loop import Trainer, TrainingJob

@@ -11,11 +11,12 @@ import torch
 import webdataset as wds
 
 from pipeline.contracts import ShardManifest
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_base
 from pipeline.modeling.encoding import Encoder
 from pipeline.stream import LengthGrouping, MixedStream
 from pipeline.stream.grouping import padding_share
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from pipeline.world import World
 from tests.benchmarks.timing import hardware, interleaved, ratio, row, versions
 

@@ -16,10 +16,12 @@ EQUAL_STEPS, EQUAL_LAYERS = 4, 4
 
 
 def _under_ray(settings: dict[str, Any], training: dict[str, Any]) -> list[dict[str, Any]]:
-    from pipeline import orchestration
+    from pipeline.orchestration.cluster import cluster
+    from pipeline.orchestration.config import RayConfig
+    from pipeline.orchestration.training import train
 
-    with tempfile.TemporaryDirectory() as folder, orchestration.cluster(orchestration.RayConfig()):
-        orchestration.train(job_of(settings, **training), Path(folder), None)
+    with tempfile.TemporaryDirectory() as folder, cluster(RayConfig()):
+        train(job_of(settings, **training), Path(folder), None)
         return [json.loads(line) for line in (Path(folder) / "history.jsonl").read_text().splitlines()]
 
 

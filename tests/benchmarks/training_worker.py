@@ -198,7 +198,7 @@ def equal(settings: dict[str, Any]) -> dict[str, Any]:
 
 def rank(settings: dict[str, Any]) -> dict[str, Any]:
     """Run one rank of a whole job under torchrun; rank 0 tells the history."""
-    import pipeline.orchestration  # noqa: F401 - so that a rank's memory is that of a rank under Ray
+    import pipeline.orchestration.training  # noqa: F401 - so that a rank's memory is that of a rank under Ray
 
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     host = Host()

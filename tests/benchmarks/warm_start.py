@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.modeling.packing import Example, micro_batches
 from pipeline.stream import read_split
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import Trainer, TrainingJob
 from pipeline.world import World

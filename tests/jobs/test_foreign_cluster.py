@@ -93,7 +93,7 @@ def test_submitted_work_is_done_once_and_can_be_watched_and_stopped(address: str
 
 AGAIN = """
 import sys
-from jobs.ray_jobs import Jobs
+from jobs.cluster.ray_jobs import Jobs
 jobs = Jobs(sys.argv[1])
 assert jobs.submit("true", {}, "weekly", is_done_once=False) == ("weekly", False)
 assert jobs.follow("weekly", print) == 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from jobs.cluster.submission import _is_done_once
 from jobs.config import load_config
 from jobs.main_job import passed
-from jobs.submission import _is_done_once
 from jobs.weekly import loop
 from jobs.weekly.champion import check_unchanged
 from jobs.weekly.plan import check_files

@@ -24,13 +24,14 @@ from jobs.run import Run
 from jobs.scoring import load_untrained, model_of, score
 from jobs.stages.compare import compare_any
 from jobs.stages.register import identity
-from pipeline import orchestration
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample
 from pipeline.errors import HeldBack, InputError
-from pipeline.evaluation import predict
 from pipeline.modeling.adapter import build_adapter
 from pipeline.modeling.base_model import load_base
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+from pipeline.orchestration.cluster import cluster as ray_cluster
+from pipeline.orchestration.config import RayConfig
+from pipeline.orchestration.scoring import scoring_pool
 from pipeline.promotion.registry import Registry
 from pipeline.stream import read_split
 from tests.jobs.test_cli import Run as Command
@@ -73,7 +74,7 @@ def _made(root: Path, name: str, seed: int, method: str = "mtl_lora") -> RunConf
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with orchestration.cluster(orchestration.RayConfig()):
+    with ray_cluster(RayConfig()):
         yield
 
 
@@ -296,14 +297,12 @@ def test_a_worker_killed_in_the_middle_leaves_each_sample_scored_once(
     log, killed, done = tmp_path / "calls", [], []
     killer = threading.Thread(target=_kill_the_busiest, args=(log, killed), daemon=True)
     killer.start()
-    with orchestration.scoring_pool(partial(_load, log), workers) as pool:
-        pool.wanted, pool.progress = frozenset({("many", samples[-1].key)}), done.append
-        scores = predict(pool, samples, chunk=len(samples))
+    with scoring_pool(partial(_load, log), workers) as pool:
+        found = pool.score(samples, on_progress=done.append, states_of={("many", samples[-1].key)})
         pids = {int(line.split()[0]) for line in log.read_text().splitlines()}
         assert len(pids) == workers + 1  # the killed one was replaced
     killer.join()
     assert killed
-    assert list(zip(scores.task, scores.key, strict=True)) == [(s.task, s.key) for s in samples]
-    assert [row[0] for row in scores.scores] == [float(s.key) for s in samples]
+    assert [row[0] for row in found.probabilities] == [float(s.key) for s in samples]
     assert sum(done) == len(samples)
-    assert list(pool.states) == [("many", samples[-1].key)]
+    assert list(found.states) == [("many", samples[-1].key)]

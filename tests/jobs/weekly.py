@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from jobs.config import load_config
-from pipeline.ingestion import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from pipeline.promotion.registry import Registry
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from tests.processes import kill_tree
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,11 +25,11 @@ DIRECT = """
 import json, pathlib, sys
 from jobs.config import load_config
 from jobs.weekly.loop import retrain
-from pipeline import orchestration
+from pipeline.orchestration.cluster import cluster
 from pipeline.errors import HeldBack
 config = load_config(pathlib.Path(sys.argv[2]))
 try:
-    with orchestration.cluster(config.ray):
+    with cluster(config.ray):
         print(json.dumps(retrain(config)))
 except HeldBack as held:
     sys.exit(print(held, flush=True) or 3)

@@ -32,11 +32,12 @@ import yaml
 from jobs.config import RunConfig, load_config
 from pipeline.contracts import EvaluationReport, ShardManifest, TaskSpec
 from pipeline.evaluation import predict, summarize, write_scores
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks, write_partition
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.predictor import Predictor
 from pipeline.progress import say
 from pipeline.promotion.registry import Registry
 from pipeline.stream import read_split
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from tests.processes import free_port, kill_tree
 from tests.season.page import LAST_WEEKS, Week, write_page
 

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
-from pipeline.ingestion import (
-    DataConfig,
-    DriftThresholds,
-    SyntheticAdsConfig,
-    compare_drift,
-    prepare,
-    synthetic_ads_tasks,
-)
+from pipeline.ingestion import DataConfig, DriftThresholds, compare_drift, prepare
 from pipeline.ingestion.drift import Threshold, stability_index
 from pipeline.ingestion.profile import DataProfile
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 
 SPAM = TaskSpec(name="spam", template="{text}:", label_words=(" no", " yes"))
 START = SyntheticAdsConfig().start

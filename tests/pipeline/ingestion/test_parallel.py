@@ -11,7 +11,9 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.ingestion import prepare
-from pipeline.orchestration import RayConfig, cluster, mapper
+from pipeline.orchestration.cluster import cluster
+from pipeline.orchestration.config import RayConfig
+from pipeline.orchestration.mapping import mapper
 from tests.jobs.test_cli import ROWS, Run, _configuration, mtl_lora  # noqa: F401 - a fixture
 from tests.pipeline.ingestion.test_resume_and_append import SPAM, config_of, content, write_files
 

@@ -15,8 +15,9 @@ import pytest
 
 from pipeline.contracts import ShardManifest, TaskSpec
 from pipeline.errors import InputError
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.stream import read_split
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 
 module = importlib.import_module("pipeline.ingestion.prepare")  # the package has a function of that name
 SPAM = TaskSpec(name="spam", template="{text}\nSpam:", label_words=(" no", " yes"))

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.contracts import TaskSpec
-from pipeline.ingestion import record_schema, synthetic_ads_tasks, write_schemas
+from pipeline.ingestion import record_schema, write_schemas
 from pipeline.ingestion.validate import Rejected, check_record
+from pipeline.synthetic import synthetic_ads_tasks
 
 TASKS = (
     TaskSpec(name="pair", template="{a}\n{b}:", label_words=(" no", " yes")),

@@ -13,17 +13,10 @@ from torch.utils.data import DataLoader
 
 from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError
-from pipeline.ingestion import (
-    DataConfig,
-    SyntheticAdsConfig,
-    compare_drift,
-    prepare,
-    publish,
-    synthetic_ads_tasks,
-    write_partition,
-)
+from pipeline.ingestion import DataConfig, compare_drift, prepare, publish
 from pipeline.storage import filesystem
 from pipeline.stream import CacheConfig, MixedStream, SampleLedger, StreamDataset, merge_ledgers, read_split
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from pipeline.world import World
 from tests.pipeline.s3_server import S3Server
 

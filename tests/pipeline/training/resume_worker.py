@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline.ingestion import synthetic_ads_tasks
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.synthetic import synthetic_ads_tasks
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import Trainer, TrainingJob
 from pipeline.world import World

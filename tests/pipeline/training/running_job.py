@@ -16,8 +16,9 @@ from typing import Any, Self
 import psutil
 import yaml
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.stream import MixedStream
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from tests.pipeline.training.ranks import tiny_base
 from tests.processes import kill_tree
 

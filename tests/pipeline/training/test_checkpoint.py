@@ -11,9 +11,9 @@ import torch
 
 from pipeline.contracts import CheckpointManifest
 from pipeline.errors import InputError
-from pipeline.ingestion import synthetic_ads_tasks
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.synthetic import synthetic_ads_tasks
 from pipeline.training.checkpoint import Checkpoints, adapter_sha256, read_checkpoint
 
 SHA = "a" * 64

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.stream import MixedStream
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from tests.processes import launch_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -21,7 +22,7 @@ WORKER = """
 import json, os, shutil, signal, sys
 from pathlib import Path
 
-from pipeline.ingestion import synthetic_ads_tasks
+from pipeline.synthetic import synthetic_ads_tasks
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.training.config import TrainingConfig

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_base
 from pipeline.stream import CacheConfig
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from pipeline.training import planner
 from pipeline.training.calibration import calibrate
 from pipeline.training.config import TrainingConfig

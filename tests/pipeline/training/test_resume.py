@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from tests.pipeline.training.ranks import tiny_base
 from tests.processes import run_ranks
 

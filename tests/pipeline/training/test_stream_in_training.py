@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, prepare, publish, synthetic_ads_tasks
+from pipeline.ingestion import DataConfig, prepare, publish
 from pipeline.stream import merge_ledgers
+from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from tests.pipeline.s3_server import S3Server
 from tests.processes import run_ranks
 
@@ -18,7 +19,7 @@ WORKER = """
 import json, os, sys
 from pathlib import Path
 
-from pipeline.ingestion import synthetic_ads_tasks
+from pipeline.synthetic import synthetic_ads_tasks
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.stream import CacheConfig, SampleLedger

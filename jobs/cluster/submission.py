@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from jobs import RESULT_MARK, SECRETS
+from jobs.cluster.ray_jobs import Jobs, run_job
 from jobs.config import RunConfig
-from jobs.ray_jobs import Jobs, run_job
 from jobs.run import Run
 from pipeline.errors import InputError
 from pipeline.progress import console, say
@@ -128,7 +128,7 @@ def submit(
 
 def _stage(config: RunConfig, folder: Path) -> str:
     """Copy this code and the configuration into a folder and return the digest of both."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for package in ("jobs", "mtl_lora", "pipeline"):
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))

@@ -14,7 +14,9 @@ from typing import Any
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from pipeline.errors import InputError, did_you_mean
-from pipeline.orchestration import RayConfig, cluster
+from pipeline.orchestration.cluster import cluster
+from pipeline.orchestration.config import RayConfig
+from pipeline.orchestration.environment import address_of
 
 
 class Jobs:
@@ -193,7 +195,7 @@ def run_job(config: RayConfig, entrypoint: str, environment: Mapping[str, str], 
         environment: variables for the job, none of them secret.
         show: takes each line of the job's log.
     """
-    remote = config.address or os.environ.get("RAY_ADDRESS", "")
+    remote = address_of(config.address)
     with contextlib.nullcontext(remote) if remote.startswith("http") else cluster(config) as address:
         jobs = Jobs(address)
         job_id, _ = jobs.submit(entrypoint, environment)

@@ -16,16 +16,14 @@ import gzip
 import io
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.contracts import TaskSpec, write_atomic
-from pipeline.ingestion.synthetic_catalogue import (
+from pipeline.contracts import PROBABILITIES_FIELD, TaskSpec, write_atomic
+from pipeline.synthetic.catalogue import (
     ATTRIBUTES,
     BUYING_TAILS,
     PRODUCTS,
@@ -33,45 +31,9 @@ from pipeline.ingestion.synthetic_catalogue import (
     VERTICALS,
     Catalogue,
 )
+from pipeline.synthetic.config import SyntheticAdsConfig
 
 TASKS = ("query_keyword_relevance", "query_ad_relevance", "ad_landing_page_consistency", "query_vertical")
-PROBABILITIES_FIELD = "label_probabilities"
-"""Field of a record that carries the known probability of each class; never part of a prompt."""
-
-
-class SyntheticAdsConfig(BaseModel):
-    """Size, time span, noise and drift of the synthetic Ads data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = 0
-    """Seed of the catalogue and of every draw."""
-    start: dt.date = dt.date(2026, 1, 5)
-    """Day 0; weeks of drift are counted from here, whatever window is prepared."""
-    days: int = Field(default=8, ge=1)
-    """Daily partitions, where no window is configured."""
-    test_days: int = Field(default=1, ge=0)
-    """The last days of the span that form the test split; the earlier ones are the train split."""
-    rows_per_day: int = Field(default=200, ge=1)
-    """Records a task a day."""
-    drift: float = Field(default=0.0, ge=0, le=4)
-    """0 keeps the catalogue; 1 replaces one of each vertical's five brands a week and swings shares and rates."""
-    label_noise: float = Field(default=0.05, ge=0, lt=0.5)
-    """Share of labels drawn without regard to the texts."""
-
-    @model_validator(mode="after")
-    def _check(self) -> SyntheticAdsConfig:
-        if self.test_days >= self.days:
-            raise ValueError(
-                f"synthetic.test_days must be < days, got {self.test_days} of {self.days}; leave days to train on"
-            )
-        return self
-
-    def windows(self) -> dict[str, tuple[dt.date, dt.date]]:
-        """Return the first and last day of each split."""
-        last = self.start + dt.timedelta(days=self.days - 1)
-        cut = last - dt.timedelta(days=self.test_days)
-        return {"train": (self.start, cut)} | ({"test": (cut + dt.timedelta(days=1), last)} if self.test_days else {})
 
 
 def synthetic_ads_tasks() -> tuple[TaskSpec, ...]:
@@ -112,12 +74,6 @@ def generate(config: SyntheticAdsConfig, day: dt.date) -> dict[str, list[dict[st
             for row in range(config.rows_per_day)
         ]
     return records
-
-
-def days_of(window: tuple[dt.date, dt.date]) -> Iterator[dt.date]:
-    """Yield the days from the first to the last, both included."""
-    for offset in range((window[1] - window[0]).days + 1):
-        yield window[0] + dt.timedelta(days=offset)
 
 
 def write_partition(config: SyntheticAdsConfig, day: dt.date, root: Path) -> list[Path]:

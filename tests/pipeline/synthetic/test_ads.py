@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.ingestion import DataConfig, SyntheticAdsConfig, generate, prepare, synthetic_ads_tasks, write_partition
-from pipeline.ingestion.synthetic_ads import PROBABILITIES_FIELD, TASKS
+from pipeline.contracts import PROBABILITIES_FIELD
+from pipeline.ingestion import DataConfig, prepare
+from pipeline.synthetic import TASKS, SyntheticAdsConfig, generate, synthetic_ads_tasks, write_partition
 
 DAY = dt.date(2026, 1, 7)
 

@@ -1,0 +1,100 @@
+"""A Ray cluster: the one named by an address, the one this process already runs a job of, or a local one that ends with
+the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from pipeline.errors import InputError
+from pipeline.orchestration.config import RayConfig
+from pipeline.orchestration.environment import address_of, inside_job
+from pipeline.progress import say
+
+
+@contextlib.contextmanager
+def cluster(config: RayConfig) -> Iterator[str]:
+    """Join or start the cluster and yield the address of its dashboard.
+
+    Raises:
+        InputError: the named cluster does not answer.
+    """
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    address = (os.environ.get("RAY_ADDRESS") or "auto") if inside_job() else address_of(config.address)
+    if ray.is_initialized():
+        yield _dashboard()
+        return
+    ended = contextlib.ExitStack()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if address and address != "local" and not address.startswith("http"):
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        else:
+            say("Starting a local Ray cluster …")
+            folder = ended.enter_context(_own_folder())
+            with _free_agent_port():
+                ray.init(
+                    address="local",
+                    include_dashboard=True,
+                    object_store_memory=config.object_store_mb * 2**20,
+                    log_to_driver=True,
+                    logging_level=logging.WARNING,
+                )
+            # Private: ray.init writes this file into the common folder only. An option of ray.init for the folder in
+            # which jobs look for their cluster would replace it.
+            ray._private.utils.write_ray_address(ray.get_runtime_context().gcs_address, folder)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"ray.address must be a cluster that answers, got {address!r}: {error}; start one with: ray start --head"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's handler calls the one before it, but aborts the process three seconds later, saved or not.
+        signal.signal(signal.SIGTERM, on_sigterm)
+    with ended:
+        ended.callback(ray.shutdown)
+        yield _dashboard()
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[str]:
+    """Give a local cluster a folder of its own: Ray's jobs and its housekeeping look there for the address of their
+    cluster, and in the common folder they would find that of any other cluster on this machine."""
+    before = os.environ.get("RAY_TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        try:
+            yield f"{folder}/ray"
+        finally:
+            os.environ.pop("RAY_TMPDIR")
+            if before is not None:
+                os.environ["RAY_TMPDIR"] = before
+
+
+@contextlib.contextmanager
+def _free_agent_port() -> Iterator[None]:
+    """Let the dashboard's agent take any free port: its fixed one lets the second cluster on a machine take no jobs."""
+    # Private: ray start has --dashboard-agent-listen-port, ray.init has nothing. Such an option would replace it.
+    parameters: Any = ray._private.parameter.RayParams
+    original = parameters.__init__
+    parameters.__init__ = functools.partialmethod(original, dashboard_agent_listen_port=None)
+    try:
+        yield
+    finally:
+        parameters.__init__ = original
+
+
+def _dashboard() -> str:
+    # Private: ray.init's answer holds the address too, but not in a process that another part has connected already.
+    # A public ray.get_dashboard_url would replace it.
+    url = ray._private.worker.get_dashboard_url()
+    return f"http://{url}" if url else ""

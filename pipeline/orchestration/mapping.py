@@ -1,0 +1,68 @@
+"""A function over many items, as Ray tasks where a cluster is there."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+
+from pipeline.orchestration.cluster import cluster
+from pipeline.orchestration.config import RayConfig
+from pipeline.orchestration.environment import address_of, inside_job
+
+_END_S = 30.0
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def mapper(config: RayConfig, alone_s: float = 3.0) -> Callable[[Callable[[In], Out], Iterable[In]], Iterable[Out]]:
+    """Return what applies a function to many items: Ray tasks where a cluster is there or named, else ``map``.
+
+    Results come in the order of the items; an error in a task is raised as it was raised there, and ends the others.
+    Functions must bear being run again: a task of a lost worker is.
+
+    Args:
+        config: the cluster.
+        alone_s: so many seconds, and the first item at least, this process works alone before it asks the cluster:
+            workers would not have started sooner.
+    """
+    address = address_of(config.address)
+    if not ray.is_initialized() and not inside_job() and (not address or address.startswith("http")):
+        return map
+
+    def over_the_cluster(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        with cluster(config):
+            rest, end = iter(items), time.monotonic() + alone_s
+            for item in rest:
+                yield function(item)
+                if time.monotonic() > end:
+                    break
+            yield from _in_order(ray.remote(num_cpus=1)(function), rest, 2 * int(ray.cluster_resources()["CPU"]))
+
+    return over_the_cluster
+
+
+def _in_order(task: Any, items: Iterable[Any], most: int) -> Iterator[Any]:
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            if len(waiting) >= most:
+                yield _result(waiting.popleft())
+            waiting.append(task.remote(item))
+        while waiting:
+            yield _result(waiting.popleft())
+    finally:
+        for reference in waiting:  # an error: whoever tries again must not meet these at work
+            ray.cancel(reference, force=True)
+        if waiting:
+            ray.wait(list(waiting), num_returns=len(waiting), timeout=_END_S)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, Exception) else error from None

@@ -1,0 +1,105 @@
+"""Scoring on Ray workers that hold the model, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util import ActorPool
+
+from pipeline.contracts import Sample
+
+_CHUNK = 64
+"""Samples a call: enough to batch by length, few enough to share out evenly and to show progress."""
+
+
+@dataclass(frozen=True)
+class PoolScores:
+    """What a pool answers."""
+
+    probabilities: list[np.ndarray]
+    """One array of class probabilities a sample, in label order, in the order of the samples."""
+    states: dict[tuple[str, str], np.ndarray]
+    """Task and key → hidden state (H,), of the samples for which it was asked."""
+
+
+class ScoringPool:
+    """Workers that score samples side by side.
+
+    Args:
+        load: returns, on a worker, scorers by name (see :class:`pipeline.modeling.scoring.Scorer`).
+        num_workers: processes of one CPU each, and one GPU each where the cluster has as many.
+    """
+
+    def __init__(self, load: Callable[[], dict[str, Any]], num_workers: int) -> None:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= num_workers else 0
+        worker = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_ScoringWorker)
+        self.actors: list[Any] = [worker.remote(load) for _ in range(num_workers)]
+
+    def score(
+        self,
+        samples: Sequence[Sample],
+        *,
+        model: str = "trained",
+        on_progress: Callable[[int], object] | None = None,
+        states_of: Set[tuple[str, str]] = frozenset(),
+    ) -> PoolScores:
+        """Score each sample once; those of a worker that is lost are scored by another.
+
+        Args:
+            samples: of any tasks, mixed.
+            model: name of the scorer that is asked.
+            on_progress: called with the number of samples just scored.
+            states_of: task and key of the samples whose hidden states come back too.
+        """
+        # In like company there is little padding; longest first, so that no worker is left with the longest at the end.
+        order = sorted(range(len(samples)), key=lambda i: -sum(map(len, samples[i].fields.values())))
+        chunks = [order[first : first + _CHUNK] for first in range(0, len(order), _CHUNK)]
+        calls = [(model, chunk, [samples[i] for i in chunk], frozenset(states_of)) for chunk in chunks]
+        found: list[Any] = [None] * len(samples)
+        states: dict[tuple[str, str], np.ndarray] = {}
+        pool = ActorPool(self.actors)
+        for chunk, probabilities, kept in pool.map_unordered(lambda actor, call: actor.score.remote(*call), calls):
+            states.update(kept)
+            for i, row in zip(chunk, probabilities, strict=True):
+                found[i] = row
+            if on_progress is not None:
+                on_progress(len(chunk))
+        return PoolScores(found, states)
+
+    def latency_ms(self, samples: Sequence[Sample], *, model: str = "trained") -> float:
+        """Return the median time in milliseconds in which one worker answers one row alone, the others idle."""
+        return float(ray.get(self.actors[0].latency_ms.remote(model, list(samples))))
+
+
+@contextlib.contextmanager
+def scoring_pool(load: Callable[[], dict[str, Any]], num_workers: int) -> Iterator[ScoringPool]:
+    """Yield a :class:`ScoringPool` whose workers end with the block."""
+    pool = ScoringPool(load, num_workers)
+    try:
+        yield pool
+    finally:
+        for actor in pool.actors:
+            ray.kill(actor)
+
+
+class _ScoringWorker:
+    def __init__(self, load: Callable[[], dict[str, Any]]) -> None:
+        self.scorers = load()
+
+    def score(
+        self, model: str, chunk: list[int], samples: Sequence[Sample], states_of: frozenset[tuple[str, str]]
+    ) -> tuple[list[int], list[np.ndarray], dict[tuple[str, str], np.ndarray]]:
+        answers = self.scorers[model].answers(samples)
+        states = {(s.task, s.key): state for s, (_, state) in zip(samples, answers, strict=True)}
+        kept = {name: state for name, state in states.items() if name in states_of}
+        return chunk, [probabilities for probabilities, _ in answers], kept
+
+    def latency_ms(self, model: str, samples: Sequence[Sample]) -> float:
+        from pipeline.evaluation.predict import latency_ms
+
+        return latency_ms(self.scorers[model], samples)

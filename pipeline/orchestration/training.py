@@ -1,0 +1,167 @@
+"""Training on Ray workers: started, stopped with everything saved, gone on with after a loss."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+# Private: a backend is how code gets into the main thread of a worker, where alone a signal can be listened to. A
+# public hook that runs there before the training function, or a public base class of backends, would replace it.
+from ray.train.torch.config import _TorchBackend
+
+# Private: see _node_drains. A public question that is no collective call would replace it.
+from ray.train.v2._internal.execution.context import get_train_context
+
+from pipeline.contracts import write_atomic
+from pipeline.errors import InputError
+from pipeline.progress import say
+from pipeline.tracking import Tracker
+from pipeline.training.host import CHECKPOINTS, RunHost, failed_file, listen_to_sigterm, stop_file
+from pipeline.world import World
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import TrainingJob
+
+
+def train(job: TrainingJob, run_folder: Path, tracker: Tracker | None) -> Path:
+    """Train on Ray workers and return the folder of the last checkpoint.
+
+    A run of the same folder that was cut off goes on from its newest whole checkpoint; a lost worker is replaced.
+    SIGTERM, to this process or to a worker's, makes all ranks save after the step they are in.
+
+    Args:
+        job: what is trained, on what.
+        run_folder: shared by all nodes; holds ``checkpoints/``, ``history.jsonl`` and the ledger.
+        tracker: MLflow run that rank 0 writes to.
+
+    Raises:
+        InputError: the cluster has fewer CPUs or GPUs than workers, or a rank met what no restart can mend, such as a
+            loss that is not finite.
+        SystemExit: SIGTERM came; everything is saved.
+    """
+    from pipeline.training.checkpoint import Checkpoints
+
+    config = job.training
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    least = config.min_workers or config.num_workers
+    have = gpus or int(ray.cluster_resources().get("CPU", 0))
+    if have < least:
+        raise InputError(
+            f"training.{'min' if config.min_workers else 'num'}_workers must be at most the cluster's "
+            f"{'GPUs' if gpus else 'CPUs'}, {have}, got {least}; lower it or add a node"
+        )
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s)
+    trainer = TorchTrainer(
+        _train_rank,
+        train_loop_config={"job": ray.cloudpickle.dumps(job), "run_folder": run_folder, "tracker": tracker},
+        torch_config=_WorkerConfig(backend="nccl" if gpus else "gloo", timeout_s=math.ceil(config.hang_timeout_s)),
+        scaling_config=ScalingConfig(
+            num_workers=(least, config.num_workers) if config.min_workers else config.num_workers,  # type: ignore[arg-type]
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": 1},
+        ),
+        run_config=RunConfig(
+            name=".ray",
+            storage_path=str(run_folder.resolve()),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    stop, failed = stop_file(run_folder), failed_file(run_folder)
+    with _sigterm_asks(stop):
+        failed.unlink(missing_ok=True)
+        try:
+            trainer.fit()
+        except Exception as error:
+            _raise_failure(failed, error)
+            raise
+        _raise_failure(failed)
+    if stop.exists():
+        stop.unlink()
+        say(f"stopped by SIGTERM, saved in {stop.parent}; the same command goes on from there")
+        raise SystemExit(128 + signal.SIGTERM)
+    found = Checkpoints(stop.parent, job.adapter_sha256).newest()
+    if found is None:
+        raise RuntimeError("a finished training run must leave a checkpoint, got none; see the worker's log above")
+    return found
+
+
+def _raise_failure(failed: Path, cause: Exception | None = None) -> None:
+    if failed.is_file():
+        message = failed.read_text()
+        failed.unlink()
+        raise InputError(message) from cause
+
+
+@contextlib.contextmanager
+def _sigterm_asks(stop: Path) -> Iterator[None]:
+    """Within it the first SIGTERM makes the file that asks the ranks to stop; a second one acts as before."""
+    stop.parent.mkdir(parents=True, exist_ok=True)
+    stop.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, before)
+        stop.touch()
+
+    signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _WorkerBackend(_TorchBackend):
+    """Torch's set-up of the workers; and SIGTERM is listened to, which only the main thread can arrange."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(listen_to_sigterm)
+
+
+class _WorkerConfig(TorchConfig):
+    @property
+    def backend_cls(self) -> type[_WorkerBackend]:
+        return _WorkerBackend
+
+
+def _train_rank(settings: dict[str, Any]) -> None:
+    # Bytes until here: Ray Train's controller, which reads the settings too, need not import what trains.
+    context, job, run_folder = ray.train.get_context(), pickle.loads(settings["job"]), settings["run_folder"]
+    world = World(context.get_world_rank(), context.get_world_size())
+    if failed_file(run_folder).is_file():
+        return  # Ray starts lost workers again whatever they were lost to: the driver raises what is written there
+    with RunHost(run_folder, world, job.training.hang_timeout_s, settings["tracker"], _node_drains) as host:
+        from pipeline.training.loop import Trainer
+
+        try:
+            finished = Trainer(job, world, host, run_folder / CHECKPOINTS).run()
+        except InputError as error:
+            write_atomic(failed_file(run_folder), str(error))
+            raise
+    if not finished and not stop_file(run_folder).exists():
+        raise PreemptedError("a rank was told to stop, all have saved; training goes on with other workers")
+
+
+class PreemptedError(RuntimeError):
+    """Workers stopped because one of them had to; the run goes on from the checkpoint that they left."""
+
+
+def _node_drains() -> bool:
+    """Whether Ray drains a worker's node, as it does before a machine is taken away."""
+    # The public ray.train.get_preemption_info() is a collective call of some ten milliseconds.
+    return get_train_context().preemption_context.preemption_info is not None
