@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs import RESULT_MARK, SECRETS
+from jobs import SECRETS
 from pipeline.errors import HeldBack, InputError, did_you_mean, masked
 
 if TYPE_CHECKING:
@@ -55,8 +55,10 @@ def _run(config: Path, overrides: list[str] | None, as_json: bool, verb: Callabl
 
 
 def _finish(result: Any, as_json: bool) -> None:
-    if os.environ.get("MTL_LORA_SUBMITTED"):
-        print(RESULT_MARK + json.dumps(result, default=str), flush=True)  # noqa: T201
+    from pipeline.progress import Result, is_followed, send
+
+    if is_followed():
+        send(Result(result))
     elif as_json:
         print(json.dumps(result, indent=2, default=str), flush=True)  # noqa: T201
 
@@ -361,12 +363,9 @@ def logs(
     job: JobId, address: Address, follow: Annotated[bool, typer.Option("--follow", help="Until the end.")] = False
 ) -> None:
     """Show a submitted job's log."""
-    from jobs.cluster.ray_jobs import Jobs
+    from jobs.cluster.submission import show_log
 
-    jobs = Jobs(address)
-    if follow:
-        raise typer.Exit(jobs.follow(job, lambda line: print(line, flush=True)))  # noqa: T201
-    print(jobs.logs(job), end="", flush=True)  # noqa: T201
+    raise typer.Exit(show_log(job, address, follow))
 
 
 @app.command()

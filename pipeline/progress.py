@@ -1,17 +1,97 @@
-"""Progress of long work: a live bar on a terminal, one plain line every few seconds elsewhere."""
+"""Progress of long work: a live bar on a terminal, a plain line every few seconds elsewhere, a message within a job.
+
+A process whose output another one follows, such as the driver of a Ray job and its workers, hands over progress and its
+result as messages: lines of a mark, a token and JSON. The token is drawn for each job and given to its processes by
+:data:`TOKEN`; a line without it is text, whatever it looks like.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
-PLAIN_INTERVAL_S = 5.0
+INTERVAL_S = 5.0
+"""Least time between two lines of a piece of work."""
+TOKEN = "MTL_LORA_MESSAGE_TOKEN"
+"""Variable with the token of the messages; where it is unset, nobody reads messages and plain lines are written."""
+_MARK = "@mtl-lora"
+
+
+@dataclass(frozen=True)
+class WorkDone:
+    """How far a piece of work is."""
+
+    what: str
+    done: int
+    total: int
+    unit: str = ""
+    spent_s: float = 0.0
+    left_s: float | None = None
+    """Seconds until the end at the speed so far; None where nothing is done yet."""
+    note: str = ""
+
+    def __str__(self) -> str:
+        share = 100 * self.done / self.total if self.total else 100
+        head = f"{self.what} {self.done}/{self.total}{' ' + self.unit if self.unit else ''} ({share:.0f} %)"
+        left = "" if self.left_s is None else f", {self.left_s:.0f} s left"
+        return f"{head}, {self.spent_s:.0f} s spent{left}{', ' + self.note if self.note else ''}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb has found out, for the process that waits for it."""
+
+    value: Any
+    """Any JSON value; what JSON has no form for comes as text."""
+
+    def __str__(self) -> str:
+        return f"result: {json.dumps(self.value, default=str)}"
+
+
+Message = WorkDone | Result
+_KINDS: dict[str, type[WorkDone] | type[Result]] = {"progress": WorkDone, "result": Result}
+
+
+def is_followed() -> bool:
+    """Whether another process reads this one's messages."""
+    return bool(os.environ.get(TOKEN))
+
+
+def send(message: Message) -> None:
+    """Write a message for the process that follows this one, or its text where none does; on standard error."""
+    line = f"{message}"
+    if is_followed():
+        kind = next(name for name, type_ in _KINDS.items() if isinstance(message, type_))
+        fields = json.dumps({"kind": kind, **asdict(message)}, default=str)
+        line = f"{_MARK} {os.environ[TOKEN]} {fields}"
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def received(line: str, token: str) -> Message | None:
+    """Return the message that a line of another process's output is; None where it is text.
+
+    Args:
+        line: without its end and without what a log has set before it.
+        token: of the job; with an empty one every line is text.
+    """
+    head = f"{_MARK} {token} "
+    if not token or not line.startswith(head):
+        return None
+    try:
+        fields = json.loads(line.removeprefix(head))
+        return _KINDS[fields.pop("kind")](**fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # cut off, or run into another line: whoever reads the log sees it as it is
 
 
 class Track:
@@ -29,17 +109,8 @@ class Track:
 
     def __enter__(self) -> Self:
         self._start = time.monotonic()
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(self.unit),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=console,
-            )
+        if console.is_terminal and not is_followed():
+            self._bar = bars(self.unit)
             self._bar.start()
             self._bar.add_task(self.description, total=self.total, note="")
         return self
@@ -51,23 +122,31 @@ class Track:
             self._bar.update(self._bar.task_ids[0], advance=amount, note=note)
             return
         now = time.monotonic()
-        if now - self._last_line >= PLAIN_INTERVAL_S or self.done >= self.total:
+        if now - self._last_line >= INTERVAL_S or self.done >= self.total:
             self._last_line = now
-            sys.stderr.write(self._line(now, note) + "\n")
-            sys.stderr.flush()
-
-    def _line(self, now: float, note: str) -> str:
-        spent = now - self._start
-        left = spent / self.done * (self.total - self.done) if self.done else float("nan")
-        share = 100 * self.done / self.total if self.total else 100
-        head = f"{self.description} {self.done}/{self.total}{' ' + self.unit if self.unit else ''} ({share:.0f} %)"
-        return f"{head}, {spent:.0f} s spent, {left:.0f} s left{', ' + note if note else ''}"
+            spent = now - self._start
+            left = spent / self.done * (self.total - self.done) if self.done else None
+            send(WorkDone(self.description, self.done, self.total, self.unit, spent, left, note))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def bars(unit: str = "") -> Progress:
+    """Return live bars for a terminal, each with a ``note`` behind it."""
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
 
 
 def say(message: str) -> None:

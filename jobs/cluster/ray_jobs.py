@@ -112,6 +112,17 @@ class Jobs:
         with _refusals(self.address):
             return str(self._client.get_job_logs(job_id))
 
+    def variable(self, job_id: str, name: str) -> str:
+        """Return a variable with which a job was submitted, empty where it was submitted without.
+
+        Raises:
+            InputError: there is no such job.
+        """
+        self._known(job_id)
+        with _refusals(self.address):
+            runtime_env = self._client.get_job_info(job_id).runtime_env or {}
+        return str(runtime_env.get("env_vars", {}).get(name, ""))
+
     def status(self, job_id: str) -> dict[str, Any]:
         """Return what is known of a job.
 

@@ -16,36 +16,20 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from secrets import token_hex
+from typing import Any
 from urllib.parse import urlsplit
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from jobs import RESULT_MARK, SECRETS
+from jobs import SECRETS
+from jobs.cluster.log_view import LogView, plain
 from jobs.cluster.ray_jobs import Jobs, run_job
 from jobs.config import RunConfig
 from jobs.run import Run
 from pipeline.errors import InputError
-from pipeline.progress import console, say
+from pipeline.progress import TOKEN, say
 from pipeline.tracking import TrackingConfig
 
-_PREFIX = re.compile(r"^(\x1b\[\d+m)*\((?P<who>[^()]* pid=\d+[^()]*)\)(\x1b\[\d+m)* ")
-_PROGRESS = re.compile(r"^(?P<what>.+?) (?P<done>\d+)/(?P<total>\d+)[^(]*\(\d+ %\), .*? left(?:, (?P<note>.*))?$")
-_NOISE = re.compile(
-    r" (INFO|WARNING) (job_manager|worker|sdk|packaging|authentication_token_setup)\.py|^Running entrypoint for job "
-    r"|core_worker\.cc|real_accelerator\.py|FutureWarning|^  return func\(|^Setting up process group"
-    r"|^Checkpoint successfully created|^Found multiple active Ray"
-    r"|mlflow\.(store\.db|pyfunc)|^  warnings\.warn\("
-    r"|^Reporting training result|^Requesting resources|^Attempting to start|^Started training worker group|^- \(ip="
-)
-"""Lines of Ray, torch and DeepSpeed that tell the person who waits nothing; the job's own log keeps them."""
-
-
 _FROM_CONFIGURATION = ("prepare", "plan", "train", "evaluate", "export", "demo", "retrain")
-
-_TRACEBACK = re.compile(r"^Exception in thread PlacementGroupCleanerMonitor")
-"""Begins a traceback of Ray's own housekeeping on a busy machine; its last line is the first that is not indented."""
 
 
 def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple[int, Any]:
@@ -63,14 +47,15 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
         run_stage(run, "prepare")
         path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
-    with _Viewer() as viewer:
-        code = run_job(config.ray, shlex.join(command), _environment(()), viewer.show)
-    return code, viewer.result
+    environment = _environment(())
+    with LogView(environment[TOKEN]) as view:
+        code = run_job(config.ray, shlex.join(command), environment, view.show)
+    return code, view.result
 
 
 def _environment(secrets: Sequence[str]) -> dict[str, str]:
     """Return the job's variables; of secrets, among them a tracking URI with a password, the name alone."""
-    found = {"MTL_LORA_SUBMITTED": "1", "PYTHONUNBUFFERED": "1"}
+    found = {TOKEN: token_hex(8), "PYTHONUNBUFFERED": "1"}
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri and TrackingConfig(uri=uri).shown == uri:
         found["MLFLOW_TRACKING_URI"] = uri
@@ -121,9 +106,33 @@ def submit(
     found = {"job": job_id, "attached": attached}
     if not wait:
         return 0, found
-    with _Viewer() as viewer:
-        code = jobs.follow(job_id, viewer.show)
-    return code, found | {"exit_code": code, "result": viewer.result}
+    with LogView(jobs.variable(job_id, TOKEN)) as view:  # another may have submitted it
+        code = jobs.follow(job_id, view.show)
+    return code, found | {"exit_code": code, "result": view.result}
+
+
+def show_log(job_id: str, address: str, follow: bool) -> int:
+    """Print a job's log on standard output, its messages in words; return the job's exit code, 0 without following.
+
+    Args:
+        job_id: of the job.
+        address: of the cluster's dashboard.
+        follow: print further lines as they come, until the job ends.
+
+    Raises:
+        InputError: the cluster does not answer or refuses, or there is no such job.
+    """
+    jobs = Jobs(address)
+    token = jobs.variable(job_id, TOKEN)
+
+    def show(line: str) -> None:
+        print(plain(line, token), flush=True)  # noqa: T201
+
+    if follow:
+        return jobs.follow(job_id, show)
+    for line in jobs.logs(job_id).splitlines():
+        show(line)
+    return 0
 
 
 def _stage(config: RunConfig, folder: Path) -> str:
@@ -145,53 +154,3 @@ def _is_done_once(verb: str, config: RunConfig) -> bool:
 
 def _is_this_machine(address: str) -> bool:
     return urlsplit(address).hostname in ("localhost", "127.0.0.1", "::1")
-
-
-class _Viewer:
-    """Shows a job's log: progress lines as live bars on a terminal, everything else as it comes."""
-
-    def __init__(self) -> None:
-        self.result: Any = None
-        self._bars: Progress | None = None
-        self._rows: dict[str, Any] = {}
-        self._in_traceback = False
-
-    def __enter__(self) -> Self:
-        if console.is_terminal:
-            self._bars = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=console,
-            )
-            self._bars.start()
-        return self
-
-    def show(self, line: str) -> None:
-        """Take one line of the log."""
-        line = _PREFIX.sub("", line.rstrip())
-        if _TRACEBACK.match(line):
-            self._in_traceback = True
-        elif self._in_traceback:
-            self._in_traceback = line.startswith((" ", "Traceback"))
-        elif line.startswith(RESULT_MARK):
-            self.result = json.loads(line.removeprefix(RESULT_MARK))
-        elif self._bars is not None and (match := _PROGRESS.match(line)):
-            self._bar(self._bars, match)
-        elif line and not _NOISE.search(line):
-            console.print(line, markup=False, soft_wrap=True)
-
-    def _bar(self, bars: Progress, match: re.Match[str]) -> None:
-        what, total = match["what"], int(match["total"])
-        if what not in self._rows:
-            self._rows[what] = bars.add_task(what, total=total, note="")
-        bars.update(self._rows[what], completed=int(match["done"]), note=match["note"] or "")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()

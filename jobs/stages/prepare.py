@@ -72,11 +72,11 @@ def _given_shards(config: RunConfig, place: str, append: bool) -> ShardManifest:
     return manifest
 
 
-def _shown(mapper: Mapper) -> Mapper:
+def _shown(over_all: Mapper) -> Mapper:
     def run(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         items = list(items)
         with Track(_PASSES[function.__name__], len(items), "parts") as track:
-            for result in mapper(function, items):
+            for result in over_all(function, items):
                 track.advance()
                 yield result
 

@@ -79,7 +79,7 @@ class RunningJob:
         self.steps = values["training"]["max_steps"]
         self.log = config.with_suffix(".log")
         environment = {**os.environ, "RAY_ADDRESS": address, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        environment |= {"MTL_LORA_SUBMITTED": "", "PYTHONUNBUFFERED": "1"}
+        environment |= {"MTL_LORA_MESSAGE_TOKEN": "", "PYTHONUNBUFFERED": "1"}
         if address:  # as the driver of a job that someone submitted there
             environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = "{}"
         else:

@@ -19,7 +19,7 @@ from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BIN = Path(sys.executable).parent
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,13 @@ def test_submitted_work_is_done_once_and_can_be_watched_and_stopped(address: str
     assert found["result"]["steps"] == 8  # the verb's own result came back
     again = json.loads(_mtl_lora("submit", "--json", "--no-wait", *at, *verb).stdout)
     assert again == {"job": found["job"], "attached": True}
+    attached = json.loads(_mtl_lora("submit", "--json", *at, *verb).stdout)
+    assert attached["result"] == found["result"]  # in the messages of the job that another submit has begun
     state = json.loads(_mtl_lora("status", found["job"], "--json", *at).stdout)
     assert (state["state"], state["exit_code"]) == ("SUCCEEDED", 0)
-    assert "test samples" in _mtl_lora("logs", found["job"], *at).stdout
+    log = _mtl_lora("logs", found["job"], *at).stdout
+    assert "test samples" in log
+    assert "@mtl-lora" not in log  # messages are shown in words
 
     bad = _mtl_lora(
         "submit", *at, "plan", "--config", "demo", f"run_root={tmp_path}/runs", "training.global_batch_size=7"
