@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pipeline.contracts import EvaluationReport, TaskSpec
+from pipeline.promotion.provenance import Provenance
 
 
 def model_card(
     name: str,
     tasks: Sequence[TaskSpec],
-    base: str,
     report: EvaluationReport | None,
-    lineage: Mapping[str, str],
+    provenance: Provenance,
     limits: Sequence[str] = (),
 ) -> str:
     """Return the card in Markdown.
@@ -20,16 +20,16 @@ def model_card(
     Args:
         name: of the model.
         tasks: what it answers.
-        base: the frozen model under the adapter, in words.
         report: its evaluation.
-        lineage: what it was made from, by name.
+        provenance: what it was made from.
         limits: what it should not be used for.
     """
     lines = [
         f"# {name}",
         "",
-        f"A multi-task adapter (MTL-LoRA, arXiv 2410.09437) of {base}. It answers {len(tasks)} tasks, mixed in one "
-        "call: `predict` takes a DataFrame with a `task` column and the texts that the task reads.",
+        f"A multi-task adapter (MTL-LoRA, arXiv 2410.09437) of {provenance.base or 'a frozen model'}. It answers "
+        f"{len(tasks)} tasks, mixed in one call: `predict` takes a DataFrame with a `task` column and the texts "
+        "that the task reads.",
         "",
         "## Tasks",
         "",
@@ -41,7 +41,7 @@ def model_card(
         fields = ", ".join(f"`{field}`" for field in task.text_fields)
         lines.append(f"| {task.name} | {task.kind} | {fields} | {words or 'one of its choices'} |")
     lines += ["", "## Evaluation", "", *_evaluation(report), "", "## Made from", ""]
-    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in lineage.items() if value] or ["- not recorded"]
+    lines += [f"- {name.replace('_', ' ')}: {text}" for name, text in provenance.shown().items()]
     lines += ["", "## Limits", ""]
     lines += [f"- {limit}" for limit in limits] or [
         "- The scores are probabilities among the task's own answers; a text of another kind still gets one of them.",

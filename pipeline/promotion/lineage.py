@@ -1,4 +1,4 @@
-"""Which data, code and parent made a champion: read off a version's tags and the ledger."""
+"""Which data, code and parent made a champion: read off its provenance and the ledger."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
 from pipeline.promotion.ledger import Entry, champion_at
+from pipeline.promotion.provenance import Foreign
 
 if TYPE_CHECKING:
     from pipeline.promotion.registry import Registry, Version
@@ -19,7 +20,7 @@ class Lineage:
     """Where a version comes from.
 
     Args:
-        version: the version itself, with its tags (data window, manifest digest, base, commit, metrics).
+        version: the version itself, with its provenance (data window, manifest digest, base, commit, metrics).
         entry: the ledger entry by which it was champion at the moment asked for; None if asked by number and it
             never was.
         until: when another became champion; None if none has since.
@@ -41,7 +42,8 @@ class Lineage:
             rows["champion until"] = _stamp(self.until) if self.until else "now"
             rows["by"] = f"{self.entry.action} of {self.entry.who}"
             rows["because"] = "; ".join(self.entry.why)
-        rows |= {key: value for key, value in sorted(self.version.tags.items()) if value}
+        origin = self.version.origin
+        rows |= {"made from": f"not recorded: {origin.reason}"} if isinstance(origin, Foreign) else origin.shown()
         rows["run_id"] = self.version.run_id
         rows["ancestors"] = " ← ".join(str(parent.number) for parent in self.ancestors) or "none"
         if self.also:
@@ -85,14 +87,18 @@ def _until(chain: Sequence[Entry], entry: Entry | None) -> datetime | None:
 
 def _ancestors(registry: Registry, version: Version) -> tuple[Version, ...]:
     found: list[Version] = []
-    parent = version.tags.get("parent_version", "")
-    while parent and int(parent) not in {v.number for v in found}:
+    parent = _parent(version)
+    while parent and parent not in {v.number for v in found}:
         try:
-            found.append(registry.version(int(parent)))
+            found.append(registry.version(parent))
         except InputError:  # it has been deleted, and with it what it came from
             break
-        parent = found[-1].tags.get("parent_version", "")
+        parent = _parent(found[-1])
     return tuple(found)
+
+
+def _parent(version: Version) -> int | None:
+    return None if isinstance(version.origin, Foreign) else version.origin.parent
 
 
 def _stamp(moment: datetime) -> str:

@@ -6,42 +6,16 @@ rejects, and nothing is assumed in a candidate's favour.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from pipeline.contracts import Comparison, EvaluationReport, PromotionDecision, TaskDifference, TaskResult
+from pipeline.promotion.gates import GatesConfig
+from pipeline.promotion.ledger import Entry
+from pipeline.promotion.provenance import Provenance
 
 Verdict = Literal["PASS", "HOLD", "REJECT"]
-
-
-class GatesConfig(BaseModel):
-    """The gates a candidate must pass."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    beat_base: bool = True
-    """Every task not at its ceiling must beat the untrained base with intervals that do not overlap."""
-    ceiling_gap: float = Field(default=0.02, ge=0)
-    """A base within this of the best attainable (or of 1) leaves a task nothing to gain: it may not get worse."""
-    margin: float = Field(default=0.01, ge=0)
-    """How much worse than the champion a task's metric may be: the paired interval must lie above its negative."""
-    margins: dict[str, float] = Field(default_factory=dict)
-    """Margins of single tasks, where they differ."""
-    gain: Literal["macro", "none"] | tuple[str, ...] = "macro"
-    """What must be better than the champion: the macro mean, each task named, or nothing (non-inferiority alone)."""
-    retired: tuple[str, ...] = ()
-    """Tasks that ended: the champion answers them still, a candidate need not."""
-    min_samples: int = Field(default=50, ge=1)
-    """Fewest test samples a task."""
-    calibration_ratio: tuple[float, float] | None = None
-    """Limits of expected over observed positives of each binary task, for example [0.8, 1.25]."""
-    max_ece: float | None = Field(default=None, gt=0, le=1)
-    """Largest expected calibration error a task."""
-    max_latency_ms: float | None = Field(default=None, gt=0)
-    """Largest median time to answer one row, in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +40,7 @@ def decide(
     gates: GatesConfig,
     *,
     against_champion: Comparison | None = None,
+    champion_tasks: Collection[str] = (),
 ) -> PromotionDecision:
     """Decide on a candidate.
 
@@ -75,6 +50,7 @@ def decide(
         champion: what the present champion scored on the same samples; None where there is none yet.
         gates: the limits.
         against_champion: the paired comparison of candidate and champion.
+        champion_tasks: every task that the champion's version answers, also those it was not scored on here.
 
     Returns:
         PROMOTE where all gates pass, REJECT where one finds against the candidate, else HOLD.
@@ -82,7 +58,7 @@ def decide(
     findings = list(_same_holdout(candidate, base, champion, against_champion))
     for name, result in candidate.tasks.items():
         findings += _task_findings(name, result, base, champion, against_champion, gates)
-    findings += _missing_tasks(candidate, champion, gates)
+    findings += _lost_tasks(candidate, [*(champion.tasks if champion else ()), *champion_tasks], gates)
     findings += _gain(against_champion, gates) if champion is not None else ()
     findings += _latency(candidate, champion, gates)
     rejects = [f for f in findings if f.verdict == "REJECT"]
@@ -97,6 +73,93 @@ def decide(
         champion=champion.model if champion else None,
         tasks={name: "; ".join(f.words for f in findings if f.task == name) for name in candidate.tasks},
     )
+
+
+def after(decision: PromotionDecision, finding: Finding) -> PromotionDecision:
+    """Return a decision after one more gate: it can take a promotion back, and never makes one."""
+    if decision.verdict != "PROMOTE":
+        return decision
+    if finding.verdict == "PASS":
+        return decision.model_copy(update={"reasons": (*decision.reasons, finding.words)} if finding.words else {})
+    return decision.model_copy(update={"verdict": finding.verdict, "reasons": (finding.words,)})
+
+
+def not_deposed(candidate: int, deposed: Entry | None) -> Finding:
+    """A version that was champion and was replaced comes back by a rollback alone, however well it scores.
+
+    Args:
+        candidate: number of the version.
+        deposed: the ledger's entry that ended its last time as champion; None where it never was.
+    """
+    if deposed is None:
+        return Finding("PASS", "")
+    return Finding(
+        "HOLD",
+        f"version {candidate} was champion until {deposed.who} made version {deposed.version} champion at "
+        f"{deposed.time:%Y-%m-%d %H:%M} UTC; to bring it back: mtl-lora rollback --to {candidate}",
+    )
+
+
+def exports_agree(apart: float | None, samples: int, refusal: str = "") -> Finding:
+    """Each exported task must answer as the adapter does.
+
+    Args:
+        apart: largest difference in log-probability; None where one was beyond the tolerance.
+        samples: on how many samples they were compared.
+        refusal: which task was beyond it, in words.
+    """
+    if apart is None:
+        return Finding("REJECT", refusal)
+    words = f"exports answer as the adapter does, {apart:.1g} apart at most in log-probability on {samples} samples"
+    return Finding("PASS", words)
+
+
+def champion_already(model: str, version: int) -> PromotionDecision:
+    """Return the decision on a candidate that is the champion: the same training came to the same weights."""
+    words = f"version {version} of {model} is champion already"
+    return PromotionDecision(
+        verdict="PROMOTE", reasons=(words,), candidate=str(version), champion=str(version), tasks={}
+    )
+
+
+def hold_untrained(
+    reasons: Iterable[str], champion: int | None, tasks: dict[str, str] | None = None
+) -> PromotionDecision:
+    """Return the decision to hold before anything is trained, since the data or the champion speaks against it."""
+    return PromotionDecision(
+        verdict="HOLD",
+        reasons=tuple(reasons),
+        candidate="none trained",
+        champion=None if champion is None else str(champion),
+        tasks=tasks or {},
+    )
+
+
+def champion_fall(now: EvaluationReport, then: Provenance, version: int, max_drop: float) -> PromotionDecision | None:
+    """Hold where the champion fell too far: a candidate trained on changed labels or data would win on them too.
+
+    Args:
+        now: what the champion scores on the newest days.
+        then: its provenance, with what it scored when it was registered.
+        version: its number.
+        max_drop: how far a task's metric may lie below that: its whole 95 % interval must not lie lower.
+
+    Returns:
+        The decision to hold, None where all is well.
+    """
+    fallen = {}
+    for name, result in now.tasks.items():
+        before = then.metrics.get(name)
+        if before is not None and result.ci95 is not None and result.ci95[1] < before - max_drop:
+            fallen[name] = (
+                f"the champion scored {before:.3f} when it was promoted and {result.value:.3f} "
+                f"[{result.ci95[0]:.3f}, {result.ci95[1]:.3f}] on the newest days, a fall of more than {max_drop:g}: "
+                "its labels or data have changed"
+            )
+    if not fallen:
+        return None
+    reasons = (f"{name}: {words}" for name, words in fallen.items())
+    return hold_untrained(reasons, version, {name: fallen.get(name, "as before") for name in now.tasks})
 
 
 def _same_holdout(
@@ -192,12 +255,14 @@ def _calibration(name: str, result: TaskResult, gates: GatesConfig) -> Iterator[
             yield Finding("PASS" if result.ece <= gates.max_ece else "REJECT", words, name)
 
 
-def _missing_tasks(
-    candidate: EvaluationReport, champion: EvaluationReport | None, gates: GatesConfig
-) -> Iterator[Finding]:
-    for name in champion.tasks if champion else ():
+def _lost_tasks(candidate: EvaluationReport, answered: Iterable[str], gates: GatesConfig) -> Iterator[Finding]:
+    for name in dict.fromkeys(answered):
         if name not in candidate.tasks and name not in gates.retired:
-            yield Finding("HOLD", f"the champion answers task {name!r}, the candidate was not evaluated on it")
+            yield Finding(
+                "HOLD",
+                f"the champion answers task {name!r}, the candidate was not evaluated on it; train it too or name it "
+                "in promotion.gates.retired",
+            )
 
 
 def _gain(comparison: Comparison | None, gates: GatesConfig) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -22,11 +22,12 @@ from pipeline.errors import HeldBack, InputError
 from pipeline.promotion.lease import Lease
 from pipeline.promotion.ledger import Entry, Ledger, ensure_model, search_versions
 from pipeline.promotion.packaging import PREDICTOR, package
+from pipeline.promotion.provenance import Foreign, ForeignVersion, Identity, Provenance
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-ARTIFACT = "model"
+ARTIFACT, PREDICTOR_FILE = "model", "predictor.json"
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,29 @@ class Version:
         number: as the registry counts.
         run_id: the MLflow run that made it.
         source: URI of its files.
-        tags: what it was made from (see :func:`Registry.register`).
+        origin: what it was made from; foreign where its tags do not say.
         aliases: names that point at it now.
     """
 
     number: int
     run_id: str
     source: str
-    tags: Mapping[str, str]
+    origin: Provenance | Foreign
     aliases: tuple[str, ...]
+
+    @property
+    def provenance(self) -> Provenance:
+        """What it was made from.
+
+        Raises:
+            ForeignVersion: its tags do not say.
+        """
+        if isinstance(self.origin, Foreign):
+            raise ForeignVersion(
+                f"a version must say what it was made from, version {self.number} does not: {self.origin.reason}; "
+                "something else registered it: name another version, or delete it"
+            )
+        return self.origin
 
 
 class Registry:
@@ -84,7 +99,7 @@ class Registry:
         folder: Path,
         *,
         run_id: str,
-        tags: Mapping[str, str],
+        provenance: Provenance,
         card: str = "",
         bundle_base: bool | None = None,
     ) -> Version:
@@ -93,8 +108,7 @@ class Registry:
         Args:
             folder: adapter, its configuration and ``predictor.json``.
             run_id: MLflow run that holds the files.
-            tags: what it was made from: ``window``, ``manifest_sha256``, ``base_fingerprint``, ``git_commit`` and
-                metrics, as far as known; ``parent_version`` is the present champion where none is given.
+            provenance: what it was made from; ``parent`` is the present champion where none is given.
             card: model card in Markdown; it becomes the version's description and ``MODEL_CARD.md`` beside it.
             bundle_base: see :func:`pipeline.promotion.packaging.package`.
 
@@ -108,9 +122,10 @@ class Registry:
             self._client.log_artifacts(run_id, str(model), ARTIFACT)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
         ensure_model(self._client, self.name, "Multi-task adapter of a frozen language model; mixed tasks in one call.")
-        known = {"parent_version": str(champion.number) if champion else "", "mlflow_version": mlflow.__version__}
+        parent = provenance.parent or (champion.number if champion else None)
+        whole = provenance.model_copy(update={"parent": parent, "mlflow_version": mlflow.__version__})
         made = self._client.create_model_version(
-            self.name, source, run_id, tags={**known, **tags}, description=card[:_DESCRIPTION]
+            self.name, source, run_id, tags=whole.tags(), description=card[:_DESCRIPTION]
         )
         self.challenge(int(made.version))
         return self.version(int(made.version))
@@ -150,12 +165,25 @@ class Registry:
                 f"{[v.version for v in search_versions(self._client, self.name)] or 'none'} are registered"
             ) from error
         names = tuple(sorted(a for a, v in aliases.items() if str(v) == str(found.version)))
-        return Version(int(found.version), found.run_id, found.source, dict(found.tags), names)
+        return Version(int(found.version), found.run_id, found.source, Provenance.from_tags(found.tags), names)
 
-    def find(self, tags: Mapping[str, str]) -> Version | None:
-        """Return the newest version with all of these tags, None where there is none."""
-        found = [v for v in search_versions(self._client, self.name) if tags.items() <= dict(v.tags).items()]
+    def find(self, identity: Identity) -> Version | None:
+        """Return the newest version of a trained run, None where there is none."""
+        versions = [(v, Provenance.from_tags(v.tags)) for v in search_versions(self._client, self.name)]
+        found = [v for v, origin in versions if isinstance(origin, Provenance) and origin.identity == identity]
         return self.version(max(int(v.version) for v in found)) if found else None
+
+    def tasks_of(self, version: Version) -> tuple[str, ...]:
+        """Return the tasks that a version answers: by its provenance, or by its files where that does not say.
+
+        Raises:
+            InputError: it does not, and the files are gone.
+        """
+        if isinstance(version.origin, Provenance) and version.origin.tasks:
+            return version.origin.tasks
+        with tempfile.TemporaryDirectory() as folder:
+            spec = json.loads((self.download(version.number, Path(folder)) / PREDICTOR_FILE).read_text())
+        return tuple(task["name"] for task in spec["tasks"])
 
     def champion(self) -> Version | None:
         """Return the champion by the ledger, None where there was none yet; aliases are brought up to it."""
@@ -252,7 +280,7 @@ class Registry:
                 f"version {found.number} of {self.name!r} must have its files at {uri}, "
                 f"which do not load: {error}; restore them or name another version"
             ) from error
-        return next(target.rglob("predictor.json")).parent
+        return next(target.rglob(PREDICTOR_FILE)).parent
 
     def check_loads(self, reference: int | str) -> None:
         """Make sure that a version's files are there and whole.
@@ -265,7 +293,7 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder:
             predictor = self.download(reference, Path(folder))
             try:
-                json.loads((predictor / "predictor.json").read_text())
+                json.loads((predictor / PREDICTOR_FILE).read_text())
                 with safe_open(predictor / "adapter_model.safetensors", "pt") as tensors:
                     for key in tensors.keys():  # noqa: SIM118 - not a mapping
                         tensors.get_slice(key).get_shape()

@@ -8,7 +8,8 @@ from scipy.special import expit
 
 from pipeline.contracts import TaskSpec
 from pipeline.evaluation import compare, summarize
-from pipeline.promotion.policy import GatesConfig, decide
+from pipeline.promotion.gates import GatesConfig
+from pipeline.promotion.policy import decide
 from tests.benchmarks.timing import hardware, row, side_by_side, versions
 
 WEEKS, POWER_WEEKS, CHAMPION = 1000, 300, 0.8

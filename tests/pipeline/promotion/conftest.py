@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pipeline.contracts import PromotionDecision, TaskSpec
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.modeling.predictor import PredictorSpec
 from pipeline.promotion.ledger import Entry
+from pipeline.promotion.provenance import Provenance
 from pipeline.promotion.registry import Registry, Version
 
 TASKS = (
@@ -54,10 +56,14 @@ def adapter(tmp_path: Path) -> Path:
     return write_adapter(tmp_path / "adapter")
 
 
-def add_version(registry: Registry, adapter: Path, **tags: str) -> int:
+def made_from(**known: Any) -> Provenance:
+    return Provenance(**{"run": "weekly", "manifest_sha256": "a" * 64, "tasks": ("query_ad", "pick"), **known})
+
+
+def add_version(registry: Registry, adapter: Path, **known: Any) -> int:
     client = registry._client
     run = client.create_run(client.get_experiment_by_name("test").experiment_id)
-    return registry.register(adapter, run_id=run.info.run_id, tags=tags, bundle_base=False).number
+    return registry.register(adapter, run_id=run.info.run_id, provenance=made_from(**known), bundle_base=False).number
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +75,8 @@ def stored(store: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
 
 
 def copy_version(registry: Registry, stored: Version) -> int:
-    return int(registry._client.create_model_version(registry.name, stored.source, stored.run_id).version)
+    tags = stored.provenance.tags()
+    return int(registry._client.create_model_version(registry.name, stored.source, stored.run_id, tags=tags).version)
 
 
 @pytest.fixture

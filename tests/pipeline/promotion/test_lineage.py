@@ -15,7 +15,9 @@ from pipeline.promotion.card import model_card
 from pipeline.promotion.ledger import Entry, champion_at, standing
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry
-from tests.pipeline.promotion.conftest import TASKS, add_version, promote
+from tests.pipeline.promotion.conftest import TASKS, add_version, made_from, promote
+
+JANUARY, FEBRUARY = (date(2026, 1, 5), date(2026, 2, 1)), (date(2026, 1, 12), date(2026, 2, 8))
 
 
 def entry(number: int, after: int, version: int = 1, day: int = 1) -> Entry:
@@ -45,13 +47,13 @@ def test_whatever_is_appended_later_the_standing_entries_stand(after: list[int],
 
 def test_lineage_of_a_day_a_number_and_an_alias(store: str, adapter: Path) -> None:
     registry = Registry("lineage", store)
-    add_version(registry, adapter, window="2026-01-05..2026-02-01", manifest_sha256="aa", git_commit="c1")
+    add_version(registry, adapter, window=JANUARY, manifest_sha256="a" * 64, git_commit="c1")
     promote(registry, 1)
-    add_version(registry, adapter, window="2026-01-12..2026-02-08", manifest_sha256="bb", git_commit="c2")
+    add_version(registry, adapter, window=FEBRUARY, manifest_sha256="b" * 64, git_commit="c2")
     promote(registry, 2)
     today = datetime.now(UTC).date()
     found = lineage(registry, today.isoformat())
-    assert (found.version.number, found.version.tags["manifest_sha256"]) == (2, "bb")
+    assert (found.version.number, found.version.provenance.manifest_sha256) == (2, "b" * 64)
     assert [v.number for v in found.ancestors] == [1]
     assert [e.version for e in found.also] == [1]
     assert found.until is None
@@ -79,9 +81,10 @@ def test_the_card_says_what_it_answers_and_how_well() -> None:
     report = EvaluationReport(
         model="m", data={}, tasks={"query_ad": result, "pick": undefined}, macro=MacroResult(value=None, ci95=None)
     )
-    card = model_card("ads-relevance", TASKS, "SmolLM2", report, {"window": "2026-01", "git_commit": ""})
+    card = model_card("ads-relevance", TASKS, report, made_from(window=JANUARY, base="SmolLM2"))
     assert "| query_ad | binary | `query`, `ad` | no, yes |" in card
     assert "| query_ad | auc | 0.9100 | 0.8800 – 0.9400 | 40 |" in card
     assert "| pick | accuracy | undefined | no sample was scored | 3 |" in card
-    assert "- window: 2026-01" in card
+    assert "of SmolLM2. It answers 2 tasks" in card
+    assert "- window: 2026-01-05..2026-02-01" in card
     assert "git commit" not in card

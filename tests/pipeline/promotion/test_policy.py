@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import functools
+from datetime import UTC, datetime
 
 import pytest
 
+from pipeline.contracts import EvaluationReport, MacroResult, PromotionDecision, TaskResult
 from pipeline.evaluation import compare, summarize
-from pipeline.promotion.policy import GatesConfig, decide
+from pipeline.promotion.gates import GatesConfig
+from pipeline.promotion.ledger import Entry
+from pipeline.promotion.policy import (
+    Finding,
+    after,
+    champion_already,
+    champion_fall,
+    decide,
+    exports_agree,
+    hold_untrained,
+    not_deposed,
+)
 from tests.pipeline.evaluation.simulated import TASKS, scores, specs
+from tests.pipeline.promotion.conftest import made_from
 
 DATA = {"manifest_sha256": "a" * 64, "split": "test"}
 GATES = GatesConfig(calibration_ratio=(0.8, 1.25), max_ece=0.1, margin=0.01)
@@ -141,3 +155,94 @@ def test_missing_evidence_holds() -> None:
     decision = decide(fewer, base, theirs, GATES, against_champion=against)
     assert decision.verdict == "HOLD"
     assert any("the champion answers task 'query_ad'" in r for r in decision.reasons)
+
+
+@pytest.mark.parametrize(
+    ("answered", "retired", "verdict"),
+    [
+        (TASKS, (), "PROMOTE"),
+        ((*TASKS, "dropped"), (), "HOLD"),
+        ((*TASKS, "dropped"), ("dropped",), "PROMOTE"),
+        ((*TASKS, "dropped", "other"), ("dropped",), "HOLD"),
+    ],
+)
+def test_a_candidate_that_lost_a_task_of_the_champion_holds(answered: tuple, retired: tuple, verdict: str) -> None:
+    gates = GatesConfig(retired=retired)  # the champion was scored on the configured tasks alone
+    decision = judged(scores(0.3, seed=2), scores(**CHAMPION), gates, champion_tasks=answered)
+    assert decision.verdict == verdict
+    lost = set(answered) - set(TASKS) - set(retired)
+    assert [name for name in lost if f"the champion answers task {name!r}" in " ".join(decision.reasons)] == list(lost)
+
+
+DECIDED = PromotionDecision(verdict="PROMOTE", reasons=("better",), candidate="8", champion="7", tasks={"ad": "well"})
+
+
+@pytest.mark.parametrize(
+    ("verdict", "finding", "expected", "reasons"),
+    [
+        ("PROMOTE", Finding("PASS", ""), "PROMOTE", ("better",)),
+        ("PROMOTE", Finding("PASS", "and so"), "PROMOTE", ("better", "and so")),
+        ("PROMOTE", Finding("HOLD", "but"), "HOLD", ("but",)),
+        ("PROMOTE", Finding("REJECT", "no"), "REJECT", ("no",)),
+        ("HOLD", Finding("PASS", "and so"), "HOLD", ("better",)),
+        ("HOLD", Finding("REJECT", "no"), "HOLD", ("better",)),
+        ("REJECT", Finding("HOLD", "but"), "REJECT", ("better",)),
+    ],
+)
+def test_a_later_gate_takes_a_promotion_back_and_never_makes_one(
+    verdict: str, finding: Finding, expected: str, reasons: tuple[str, ...]
+) -> None:
+    found = after(DECIDED.model_copy(update={"verdict": verdict}), finding)
+    assert (found.verdict, found.reasons, found.tasks) == (expected, reasons, {"ad": "well"})
+
+
+def test_a_deposed_champion_comes_back_by_a_rollback_alone() -> None:
+    assert not_deposed(8, None) == Finding("PASS", "")
+    moment = datetime(2026, 5, 3, 12, 30, tzinfo=UTC)
+    found = not_deposed(8, Entry(5, 4, "rollback", 7, 8, ("clicks fell",), "ann", moment))
+    assert found.verdict == "HOLD"
+    assert found.words.startswith("version 8 was champion until ann made version 7 champion at 2026-05-03 12:30 UTC")
+    assert "rollback --to 8" in found.words
+
+
+def test_an_export_that_answers_otherwise_rejects() -> None:
+    assert exports_agree(None, 16, "ad: 0.2 apart") == Finding("REJECT", "ad: 0.2 apart")
+    found = exports_agree(2e-5, 16)
+    assert (found.verdict, "2e-05 apart at most" in found.words) == ("PASS", True)
+
+
+def test_a_champion_is_champion_already_and_what_is_not_trained_holds() -> None:
+    found = champion_already("ads", 8)
+    assert (found.verdict, found.candidate, found.champion) == ("PROMOTE", "8", "8")
+    assert found.reasons == ("version 8 of ads is champion already",)
+    held = hold_untrained(["the data drifted"], None)
+    assert (held.verdict, held.candidate, held.champion) == ("HOLD", "none trained", None)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "interval", "held"),
+    [
+        (0.9, 0.88, (0.85, 0.91), False),
+        (0.9, 0.70, (0.65, 0.76), False),  # the interval reaches what the drop allows
+        (0.9, 0.70, (0.65, 0.74), True),
+        (0.9, None, None, False),  # undefined here: decided where the candidate is judged
+        (None, 0.5, (0.4, 0.6), False),  # undefined then
+        ("absent", 0.5, (0.4, 0.6), False),  # a task that is new since
+        (0.5, 0.9, (0.85, 0.95), False),
+    ],
+)
+def test_a_champion_that_fell_too_far_holds_before_anything_is_trained(
+    then: object, now: float | None, interval: tuple[float, float] | None, held: bool
+) -> None:
+    result = TaskResult(n=100, metric="auc", value=now, ci95=interval)
+    well = TaskResult(n=100, metric="auc", value=0.8, ci95=(0.75, 0.85))
+    report = EvaluationReport(
+        model="7", data={}, tasks={"ad": result, "pick": well}, macro=MacroResult(value=None, ci95=None)
+    )
+    before = {"pick": 0.8} | ({} if then == "absent" else {"ad": then})
+    found = champion_fall(report, made_from(metrics=before), 7, 0.15)
+    assert (found is not None) == held
+    if found is not None:
+        assert (found.verdict, found.candidate, found.champion) == ("HOLD", "none trained", "7")
+        assert found.reasons[0].startswith("ad: the champion scored 0.900 when it was promoted and 0.700 [0.650")
+        assert found.tasks["pick"] == "as before"

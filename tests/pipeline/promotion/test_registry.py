@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import HeldBack, InputError
 from pipeline.promotion.registry import Registry, Version
-from tests.pipeline.promotion.conftest import PROMOTE, add_version, copy_version, promote
+from tests.pipeline.promotion.conftest import PROMOTE, add_version, copy_version, made_from, promote
 
 
 def test_promotion_moves_the_aliases_and_writes_the_ledger(registry: Registry, aliases: Any) -> None:
@@ -195,13 +195,13 @@ def test_killed_before_any_call_the_registry_points_at_a_version_that_loads(
 def test_registering_again_names_the_champion_as_parent(registry: Registry, adapter: Path) -> None:
     promote(registry, 2)
     number = add_version(registry, adapter, git_commit="abc")
-    assert registry.version(number).tags["parent_version"] == "2"
+    assert registry.version(number).provenance.parent == 2
     assert registry.version("challenger").number == number
 
 
 def test_an_adapter_folder_without_its_files_is_refused(store: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"must hold adapter_model\.safetensors"):
-        Registry("empty", store).register(tmp_path, run_id="none", tags={})
+        Registry("empty", store).register(tmp_path, run_id="none", provenance=made_from())
 
 
 def test_a_verdict_against_another_champion_moves_nothing(registry: Registry, aliases: Any) -> None:

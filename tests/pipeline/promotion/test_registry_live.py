@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import PredictorSpec
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry, Version
-from tests.pipeline.promotion.conftest import TASKS, copy_version, promote
+from tests.pipeline.promotion.conftest import TASKS, copy_version, made_from, promote
 from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[3]
+WINDOWS = ((date(2026, 1, 5), date(2026, 2, 1)), (date(2026, 1, 12), date(2026, 2, 8)))
 
 
 @contextlib.contextmanager
@@ -114,9 +115,9 @@ def test_promote_rollback_and_lineage_on_a_server(served: str, predictor: Path, 
 
     client, registry = MlflowClient(served, served), Registry("ads-relevance", served)
     experiment = client.create_experiment("live")
-    for window in ("2026-01-05..2026-02-01", "2026-01-12..2026-02-08"):
+    for window in WINDOWS:
         run = client.create_run(experiment)
-        made = registry.register(predictor, run_id=run.info.run_id, tags={"window": window}, card="# card")
+        made = registry.register(predictor, run_id=run.info.run_id, provenance=made_from(window=window), card="# card")
         promote(registry, made.number)
     found = answers(served, "ads-relevance", tmp_path)
     assert [r["task"] for r in found["rows"]] == ["query_ad", "pick", "query_ad"]
@@ -129,20 +130,12 @@ def test_promote_rollback_and_lineage_on_a_server(served: str, predictor: Path, 
     assert registry.version("previous").number == 1
     registry.rollback(why="clicks fell")
     traced = lineage(registry, datetime.now(UTC).date().isoformat())
-    assert (traced.version.number, traced.version.tags["window"]) == (1, "2026-01-05..2026-02-01")
+    assert (traced.version.number, traced.version.provenance.window) == (1, WINDOWS[0])
     assert traced.entry.why == ("clicks fell",)
     assert [v.number for v in lineage(registry, 2).ancestors] == [1]
     assert answers(served, "ads-relevance", tmp_path)["rows"] == found["rows"]
 
 
-PROMOTER = """
-import os, signal, sys, time
-from pipeline.errors import HeldBack
-from pipeline.promotion.registry import Registry
-from tests.pipeline.promotion.conftest import promote
-uri, name, number, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-registry = Registry(name, uri)
-client, made = registry._client, [0]
 def test_the_lease_holds_on_a_server(served: str) -> None:
     registry = Registry("leased", served)
     with registry.lease(30) as mine:
@@ -153,6 +146,14 @@ def test_the_lease_holds_on_a_server(served: str) -> None:
         pass
 
 
+PROMOTER = """
+import os, signal, sys, time
+from pipeline.errors import HeldBack
+from pipeline.promotion.registry import Registry
+from tests.pipeline.promotion.conftest import promote
+uri, name, number, calls = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+registry = Registry(name, uri)
+client, made = registry._client, [0]
 class Dying:
     def __getattr__(self, method):
         def call(*args, **more):
