@@ -23,7 +23,7 @@ from pipeline.ingestion import DataConfig, DriftConfig
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
 from pipeline.orchestration.config import RayConfig
-from pipeline.promotion.policy import GatesConfig
+from pipeline.promotion.gates import GatesConfig
 from pipeline.storage import is_remote
 from pipeline.stream import CacheConfig, LengthGrouping, Mixture, Proportional
 from pipeline.synthetic import synthetic_ads_tasks

@@ -200,7 +200,7 @@ def model_of(run: Run, reference: str) -> Model:
 def version_model(run: Run, registry: Registry, version: Version) -> Model:
     """Return a registered version; its files are fetched only if it must be scored."""
     slot = f"{registry.name}-{version.number}"
-    weights = version.tags.get("adapter_sha256") or f"{registry.place}/{version.number}"
+    weights = version.adapter_sha256 or f"{registry.place}/{version.number}"
     opened = partial(_fetched, run, registry, version.number, slot)
     return Model(f"version {version.number} of {registry.name}", slot, weights, opened)
 

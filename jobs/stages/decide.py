@@ -14,7 +14,7 @@ from pipeline.errors import HeldBack
 from pipeline.evaluation.parity import export_parity
 from pipeline.evaluation.predict import evenly_spaced
 from pipeline.progress import say
-from pipeline.promotion.policy import decide as decide_by_gates
+from pipeline.promotion import policy
 from pipeline.promotion.registry import Version
 from pipeline.stream import read_split
 
@@ -36,43 +36,33 @@ def decide(
     """
     if opponent is not None and opponent.version.number == version.number:
         return _standing(run, version)
-    decision = decide_by_gates(
+    champion = opponent.version if opponent else None
+    decision = policy.decide(
         evaluation.trained,
         evaluation.base,
         opponent.report if opponent else None,
         run.config.promotion.gates,
         against_champion=opponent.comparison if opponent else None,
-    ).model_copy(
-        update={
-            "candidate": str(version.number),
-            "champion": str(opponent.version.number) if opponent else None,
-        }
-    )
-    if decision.verdict == "PROMOTE" and (deposed := run.registry.deposed(version.number)) is not None:
-        words = (
-            f"version {version.number} was champion until {deposed.who} made version {deposed.version} champion at "
-            f"{deposed.time:%Y-%m-%d %H:%M} UTC; to bring it back: mtl-lora rollback --to {version.number}"
-        )
-        decision = decision.model_copy(update={"verdict": "HOLD", "reasons": (words,)})
+        champion_tasks=run.registry.tasks_of(champion) if champion else (),
+    ).model_copy(update={"candidate": str(version.number), "champion": str(champion.number) if champion else None})
+    decision = policy.after(decision, policy.not_deposed(version.number, run.registry.deposed(version.number)))
     if decision.verdict == "PROMOTE":
-        decision = _held_to_exports(run, exports, decision)
+        decision = policy.after(decision, _parity(run, exports))
     run.folder.write(DECISION, decision)
     return decision
 
 
 def _standing(run: Run, version: Version) -> PromotionDecision:
     """Return the decision by which the version became champion."""
-    words = f"version {version.number} of {run.registry.name} is champion already"
-    say(words)
+    already = policy.champion_already(run.registry.name, version.number)
+    say(already.reasons[0])
     found = run.folder.find(DECISION)
     if found is None:  # the folder was removed, and the same training came to the same weights
-        number = str(version.number)
-        found = PromotionDecision(verdict="PROMOTE", reasons=(words,), candidate=number, champion=number, tasks={})
-        run.folder.write(DECISION, found)
-    return found
+        run.folder.write(DECISION, already)
+    return found or already
 
 
-def _held_to_exports(run: Run, exports: Mapping[str, Path], decision: PromotionDecision) -> PromotionDecision:
+def _parity(run: Run, exports: Mapping[str, Path]) -> policy.Finding:
     config = run.config
     samples = evenly_spaced(
         list(read_split(config.manifest_path, config.evaluation.split, cache=config.cache)), _PARITY_SAMPLES
@@ -80,8 +70,5 @@ def _held_to_exports(run: Run, exports: Mapping[str, Path], decision: PromotionD
     try:
         apart = max(export_parity(run.folder.adapter, exports, samples).values())
     except HeldBack as refusal:
-        return decision.model_copy(update={"verdict": "REJECT", "reasons": (str(refusal),)})
-    words = (
-        f"exports answer as the adapter does, {apart:.1g} apart at most in log-probability on {len(samples)} samples"
-    )
-    return decision.model_copy(update={"reasons": (*decision.reasons, words)})
+        return policy.exports_agree(None, len(samples), str(refusal))
+    return policy.exports_agree(apart, len(samples))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from jobs.run import Run
 from jobs.scoring import score, version_model
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
+from pipeline.promotion.policy import champion_fall
 from pipeline.promotion.registry import Registry, Version
 
 
@@ -60,22 +60,4 @@ def check_fall(run: Run, champion: Version, max_drop: float) -> PromotionDecisio
         The decision to hold, None where all is well.
     """
     (found,) = score(run, version_model(run, run.registry, champion))
-    before = json.loads(champion.tags.get("metrics", "{}"))
-    reasons = {}
-    for name, result in found.report.tasks.items():
-        then = before.get(name)
-        if then is not None and result.ci95 is not None and result.ci95[1] < then - max_drop:
-            reasons[name] = (
-                f"the champion scored {then:.3f} when it was promoted and {result.value:.3f} "
-                f"[{result.ci95[0]:.3f}, {result.ci95[1]:.3f}] on the newest days, a fall of more than {max_drop:g}: "
-                "its labels or data have changed"
-            )
-    if not reasons:
-        return None
-    return PromotionDecision(
-        verdict="HOLD",
-        reasons=tuple(f"{name}: {words}" for name, words in reasons.items()),
-        candidate="none trained",
-        champion=str(champion.number),
-        tasks={name: reasons.get(name, "as before") for name in found.report.tasks},
-    )
+    return champion_fall(found.report, champion.provenance, champion.number, max_drop)

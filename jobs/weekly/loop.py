@@ -25,6 +25,7 @@ from jobs.weekly.plan import NothingNew, RetrainingPlan, gather_digests, gather_
 from pipeline.contracts import PromotionDecision, write_atomic
 from pipeline.errors import HeldBack, InputError
 from pipeline.progress import say
+from pipeline.promotion.policy import hold_untrained
 from pipeline.promotion.registry import Registry
 
 NOTICES = "notices.jsonl"
@@ -150,10 +151,7 @@ def _held_by_data(run: Run, plan: RetrainingPlan, settings: RetrainingConfig) ->
     try:
         run_stage(run, "prepare")
     except HeldBack as held:
-        number = str(champion.number) if champion else None
-        decision = PromotionDecision(
-            verdict="HOLD", reasons=(str(held),), candidate="none trained", champion=number, tasks={}
-        )
+        decision = hold_untrained([str(held)], champion.number if champion else None)
     if decision is None and champion is not None and settings.max_champion_drop is not None:
         decision = champions.check_fall(run, champion, settings.max_champion_drop)
     if decision is not None:
@@ -221,9 +219,10 @@ def _finished(run: RunConfig) -> dict[str, Any] | None:
 def _cut_off(config: RunConfig, registry: Registry) -> Path | None:
     """Return the configuration of the run that made the champion, where it was killed after the promotion."""
     champion = registry.champion()
-    name = champion.tags.get("run", "") if champion else ""
-    folder = RunFolder(config.run_root / name)
-    return folder.config if name and folder.config.is_file() and not folder.result.is_file() else None
+    if champion is None:
+        return None
+    folder = RunFolder(config.run_root / champion.provenance.run)
+    return folder.config if folder.config.is_file() and not folder.result.is_file() else None
 
 
 @contextlib.contextmanager

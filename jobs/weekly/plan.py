@@ -107,7 +107,7 @@ class RetrainingPlan:
         """Tasks that the champion does not know, none without a champion."""
         if self.champion is None:
             return ()
-        known = tasks_of(self.champion)
+        known = self.champion.provenance.tasks
         return tuple(task.name for task in self.config.tasks if task.name not in known)
 
     def run_config(self, settings: RetrainingConfig, digests: Digests, warm_start: Path | None) -> RunConfig:
@@ -127,7 +127,7 @@ class RetrainingPlan:
         warm = warm_start if settings.warm_start else None
         order = list(config.tasks)
         if self.champion is not None:
-            known = tasks_of(self.champion)
+            known = self.champion.provenance.tasks
             order.sort(key=lambda task: known.index(task.name) if task.name in known else len(known))
         replay = Replay(window=self.window.replay, share=settings.replay_share) if self.window.replay else None
         windows = {"train": self.window.train, "test": self.window.holdout}
@@ -183,7 +183,7 @@ def gather_facts(config: RunConfig, settings: RetrainingConfig, registry: Regist
     today = dt.datetime.now(dt.UTC).date()
     partitions = tuple(find_partitions(str(config.data.root), settings.complete_file))
     champion = registry.champion()
-    manifest = RunFolder(config.run_root / champion.tags.get("run", "")).manifest if champion else None
+    manifest = RunFolder(config.run_root / champion.provenance.run).manifest if champion else None
     earlier = manifest if manifest is not None and manifest.is_file() else None
     return Facts(partitions, today, as_of or today, champion, earlier)
 
@@ -227,18 +227,12 @@ def plan_retraining(config: RunConfig, settings: RetrainingConfig, facts: Facts)
     if facts.champion is not None:
         _check_tasks(config, facts.champion)
         trained = [p for p in facts.partitions if window.train[0] <= p.day <= window.train[1]]
-        check_files(config, settings, trained, tasks_of(facts.champion))
+        check_files(config, settings, trained, facts.champion.provenance.tasks)
         if against is None and facts.earlier_manifest is not None:
             against = str(facts.earlier_manifest)
     read = tuple(p for p in facts.partitions if window.train[0] <= p.day <= window.holdout[1])
     replayed = tuple(p for p in facts.partitions if window.replay and window.replay[0] <= p.day <= window.replay[1])
     return RetrainingPlan(config, window, facts.champion, against, read, replayed)
-
-
-def tasks_of(champion: Version) -> list[str]:
-    """Return the tasks that a version answers."""
-    names: list[str] = json.loads(champion.tags.get("tasks", "[]"))
-    return names
 
 
 def check_files(config: RunConfig, settings: RetrainingConfig, days: Sequence[Partition], known: Sequence[str]) -> None:
@@ -267,7 +261,7 @@ def check_files(config: RunConfig, settings: RetrainingConfig, days: Sequence[Pa
 
 
 def _check_base(settings: RetrainingConfig, champion: Version, base: str) -> None:
-    theirs = champion.tags.get("base_fingerprint")
+    theirs = champion.provenance.base_fingerprint
     if theirs != base and settings.warm_start:
         raise InputError(
             f"the champion must stand on the configured base to begin with it, version {champion.number} has base "
@@ -277,7 +271,9 @@ def _check_base(settings: RetrainingConfig, champion: Version, base: str) -> Non
 
 def _check_tasks(config: RunConfig, champion: Version) -> None:
     names = {task.name for task in config.tasks}
-    gone = [name for name in tasks_of(champion) if name not in names and name not in config.promotion.gates.retired]
+    gone = [
+        name for name in champion.provenance.tasks if name not in names and name not in config.promotion.gates.retired
+    ]
     if gone:
         raise InputError(
             f"every task of the champion must be configured or named as retired, version {champion.number} answers "
@@ -288,14 +284,14 @@ def _check_tasks(config: RunConfig, champion: Version) -> None:
 def _trained_until(config: RunConfig, champion: Version | None) -> dt.date | None:
     if champion is None:
         return None
-    day = champion.tags.get("trained_until", "")
-    if not day:
+    day = champion.provenance.trained_until
+    if day is None:
         raise InputError(
             f"the champion must say until which day it was trained, version {champion.number} of "
             f"{config.promotion.model_name!r} does not; it was made without daily partitions: choose another "
             "promotion.model_name"
         )
-    return dt.date.fromisoformat(day)
+    return day
 
 
 def _why_nothing(

@@ -62,6 +62,11 @@ class Version:
             )
         return self.origin
 
+    @property
+    def adapter_sha256(self) -> str | None:
+        """Hash of its weights' file; None where its tags do not say."""
+        return None if isinstance(self.origin, Foreign) else self.origin.adapter_sha256
+
 
 class Registry:
     """The registered versions of one model.

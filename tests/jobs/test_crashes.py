@@ -66,7 +66,7 @@ def _state(path: Path) -> dict[str, Any]:
         "aliases": champion.aliases,
         "versions": len(versions),
         "ledger": [(entry.action, entry.version) for entry in registry.ledger.chain()],
-        "trained_until": champion.tags["trained_until"],
+        "trained_until": champion.provenance.trained_until,
     }
 
 

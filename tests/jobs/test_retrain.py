@@ -22,7 +22,7 @@ def test_three_weeks(tmp_path: Path) -> None:
     assert '"verdict": "PROMOTE"' in retrain(path, "--json")
     first = registry_of(path).champion()
     assert first is not None
-    assert first.tags["trained_until"] == (START + dt.timedelta(days=1)).isoformat()
+    assert first.provenance.trained_until == START + dt.timedelta(days=1)
     before = new_samples(champion_folder(path))
 
     result = champion_folder(path) / "result.json"
@@ -42,7 +42,7 @@ def test_three_weeks(tmp_path: Path) -> None:
     assert '"verdict": "PROMOTE"' in retrain(path)
     second = registry_of(path).champion()
     assert second is not None
-    assert second.tags["parent_version"] == str(first.number)
+    assert second.provenance.parent == first.number
     folder = champion_folder(path)
     cached = load_config(path).run_root / "champions" / f"ads-relevance-{registry_of(path).place}-1"
     shared = load_file(cached / "adapter_model.safetensors")
@@ -58,7 +58,7 @@ def test_three_weeks(tmp_path: Path) -> None:
 
     # As if the champion had been near perfect on one task: then its labels must have changed. Held before anything is
     # trained, the champion stays, the reason names the task.
-    metrics = json.loads(second.tags["metrics"]) | {"query_ad_relevance": 0.999}
+    metrics = second.provenance.metrics | {"query_ad_relevance": 0.999}
     registry = registry_of(path)
     registry._client.set_model_version_tag(registry.name, str(second.number), "metrics", json.dumps(metrics))
     second = registry.champion()

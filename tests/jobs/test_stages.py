@@ -93,7 +93,7 @@ def _scores(config: RunConfig, reference: str) -> Any:
 
 
 def _champion(config: RunConfig) -> str:
-    return Registry(config.promotion.model_name, config.tracking.uri).version("champion").tags["run"]
+    return Registry(config.promotion.model_name, config.tracking.uri).version("champion").provenance.run
 
 
 def test_a_tampered_export_rejects_and_the_champion_stays(
@@ -141,7 +141,7 @@ def test_other_weights_are_another_version(runs: dict[str, RunConfig]) -> None:
     registry = Registry(config.promotion.model_name, config.tracking.uri)
     weights = config.folder / "adapter" / "adapter_model.safetensors"
     before = weights.read_bytes()
-    assert registry.find(identity(Run(config))).tags["run"] == "first"
+    assert registry.find(identity(Run(config))).provenance.run == "first"
     save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
     assert registry.find(identity(Run(config))) is None
     weights.write_bytes(before)

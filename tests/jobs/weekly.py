@@ -97,7 +97,7 @@ def registry_of(path: Path) -> Registry:
 def champion_folder(path: Path) -> Path:
     champion = registry_of(path).champion()
     assert champion is not None
-    return load_config(path).run_root / champion.tags["run"]
+    return load_config(path).run_root / champion.provenance.run
 
 
 def new_samples(folder: Path) -> list[str]:

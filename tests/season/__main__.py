@@ -355,7 +355,7 @@ def check_samples(season: Season) -> int:
     version = registry.champion()
     trained: dict[str, str] = {}
     while version is not None:
-        folder = season.folder / version.tags["run"]
+        folder = season.folder / version.provenance.run
         config = load_config(folder / "config.yaml")
         first, last = (day.strftime("%Y%m%d") for day in map(_as_date, config.data.windows["train"]))
         rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -367,10 +367,10 @@ def check_samples(season: Season) -> int:
         )
         assert all(key.split("/")[1][:8] <= last for key in new)
         trained |= dict.fromkeys(new, folder.name)
-        parent = version.tags.get("parent_version", "")
-        version = registry.version(int(parent)) if parent else None
+        parent = version.provenance.parent
+        version = registry.version(parent) if parent else None
     days = {key.split("/")[1][:8] for key in trained}
-    until = _as_date(registry.champion().tags["trained_until"])  # type: ignore[union-attr]
+    until = registry.champion().provenance.trained_until
     want = {(START + dt.timedelta(days=n)).strftime("%Y%m%d") for n in range((until - START).days + 1)}
     assert days == want, f"days lost: {sorted(want - days)}"
     return len(trained)
