@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import re
 import shutil
@@ -99,7 +100,7 @@ class Scored:
 def score(run: Run, *models: Model) -> list[Scored]:
     """Return the models' scores of a run's samples, scoring only what does not stand.
 
-    Those that are loaded alike are loaded once.
+    Neighbours that are loaded by the same call are loaded once.
 
     Raises:
         InputError: there is no sample of a task that a model knows, or a registered version's files are gone.
@@ -112,17 +113,13 @@ def score(run: Run, *models: Model) -> list[Scored]:
         if missing:
             stack.enter_context(cluster(run.config.ray))
         answering = [(model, stack.enter_context(model.opened())) for model in missing]
-        for load in dict.fromkeys(_key(a.load) for _, a in answering):
-            alike = [(model, a) for model, a in answering if _key(a.load) == load]
-            with scoring_pool(alike[0][1].load, run.config.evaluation.num_workers) as pool:
-                for model, found in alike:
+        for _, alike in itertools.groupby(answering, key=lambda found: id(found[1].load)):
+            group = list(alike)
+            with scoring_pool(group[0][1].load, run.config.evaluation.num_workers) as pool:
+                for model, found in group:
                     _score(run, model, found, pool)
     reports = [(model, standing(run, model)) for model in models]
     return [Scored(m.words, report, run.folder.scores(m.slot).scores) for m, report in reports if report is not None]
-
-
-def _key(load: Load) -> tuple[Any, ...]:
-    return (load.func, *load.args) if isinstance(load, partial) else (load,)
 
 
 def standing(run: Run, model: Model) -> EvaluationReport | None:
