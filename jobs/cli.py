@@ -30,6 +30,7 @@ app = typer.Typer(
     name="mtl-lora",
     help="Train one language model on many industrial tasks, evaluate it and put it in front of traffic.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -94,6 +95,59 @@ def _as_job(
     if result is not None:
         _finish(result, as_json)
     raise typer.Exit(code)
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
+
+        print(f"mtl-lora {version_of('mtl-lora')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="Record file (JSONL, CSV, Parquet; gzip too), or a folder of them.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Look at data and write a commented configuration: fields, labels, kind of task, a proposed template."""
+    from jobs.first_config import first_config
+    from pipeline.contracts import write_atomic
+    from pipeline.progress import say
+
+    if out is not None and out.exists() and not force:
+        raise InputError(f"--out must be a new file, {out} is there; name another, or give --force to write over it")
+    text = first_config(data)
+    if out is None:
+        print(text, end="")  # noqa: T201
+    else:
+        write_atomic(out, text)
+        say(f"wrote {out}; look at its tasks, then: mtl-lora plan --config {out}")
+
+
+config_app = typer.Typer(help="The configuration: resolved and explained, or as a schema for editors.")
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Print the resolved configuration, each value with where it came from."""
+    from jobs.config_views import as_yaml, explained
+
+    rows = explained(config, overrides or ())
+    print(json.dumps(rows, indent=2) if as_json else as_yaml(rows), end="" if not as_json else "\n")  # noqa: T201
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a configuration, by which an editor completes and checks the YAML."""
+    from jobs.config_views import schema
+
+    print(json.dumps(schema(), indent=2))  # noqa: T201
 
 
 @app.command()

@@ -134,7 +134,8 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, values: Any) -> Any:
+    def short_forms(cls, values: Any) -> Any:
+        """Return a file's values in full: a mixture by its name, tasks by theirs."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -233,6 +234,16 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         raise InputError(_explain(error, values)) from error
     return _resolved(config)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a configuration's file, or of a packaged one, as they are written.
+
+    Raises:
+        InputError: the file is missing or no YAML.
+    """
+    values = OmegaConf.to_container(_read_yaml(_find(path)), resolve=False)
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def _find(path: Path) -> Path:
