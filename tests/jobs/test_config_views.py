@@ -1,0 +1,62 @@
+"""The configuration explained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from jobs.config import PACKAGED, load_config
+from jobs.config_views import as_yaml, explained, schema
+
+
+def test_each_value_says_where_it_came_from(tmp_path: Path) -> None:
+    rows = explained(Path("demo"), [f"run_root={tmp_path}", "training.max_steps=7"])
+    assert rows["training.max_steps"] == {"value": 7, "from": "override"}
+    assert rows["name"] == {"value": "demo", "from": "file"}
+    assert rows["adapter.method"] == {"value": "mtl_lora", "from": "default"}
+    assert rows["tracking.uri"]["from"] == "resolved"
+
+
+def test_what_is_shown_can_be_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "shown.yaml"
+    path.write_text(as_yaml(explained(Path("ads_real"), [f"run_root={tmp_path}"])))
+    assert load_config(path) == load_config(Path("ads_real"), [f"run_root={tmp_path}"])
+
+
+def test_a_password_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ads:hunter2@db/mlflow")
+    assert "hunter2" not in as_yaml(explained(Path("demo"), [f"run_root={tmp_path}"]))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PACKAGED.glob("*.yaml")))
+def test_packaged_configurations_hold_to_the_schema(name: str) -> None:
+    found = schema()
+    jsonschema.Draft202012Validator.check_schema(found)
+    jsonschema.validate(yaml.safe_load((PACKAGED / name).read_text()), found)
+
+
+def test_the_schema_refuses_a_typo() -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"name": "x", "trainin": {}}, schema())
+
+
+def _undescribed(found: Any, place: str) -> list[str]:
+    missing = []
+    for key, value in found.get("properties", {}).items():
+        if "description" not in value:
+            missing.append(f"{place}.{key}")
+    return missing
+
+
+def test_every_key_has_its_description() -> None:
+    found = schema()
+    missing = _undescribed(found, "run")
+    for name, each in found["$defs"].items():
+        missing += _undescribed(each, name)
+    assert missing == []
+    assert json.dumps(found)

@@ -1,0 +1,105 @@
+"""A first configuration from a look at the data: what it proposes can be read, and fits the data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from jobs.config import load_config
+from jobs.first_config import first_config
+from pipeline.contracts import TaskSpec
+from pipeline.errors import InputError
+from pipeline.ingestion import prepare
+from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+MANY = range(80)
+
+
+def _task(folder: Path, records: list[dict[str, Any]], name: str = "train.jsonl") -> TaskSpec:
+    """Propose a configuration for records, prepare them by it, and return the task as it was understood."""
+    data = folder / "data"
+    (data / "t").mkdir(parents=True)
+    path = data / "t" / name
+    if name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif name.endswith(".csv"):
+        pd.DataFrame(records).to_csv(path, index=False)
+    else:
+        pd.DataFrame(records).to_parquet(path)
+    (folder / "c.yaml").write_text(first_config(data))
+    config = load_config(folder / "c.yaml", [f"run_root={folder}/runs"])
+    manifest = prepare(config.data, config.tasks, config.shards, 0)
+    assert sum(shard.samples for shard in manifest.shards) == len(records)
+    return config.tasks[0]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.csv", "train.parquet"])
+def test_zeros_and_ones_are_a_binary_task_whatever_the_file(tmp_path: Path, name: str) -> None:
+    task = _task(tmp_path, [{"id": f"r{i}", "text_a": f"a text {i}", "label": i % 2} for i in MANY], name)
+    assert (task.kind, task.text_fields, task.label_words) == ("binary", ("text_a",), (" no", " yes"))
+
+
+def test_words_are_the_label_words(tmp_path: Path) -> None:
+    records = [{"message": f"a text {i}", "class": ("ham", "spam", "offer")[i % 3]} for i in MANY]
+    task = _task(tmp_path, records)
+    assert (task.kind, task.label_field) == ("multiclass", "class")
+    assert task.label_words == (" ham", " offer", " spam")
+
+
+def test_a_field_that_names_the_classes_gives_their_words(tmp_path: Path) -> None:
+    names = ("music", "travel", "home")
+    records = [{"text": f"a text {i}", "label": i % 3, "label_name": names[i % 3]} for i in MANY]
+    task = _task(tmp_path, records)
+    assert task.label_words == (" music", " travel", " home")
+    assert task.text_fields == ("text",)
+
+
+def test_choices_and_their_answer(tmp_path: Path) -> None:
+    records = [{"question": f"what is {i}?", "choices": ["one", "two"], "answer": i % 2} for i in MANY]
+    task = _task(tmp_path, records)
+    assert (task.kind, task.label_field) == ("choice", "answer")
+
+
+def test_numbers_between_whole_ones_are_ordinal(tmp_path: Path) -> None:
+    task = _task(tmp_path, [{"text_a": f"a {i}", "text_b": f"b {i}", "score": i % 26 / 5} for i in MANY])
+    assert (task.kind, task.label_values) == ("ordinal", (0.0, 1.0, 2.0, 3.0, 4.0, 5.0))
+    assert task.text_fields == ("text_a", "text_b")
+
+
+def test_data_without_a_label_is_refused_with_its_fields(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"id": i, "text": f"text {i}"}) + "\n" for i in range(900)))
+    with pytest.raises(InputError, match=r"one of the fields must be a label, none of \['id', 'text'\]"):
+        first_config(tmp_path / "x.jsonl")
+    with pytest.raises(InputError, match="must be a record file or hold some"):
+        first_config(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no real data beside the repository")
+@pytest.mark.parametrize("suite", ["ads", "glue", "commonsense", "reviews"])
+def test_every_task_of_a_real_suite_gets_a_configuration_that_loads(tmp_path: Path, suite: str) -> None:
+    (tmp_path / "c.yaml").write_text(first_config(SHARED / suite))
+    tasks = {task.name: task for task in load_config(tmp_path / "c.yaml").tasks}
+    known = json.loads((SHARED / "manifest.json").read_text())
+    assert set(tasks) == {path.name for path in (SHARED / suite).iterdir()}
+    assert known
+    if suite == "ads":
+        assert len(tasks["banking_intent"].label_words) == 77
+        assert tasks["offer_match_software"].text_fields == ("text_a", "text_b")
+
+
+def test_init_writes_a_new_file_only(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
+    data = tmp_path / "clicks-train.jsonl"
+    data.write_text("".join(json.dumps({"text": f"text {i}", "label": i % 2}) + "\n" for i in MANY))
+    out = str(tmp_path / "c.yaml")
+    assert mtl_lora("init", str(data), "--out", out).code == 0
+    refused = mtl_lora("init", str(data), "--out", out)
+    assert refused.code == 2
+    assert "give --force to write over it" in refused.err
+    printed = mtl_lora("init", str(data))
+    assert printed.out == Path(out).read_text()
+    assert "add test: FILE" in printed.out
