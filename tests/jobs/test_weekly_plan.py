@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from jobs.weekly.plan import Digests, Facts, NothingNew, RetrainingPlan, plan_re
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion.partitions import Partition
+from pipeline.promotion.provenance import Provenance
 from pipeline.promotion.registry import Version
 
 DAY = dt.date(2026, 1, 5)
@@ -39,14 +39,10 @@ def _config(tmp_path: Path, **settings: Any) -> RunConfig:
 
 
 def _champion(until: dt.date | None = DAY, tasks: tuple[str, ...] = ("clicks", "spam")) -> Version:
-    tags = {
-        "run": "weekly-old",
-        "tasks": json.dumps(tasks),
-        "trained_until": until.isoformat() if until else "",
-        "base_fingerprint": "b" * 64,
-        "manifest_sha256": "c" * 64,
-    }
-    return Version(3, "run id", "source", tags, ("champion",))
+    origin = Provenance(
+        run="weekly-old", tasks=tasks, trained_until=until, base_fingerprint="b" * 64, manifest_sha256="c" * 64
+    )
+    return Version(3, "run id", "source", origin, ("champion",))
 
 
 def _plan(config: RunConfig, facts: Facts) -> RetrainingPlan | NothingNew:
