@@ -17,7 +17,6 @@ from pipeline.evaluation import predict, read_scores, summarize, write_scores
 from pipeline.evaluation.delong import auc_interval
 from pipeline.evaluation.frame import TaskScores
 from pipeline.evaluation.predict import latency_ms
-from pipeline.evaluation.slices import slices, with_field
 from pipeline.evaluation.summary import task_result
 from tests.pipeline.evaluation.simulated import scores, specs
 
@@ -145,20 +144,6 @@ def test_latency_is_the_median_of_single_rows() -> None:
     assert scorer.asked == [1] * 8
     with pytest.raises(InputError, match="at least one sample"):
         latency_ms(scorer, [])
-
-
-def test_slices_part_the_samples_and_say_what_a_slice_cannot_have() -> None:
-    frame = scores(0.5, seed=1, num=200)
-    days = {(t, k): f"2026-05-0{1 + int(k) % 3}" for t, k in zip(frame.task, frame.key, strict=True)}
-    found = slices(with_field(frame, "day", days), specs(), "day", replicates=50)["query_ad"]
-    assert list(found) == ["2026-05-01", "2026-05-02", "2026-05-03"]
-    assert sum(r.n for r in found.values()) == 200
-    by_label = slices(frame, specs(), "label", replicates=50)["query_ad"]
-    assert all(r.auc is None and "all" in r.undefined["auc"] for r in by_label.values())
-    lengths = frame.assign(length=np.arange(len(frame)) % 97)
-    assert len(slices(lengths, specs(), "length", replicates=50)["query_ad"]) == 4
-    with pytest.raises(InputError, match="did you mean 'label'"):
-        slices(frame, specs(), "labl")
 
 
 @pytest.mark.parametrize("right", [0, 3, 8])
