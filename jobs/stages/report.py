@@ -13,10 +13,10 @@ from jobs.stages.compare import paired
 from jobs.stages.register import identity
 from pipeline.contracts import EvaluationReport
 from pipeline.errors import InputError
-from pipeline.evaluation.adapter_view import adapter_view
 from pipeline.evaluation.features import TaskFeatures, read_features
-from pipeline.evaluation.report import write_report
 from pipeline.promotion.lineage import lineage
+from pipeline.report import EvaluatedModel, ReportPage, write_report
+from pipeline.report.adapter_view import adapter_view
 from pipeline.stream import load_manifest
 from pipeline.tracking import git_commit
 
@@ -31,33 +31,27 @@ def report(run: Run) -> Path:
     """
     folder, config = run.folder, run.config
     candidate = folder.read(EVALUATION)
-    decision, base = folder.find(DECISION), folder.find(BASE_EVALUATION)
-    champion = _champion(run)
+    base, champion = folder.find(BASE_EVALUATION), _champion(run)
     own = Scored("candidate", candidate, folder.scores(OWN).scores)
     untrained = Scored("untrained base", candidate, folder.scores(BASE).scores)
-    view = adapter_view(folder.adapter) if folder.adapter.is_dir() else None
     features, note = _features(run)
-    write_report(
-        folder.page,
+    page = ReportPage(
         run_name=config.name,
-        config=config.shown(),
         manifest=load_manifest(config.manifest_path)[0],
-        candidate=candidate,
-        base=base,
-        champion=champion.report if champion else None,
-        decision=decision,
-        scores=own.scores(),
-        base_scores=untrained.scores(),
-        champion_scores=champion.scores() if champion else None,
-        history=run.history(),
-        mixing=view.mixing if view else None,
-        lambda_distance=view.lambda_distance if view else None,
-        lineage=_lineage(run),
+        candidate=EvaluatedModel(candidate, own.scores()),
+        champion=EvaluatedModel(champion.report, champion.scores()) if champion else None,
+        base=EvaluatedModel(base, untrained.scores()) if base else None,
+        decision=folder.find(DECISION),
         comparison=paired(run, own, champion or untrained),
-        drift=folder.find(DRIFT),
+        history=run.history(),
+        adapter=adapter_view(folder.adapter) if folder.adapter.is_dir() else None,
         features=features,
         features_note=note,
+        drift=folder.find(DRIFT),
+        lineage=_lineage(run),
+        config=config.shown(),
     )
+    write_report(folder.page, page)
     run.tracker().log_artifact(folder.page)
     return folder.page
 
@@ -86,11 +80,11 @@ def _lineage(run: Run) -> dict[str, Any]:
     }
 
 
-def _features(run: Run) -> tuple[dict[str, TaskFeatures] | None, str]:
+def _features(run: Run) -> tuple[dict[str, TaskFeatures], str]:
     """Return the task features of LoRA, or of the untrained base, and of this run, with what to say of them."""
     ours = run.folder.scores(OWN).features
     if not ours.is_file():
-        return None, ""
+        return {}, ""
     mine, name = read_features(ours), _METHODS[run.config.adapter.method]
     rival = run.config.evaluation.lora_run
     if rival is None:

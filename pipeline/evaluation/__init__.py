@@ -1,9 +1,8 @@
-"""Evaluation: scores of a test split → metrics with intervals → comparison and report."""
+"""Evaluation: scores of a test split → metrics with intervals → comparison."""
 
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.frame import read_scores, write_scores
 from pipeline.evaluation.predict import predict, score_table
-from pipeline.evaluation.report import write_report
 from pipeline.evaluation.summary import summarize
 
-__all__ = ["compare", "predict", "read_scores", "score_table", "summarize", "write_report", "write_scores"]
+__all__ = ["compare", "predict", "read_scores", "score_table", "summarize", "write_scores"]

@@ -6,7 +6,6 @@ Axes: T tasks, N up-projections, R rank.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,40 +23,35 @@ class AdapterView:
 
     Args:
         mixing: task → weight of each up-projection, mean over the adapted layers.
-        mixing_by_layer: layer path → (T, N) weights.
         lambda_distance: task → task → Frobenius distance of their Λ over the mean of their norms, mean over layers.
     """
 
     mixing: dict[str, list[float]]
-    mixing_by_layer: dict[str, Floats]
     lambda_distance: dict[str, dict[str, float]]
 
 
 def adapter_view(folder: Path) -> AdapterView | None:
-    """Return the view of a saved adapter; None where its method has no mixing weights or transformations."""
-    from safetensors.torch import load_file  # numpy has no bfloat16
+    """Return the view of a saved adapter; None where its method has no mixing weights or transformations.
 
-    described = json.loads((folder / "mtl_lora_config.json").read_text())
-    if described.get("method", "mtl_lora") != "mtl_lora":
+    Raises:
+        AdapterFileError: the folder holds no adapter, or one of another version.
+    """
+    from mtl_lora.files import read_adapter  # takes torch along; numpy alone has no bfloat16
+
+    loaded, described = read_adapter(folder)
+    if described["method"] != "mtl_lora":
         return None
     config: dict[str, Any] = described["config"]
     tasks = list(config["task_names"])
-    tensors = {
-        path: tensor.double().numpy() for path, tensor in load_file(folder / "adapter_model.safetensors").items()
-    }
-    mixing = {
-        path.removesuffix(f".{MIXING}"): _softmax(tensor / config["temperature"])
-        for path, tensor in tensors.items()
-        if path.endswith(MIXING)
-    }
+    tensors = {path: tensor.double().numpy() for path, tensor in loaded.items()}
+    mixing = [_softmax(tensor / config["temperature"]) for path, tensor in tensors.items() if path.endswith(MIXING)]
     transforms = [tensor for path, tensor in tensors.items() if path.endswith(TRANSFORM)]
     if not mixing or not transforms:
         return None
-    mean = np.mean(list(mixing.values()), axis=0)
+    mean = np.mean(mixing, axis=0)
     distances = np.mean([_distances(tensor) for tensor in transforms], axis=0)
     return AdapterView(
         {task: mean[t].tolist() for t, task in enumerate(tasks)},
-        mixing,
         {a: {b: float(distances[i, j]) for j, b in enumerate(tasks)} for i, a in enumerate(tasks)},
     )
 

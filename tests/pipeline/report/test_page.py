@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import os
 import re
 import shutil
 import subprocess
+import sys
+from dataclasses import MISSING
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,13 +18,13 @@ import pandas as pd
 import pytest
 
 from pipeline.contracts import PromotionDecision, ShardInfo, ShardManifest, TaskSpec
-from pipeline.evaluation import compare, summarize, write_report
-from pipeline.evaluation.charts import Chart, ticks
+from pipeline.evaluation import compare, summarize
 from pipeline.evaluation.features import TaskFeatures
-from pipeline.evaluation.frame import by_task
-from pipeline.evaluation.plots import roc_points
 from pipeline.ingestion.drift import DriftMeasure, DriftReport
+from pipeline.report import EvaluatedModel, ReportPage, write_report
+from pipeline.report.adapter_view import AdapterView
 
+ROOT = Path(__file__).resolve().parents[3]
 SPECS = (
     TaskSpec(name="query_ad", template="{q}", label_words=(" no", " yes")),
     TaskSpec(name="vertical", kind="multiclass", template="{q}", label_words=(" travel", " <b>sport</b>", " money")),
@@ -60,73 +65,85 @@ MANIFEST = ShardManifest(
 )
 
 
-def everything() -> dict:
-    ours, theirs, base = frame(1, 2.0), frame(2, 1.5), frame(3, 0.1)
-    reports = {
-        name: summarize(f, SPECS, model=name, data=DATA, replicates=100)
-        for name, f in (("candidate", ours), ("champion", theirs), ("base", base))
+@functools.cache
+def everything() -> ReportPage:
+    frames = {"candidate": frame(1, 2.0), "champion": frame(2, 1.5), "base": frame(3, 0.1)}
+    models = {
+        name: EvaluatedModel(summarize(scores, SPECS, model=name, data=DATA, replicates=100), scores)
+        for name, scores in frames.items()
     }
     names = [s.name for s in SPECS]
     rng = np.random.default_rng(0)
     points = TaskFeatures(rng.normal(size=(40, 5)), [names[i % 4] for i in range(40)], [str(i) for i in range(40)])
-    return {
-        "run_name": "a <script>run</script>",
-        "config": {"model": {"num_layers": 6}},
-        "manifest": MANIFEST,
-        **reports,
-        "decision": PromotionDecision(
+    return ReportPage(
+        run_name="a <script>run</script>",
+        manifest=MANIFEST,
+        **models,
+        decision=PromotionDecision(
             verdict="HOLD", reasons=("no gain & no loss",), candidate="c", champion="h", tasks={"pick": "as before"}
         ),
-        "scores": ours,
-        "base_scores": base,
-        "champion_scores": theirs,
-        "history": [
+        comparison=compare(
+            frames["candidate"],
+            frames["champion"],
+            SPECS,
+            candidate_name="c",
+            reference_name="h",
+            data=DATA,
+            replicates=100,
+        ),
+        history=[
             {"step": i, "loss": 1 / i, "task_loss": {"pick": 2 / i}, "learning_rate": 1e-4, "tokens_per_s": 300.0}
             for i in range(1, 30)
         ],
-        "mixing": {n: [0.5, 0.3, 0.2] for n in names},
-        "lambda_distance": {a: {b: float(a != b) for b in names} for a in names},
-        "lineage": {"git commit": "abc"},
-        "comparison": compare(ours, theirs, SPECS, candidate_name="c", reference_name="h", data=DATA, replicates=100),
-        "drift": DriftReport(
+        adapter=AdapterView({n: [0.5, 0.3, 0.2] for n in names}, {a: {b: float(a != b) for b in names} for a in names}),
+        features={"LoRA": points, "MTL-LoRA": points},
+        features_note="a note on features",
+        drift=DriftReport(
             verdict="warn",
             tasks={n: {"label_psi": DriftMeasure(value=0.2, verdict="warn")} for n in names},
             reasons=("labels moved",),
         ),
-        "features": {"LoRA": points, "MTL-LoRA": points},
-        "features_note": "a note on features",
-    }
+        lineage={"git commit": "abc"},
+        config={"model": {"num_layers": 6}},
+    )
 
 
 class Strict(HTMLParser):
-    """Every element that opens closes, in order, but for the void ones."""
+    """Every element that opens closes, in order, but for the void ones; keeps the ids and what refers to them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.ids: list[str] = []
+        self.there: set[str] = set()
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in ("meta", "br", "hr", "link", "img", "input"):
             self.open.append(tag)
+        self.handle_startendtag(tag, attrs)
 
-    def handle_startendtag(self, tag: str, attrs: object) -> None:
-        pass
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids += [found["id"]] if found.get("id") else []
+        self.there |= {found["href"].removeprefix("#")} if found.get("href") else set()
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
 
-def page(path: Path, **given: object) -> str:
-    write_report(path, **given)
+def written(path: Path, page: ReportPage) -> str:
+    write_report(path, page)
     text = path.read_text()
     parser = Strict()
     parser.feed(text)
     assert parser.open == []
+    assert len(set(parser.ids)) == len(parser.ids)
+    assert parser.there <= set(parser.ids)
     return text
 
 
 def test_the_whole_page_is_self_contained_and_escapes_what_it_is_given(tmp_path: Path) -> None:
-    text = page(tmp_path / "r.html", **everything())
+    text = written(tmp_path / "r.html", everything())
     assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)|url\(|@import|<script|https?://", text)
     assert "a &lt;script&gt;run" in text
     assert "&lt;b&gt;sport" in text
@@ -153,68 +170,78 @@ def test_the_whole_page_is_self_contained_and_escapes_what_it_is_given(tmp_path:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S).lower().replace("finance", "")
 
 
-OPTIONAL = (
-    "config",
-    "base",
-    "champion",
-    "decision",
-    "scores",
-    "base_scores",
-    "champion_scores",
-    "history",
-    "mixing",
-    "lambda_distance",
-    "lineage",
-    "comparison",
-    "drift",
-    "features",
-)  # features_note is a text
+OPTIONAL = [
+    field
+    for field in dataclasses.fields(ReportPage)
+    if field.default is not MISSING or field.default_factory is not MISSING
+]
+
+
+def left_out(field: dataclasses.Field) -> object:
+    return field.default if field.default is not MISSING else field.default_factory()
 
 
 def test_any_part_may_be_missing(tmp_path: Path) -> None:
-    given = everything()
-    for name in OPTIONAL:
-        page(tmp_path / "r.html", **{**given, name: None, "features": None})
-    page(tmp_path / "r.html", **{**given, **dict.fromkeys(OPTIONAL)})
+    whole = everything()
+    models = {name: EvaluatedModel(getattr(whole, name).report) for name in ("candidate", "champion", "base")}
+    page = dataclasses.replace(whole, **models, features={})
+    for field in OPTIONAL:
+        written(tmp_path / "r.html", dataclasses.replace(page, **{field.name: left_out(field)}))
+    bare = dataclasses.replace(page, **{field.name: left_out(field) for field in OPTIONAL})
+    text = written(tmp_path / "r.html", bare)
+    for words in ("ROC curve", "Learning curve", "Which up-projection", "Drift", "Lineage", "Paired", "Configuration"):
+        assert words not in text
+
+
+@pytest.mark.parametrize("name", ["candidate", "champion", "base"])
+def test_scores_of_one_model_may_be_missing(tmp_path: Path, name: str) -> None:
+    page = dataclasses.replace(everything(), features={}, history=(), adapter=None)
+    text = written(tmp_path / "r.html", dataclasses.replace(page, **{name: EvaluatedModel(getattr(page, name).report)}))
+    assert ("ROC curve" in text) == (name != "candidate")
 
 
 def test_one_class_and_unscored_tasks_are_shown_with_their_reason(tmp_path: Path) -> None:
     scores = frame(1, 2.0, one_class=True)
     scores = scores[scores.task != "pick"]
     report = summarize(scores, SPECS, model="c", data=DATA, replicates=50)
-    text = page(
-        tmp_path / "r.html", run_name="r", config=None, manifest=MANIFEST, candidate=report, base=report, scores=scores
-    )
+    model = EvaluatedModel(report, scores)
+    page = ReportPage(run_name="r", manifest=MANIFEST, candidate=model, base=EvaluatedModel(report))
+    text = written(tmp_path / "r.html", page)
     assert "all 60 labels are class 0; auc needs at least two classes" in text
     assert "no sample of task &#39;pick&#39; was scored" in text
 
 
-def test_roc_points_run_from_corner_to_corner_and_never_fall() -> None:
-    rng = np.random.default_rng(0)
-    n = 5000
-    p = rng.uniform(size=n)
-    scores = pd.DataFrame(
-        {
-            "key": [str(i) for i in range(n)],
-            "task": "query_ad",
-            "label": (rng.random(n) < p).astype(float),
-            "scores": list(np.stack([1 - p, p], axis=1)),
-            "group": None,
-        }
+def test_features_of_one_task_have_no_separation(tmp_path: Path) -> None:
+    points = TaskFeatures(np.random.default_rng(0).normal(size=(12, 5)), ["pick"] * 12, [str(i) for i in range(12)])
+    page = ReportPage(
+        run_name="r",
+        manifest=MANIFEST,
+        candidate=EvaluatedModel(everything().candidate.report),
+        features={"LoRA": points},
     )
-    x, y = roc_points(by_task(scores, SPECS)["query_ad"])
-    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
-    assert len(x) <= 241
-    assert (np.diff(x) >= 0).all()
-    assert (np.diff(y) >= 0).all()
+    assert "LoRA · silhouette –" in written(tmp_path / "r.html", page)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.25, 0.95), (0, 3e-4), (0, 12345), (-1, 1), (2, 2)])
-def test_ticks_are_few_round_and_within_the_range(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 1 <= len(found) <= 7
-    assert all(low - 1e-12 <= t <= high + 1e-12 for t in found)
-    assert Chart((low, high), (0, 1), "x", "y", "about").svg().startswith("<svg")
+def small() -> ReportPage:
+    scores = frame(1, 2.0)
+    report = summarize(scores, SPECS, model="candidate", data=DATA, replicates=20)
+    return ReportPage(run_name="r", manifest=MANIFEST, candidate=EvaluatedModel(report, scores))
+
+
+def test_one_page_has_the_same_bytes_in_each_process_whatever_the_users_settings(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\ntext.color: red\nsvg.fonttype: path\n")
+    code = "from tests.pipeline.report.test_page import small, write_report; write_report('there.html', small())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, timeout=120)
+    write_report(tmp_path / "here.html", small())
+    here = (tmp_path / "here.html").read_bytes()
+    assert here == (tmp_path / "there.html").read_bytes()
+    assert here.count(b"<svg") > 10
+
+
+def test_matplotlib_and_templates_are_loaded_only_when_a_page_is_written() -> None:
+    code = "import sys, pipeline.report; sys.exit(bool({'matplotlib', 'jinja2', 'torch', 'ray'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 @pytest.mark.slow
@@ -224,7 +251,7 @@ def test_chromium_lays_the_page_out_without_sideways_scroll(tmp_path: Path, widt
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs chromium")
-    text = page(tmp_path / "r.html", **everything())
+    text = written(tmp_path / "r.html", everything())
     probe = """<script>window.addEventListener('load', () => {
       const box = document.documentElement, style = getComputedStyle(document.body);
       document.title = JSON.stringify({over: box.scrollWidth - box.clientWidth, paper: style.backgroundColor,
