@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -34,8 +35,8 @@ class MTLLoRAConfig:
         num_up_projections: number N of shared up-projections B (N, O, R).
         temperature: τ of the softmax over a task's N mixing logits; small values pick one up-projection.
         transform: ``"full"`` for Λ (T, R, R), ``"diagonal"`` for its diagonal only (T, R).
-        target_modules: names (the last parts of a module's path), one regular expression on the full path,
-            or ``"all-linear"`` for every linear layer but the output head.
+        target_modules: as PEFT takes them: names (the last parts of a module's path), one regular expression on the
+            full path, or ``"all-linear"`` for every linear layer but the output head.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732).
         modules_to_save: names of modules that train in full and are saved with the adapter.
         bias: which biases train: ``"none"``, ``"lora_only"`` (of adapted layers) or ``"all"``.
@@ -80,6 +81,14 @@ class MTLLoRAConfig:
             raise ConfigError(f"bias must be 'none', 'lora_only' or 'all', got {self.bias!r}; 'none' is usual")
         if not self.target_modules:
             raise ConfigError("target_modules must name a module, got none; 'all-linear' takes every linear layer")
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise ConfigError(
+                    "target_modules as text must be 'all-linear' or a regular expression, got "
+                    f"{self.target_modules!r}: {error}; names stand in a list"
+                ) from error
 
     def _check_tasks(self) -> None:
         if not self.task_names:

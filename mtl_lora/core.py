@@ -12,7 +12,7 @@ from mtl_lora.errors import MTLLoRAError, RoutingError, TaskError
 from mtl_lora.files import check_tensors, fingerprint
 from mtl_lora.layer import AdaptedLinear
 from mtl_lora.routing import Router, TaskIds, normalise_task_ids
-from mtl_lora.targets import find_named, find_targets, replace_module, train_extras
+from mtl_lora.targets import find_named, find_targets, replace_module, train_extras, warn_of_frozen_experts
 
 __all__ = ["AdapterCore"]
 
@@ -28,7 +28,10 @@ class AdapterCore(nn.Module):
         adapter_dtype: type of the adapter's parameters; None is fp32 on a half-precision base, else the base's.
 
     Raises:
-        TargetError: a target matches nothing.
+        TargetError: a target matches nothing, or what cannot be adapted.
+
+    Warns:
+        FrozenExpertsWarning: the base holds experts that no adapter reaches.
     """
 
     method = ""
@@ -58,6 +61,7 @@ class AdapterCore(nn.Module):
         own, named = self._adapter_parameter_ids(), self.base_model.named_parameters()
         self.extra_parameter_names = {name for name, p in named if p.requires_grad and id(p) not in own}
         self._base_fingerprint = fingerprint(self._frozen_tensors())
+        warn_of_frozen_experts(self.base_model)
 
     def base_fingerprint(self) -> dict[str, Any] | None:
         """Return what identifies the base, taken when the adapter was made, or now where it could not be read then."""

@@ -5,6 +5,7 @@ __all__ = [
     "BaseMismatchError",
     "ConfigError",
     "ExportMismatchError",
+    "FrozenExpertsWarning",
     "MTLLoRAError",
     "RoutingError",
     "TargetError",
@@ -42,3 +43,7 @@ class BaseMismatchError(AdapterFileError):
 
 class ExportMismatchError(MTLLoRAError):
     """An exported adapter does not reproduce the model that it was exported from."""
+
+
+class FrozenExpertsWarning(UserWarning):
+    """A base holds experts as stacked parameters, which no adapter reaches: they stay as they are."""

@@ -22,7 +22,7 @@ from mtl_lora.functional import fold
 from mtl_lora.kernel import accumulate_up, adapted_linear, select_tasks
 from mtl_lora.routing import Router
 
-__all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "linear_sizes"]
+__all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "linear_sizes", "plain_linear"]
 
 _MOST_TASKS_AT_ONCE = 16
 """Up to this many tasks, a dense product with all tasks' matrices costs less than gathering one a row."""
@@ -41,6 +41,20 @@ def linear_sizes(module: nn.Module) -> tuple[int, int]:
     return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 
+def plain_linear(
+    kind: type[nn.Module], weight: nn.Parameter, bias: nn.Parameter | None, in_features: int, out_features: int
+) -> nn.Module:
+    """Return a layer of a linear type, Conv1D among them, that holds these parameters and nothing else."""
+    layer = kind.__new__(kind)
+    nn.Module.__init__(layer)
+    sizes = {"in_features": in_features, "out_features": out_features}
+    for name, size in ({"nx": in_features, "nf": out_features} if kind.__name__ == "Conv1D" else sizes).items():
+        setattr(layer, name, size)
+    layer.register_parameter("weight", weight)
+    layer.register_parameter("bias", bias)
+    return layer
+
+
 class AdaptedLinear(nn.Module):
     """What all adapted layers share: the base's weight, routing, layout of rows, merging.
 
@@ -48,7 +62,7 @@ class AdaptedLinear(nn.Module):
     ``task_parameter_names``, and give :meth:`factors`, :meth:`reset_adapter` and :meth:`_adapted`.
 
     Args:
-        base: the layer to stand in for; ``nn.Linear`` or GPT-2's ``Conv1D``.
+        base: the layer to stand in for, as :func:`mtl_lora.targets.is_adaptable` says.
         router: tells the task of each row; shared by all layers of a model.
 
     Attributes:
@@ -67,7 +81,7 @@ class AdaptedLinear(nn.Module):
         self.bias: nn.Parameter | None = base.bias  # type: ignore[assignment]
         self.router = router
         self.merged_task: int | None = None
-        self._unmerged_weight: Tensor | None = None
+        self._unmerged_weight: list[nn.Parameter] = []  # in a list, so as to be no parameter of this module
         self.training = base.training
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,27 +158,22 @@ class AdaptedLinear(nn.Module):
                 f"a layer merges one task at a time, got task {self.merged_task} merged; unmerge() first"
             )
         delta = self.delta_weight(task)
-        self._unmerged_weight = self.weight.data
-        self.weight.data = (self.weight.data.to(delta.dtype) + delta).to(self.weight.dtype)
+        merged = (self.weight.data.to(delta.dtype) + delta).to(self.weight.dtype)
+        # A parameter of its own: another layer may be tied to the unmerged one.
+        self._unmerged_weight = [self.weight]
+        self.weight = nn.Parameter(merged, requires_grad=self.weight.requires_grad)
         self.merged_task = task
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take a merged adapter out again: the weight is bit-identical to the one before merging."""
-        if self._unmerged_weight is not None:
-            self.weight.data = self._unmerged_weight
-        self._unmerged_weight, self.merged_task = None, None
+        """Take a merged adapter out again: the weight is the very one before merging."""
+        if self._unmerged_weight:
+            self.weight = self._unmerged_weight[0]
+        self._unmerged_weight, self.merged_task = [], None
 
     def to_base(self, template: type[nn.Module] = nn.Linear) -> nn.Module:
         """Return an ordinary layer with this weight as it stands now (merged or not)."""
-        layer = template.__new__(template)
-        nn.Module.__init__(layer)
-        if self.fan_in_fan_out:
-            layer.nf, layer.nx = self.out_features, self.in_features  # type: ignore[assignment]
-        else:
-            layer.in_features, layer.out_features = self.in_features, self.out_features  # type: ignore[assignment]
-        layer.weight = self.weight
-        layer.register_parameter("bias", self.bias)
+        layer = plain_linear(template, self.weight, self.bias, self.in_features, self.out_features)
         layer.training = self.training
         return layer
 

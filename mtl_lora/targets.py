@@ -2,26 +2,110 @@
 
 import difflib
 import re
+import warnings
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mtl_lora.config import MTLLoRAConfig
-from mtl_lora.errors import TargetError
-from mtl_lora.layer import is_conv1d
+from mtl_lora.errors import FrozenExpertsWarning, TargetError
+from mtl_lora.layer import AdaptedLinear, is_conv1d, plain_linear
 
-__all__ = ["find_named", "find_targets", "is_adaptable", "replace_module", "train_extras"]
+__all__ = [
+    "expert_parameters",
+    "find_named",
+    "find_targets",
+    "is_adaptable",
+    "output_head",
+    "replace_module",
+    "train_extras",
+    "warn_of_frozen_experts",
+]
 
 
 def is_adaptable(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer; subclasses with a forward of their own (quantised) are not."""
-    return (isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward) or is_conv1d(module)
+    """Whether a module maps x to x Wᵀ + b and nothing else.
+
+    So do ``nn.Linear``, GPT-2's ``Conv1D``, and those subclasses of ``nn.Linear`` whose own forward a probe shows to
+    (Falcon's); not quantised layers, nor routers that return pairs. The output projection inside
+    ``nn.MultiheadAttention`` is none either: its weight is read, its forward is never called.
+    """
+    if is_conv1d(module):
+        return True
+    if not isinstance(module, nn.Linear) or isinstance(module, NonDynamicallyQuantizableLinear):
+        return False
+    return type(module).forward is nn.Linear.forward or (
+        module.weight.is_floating_point() and _is_linear_map(type(module))
+    )
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
+def _is_linear_map(kind: type[nn.Linear]) -> bool:
+    """Whether a subclass's forward is x Wᵀ + b, asked of small layers that hold a weight and a bias and nothing else.
+
+    They are what unloading puts back, so a subclass that needs more than these is told here, too.
+    """
+    generator = torch.Generator().manual_seed(0)  # the global one is left as it is
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+
+    x, weight = random(2, 4, 3), nn.Parameter(random(5, 3), requires_grad=False)
+    for bias in (None, nn.Parameter(random(5), requires_grad=False)):
+        try:
+            y = plain_linear(kind, weight, bias, 3, 5)(x)
+        except Exception:  # noqa: BLE001 - foreign code: whatever it raises, it is no plain linear map
+            return False
+        expected = F.linear(x, weight, bias)
+        if not (isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y.double(), expected)):
+            return False
+    return True
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """Return the layer that makes a Hugging Face model's logits, or None: of tokens, or of a sequence's classes."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
+    if head is None and type(model).__name__.endswith("ForSequenceClassification"):
+        head = getattr(model, "score", None) or getattr(model, "classifier", None)
     return head if isinstance(head, nn.Module) else None
+
+
+def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return by path what holds a mixture's experts stacked, (experts, O, I), instead of in linear layers.
+
+    Told by three axes of more than one outside of convolutions, or by a module that calls itself experts.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (AdaptedLinear, nn.Linear, _ConvNd)):
+            continue
+        is_named = "expert" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves the parameter itself empty
+            if (len(shape) == 3 and min(shape) > 1) or (is_named and len(shape) > 1):
+                found[name] = parameter
+    return found
+
+
+def warn_of_frozen_experts(model: nn.Module) -> None:
+    """Warn with number and names where experts stay frozen because an adapter does not reach them."""
+    frozen = {name: p for name, p in expert_parameters(model).items() if not p.requires_grad}
+    if not frozen:
+        return
+    sizes = {id(p): int(getattr(p, "ds_numel", p.numel())) for p in model.parameters()}
+    count, total = sum(sizes[id(p)] for p in frozen.values()), sum(sizes.values())
+    names = list(frozen)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    warnings.warn(
+        f"{len(names)} parameters of experts with {count:,} values ({count / total:.0%} of the model) stay frozen, "
+        f"since they are stacked and no linear layers that an adapter could reach: {', '.join(names[:3])}{more}",
+        FrozenExpertsWarning,
+        stacklevel=2,
+    )
 
 
 def _is_named(path: str, name: str) -> bool:
@@ -40,15 +124,16 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str]) -> list[
 
     Args:
         model: the base.
-        target_modules: names (the last parts of a path), one regular expression on the full path, or
-            ``"all-linear"`` for every linear layer but the output head.
+        target_modules: as PEFT takes them: names (the last parts of a path), one regular expression on the full path,
+            or ``"all-linear"`` for every linear layer but the output head.
 
     Raises:
-        TargetError: a name or the expression matches nothing, or something that is no plain linear layer.
+        TargetError: a name or the expression matches nothing, something that is no plain linear layer, or an output
+            head whose weight is the input embedding's too.
     """
     modules = {path: module for path, module in model.named_modules() if path}
     if target_modules == "all-linear":
-        head = _output_head(model)
+        head = output_head(model)
         found = [path for path, module in modules.items() if is_adaptable(module) and module is not head]
         if not found:
             raise TargetError(f"'all-linear' must find a linear layer, got none in {type(model).__name__}")
@@ -61,15 +146,39 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str]) -> list[
         missing = [name for name in target_modules if not any(_is_named(path, name) for path in modules)]
     if missing:
         raise TargetError(
-            f"every target module must match a module of {type(model).__name__}, got no match for {missing}; "
-            f"near names: {_near(missing, model)}"
+            f"every target module must match a module of {type(model).__name__}, got no match for {missing}"
+            f"{_why_missing(model, target_modules, missing)}; near names: {_near(missing, model)}"
         )
     wrong = [f"{path} ({type(modules[path]).__name__})" for path in found if not is_adaptable(modules[path])]
     if wrong:
         raise TargetError(
-            f"a target must be a plain nn.Linear or Conv1D, got {wrong[:5]}; name the linear layers inside"
+            f"a target must be a plain linear layer, x Wᵀ + b that is called as such, got {wrong[:5]}; "
+            "name the linear layers inside"
         )
+    _refuse_tied_head(model, {path: modules[path] for path in found})
     return found
+
+
+def _why_missing(model: nn.Module, target_modules: str | Sequence[str], missing: Sequence[str]) -> str:
+    experts = [path for path in expert_parameters(model) if any(_is_named(path, name) for name in missing)]
+    if experts:
+        return f" (parameters of experts, such as {experts[0]}, cannot be adapted)"
+    if isinstance(target_modules, str):
+        return f" as a regular expression on the full path; names stand in a list, [{target_modules!r}]"
+    return ""
+
+
+def _refuse_tied_head(model: nn.Module, targets: dict[str, nn.Module]) -> None:
+    """Merging would untie it, and whoever loads the merged model by its configuration would tie it again."""
+    head = output_head(model)
+    for path, module in targets.items():
+        if module is head:
+            for other, owner in model.named_modules():
+                if owner is not head and any(p is head.weight for p in owner.parameters(recurse=False)):
+                    raise TargetError(
+                        f"an adapted output head must own its weight, got {path!r}, tied to {other!r}; "
+                        "leave it out of target_modules, or untie the base first"
+                    )
 
 
 def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
