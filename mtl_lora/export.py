@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtl_lora.core import AdapterCore
+from mtl_lora.files import WEIGHTS_FILE
+from mtl_lora.hashes import write_hashes
 from mtl_lora.layer import is_conv1d
 from mtl_lora.verification import verify_export
 
@@ -87,6 +89,7 @@ def _model_card(model: AdapterCore, task: int, config: dict[str, Any], verdict: 
         f"* Rank {config['r']}; the scaling is inside `lora_B`, hence `lora_alpha = r`.",
         f"* Adapted modules: {', '.join(config['target_modules'][:12])}",
         f"* Verified before it was written: {verdict}",
+        "* `sha256sum -c SHA256SUMS` tells whether the files are still what was written.",
     ]
     if config["modules_to_save"] or config["bias"] != "none":
         facts.append("* Holds trained modules or biases besides the LoRA pairs: PEFT serves it, vLLM and LoRAX do not.")
@@ -97,7 +100,7 @@ def _model_card(model: AdapterCore, task: int, config: dict[str, Any], verdict: 
 def export_task(
     model: AdapterCore, task: int | str, folder: str | os.PathLike[str], example_inputs: Any = None
 ) -> Path:
-    """Write one task as a PEFT LoRA folder: tensors, configuration, model card.
+    """Write one task as a PEFT LoRA folder: tensors, configuration, model card, and ``SHA256SUMS`` of these.
 
     Args:
         model: any adapted model, not merged.
@@ -116,10 +119,11 @@ def export_task(
         tensors = lora_tensors(model, index)
         rank = next(t.shape[0] for name, t in tensors.items() if name.endswith("lora_A.weight"))
         config = lora_config(model, rank)
-        save_file(tensors, staged / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         (staged / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         verdict = verify_export(model, index, staged, example_inputs)
         (staged / "README.md").write_text(_model_card(model, index, config, verdict), encoding="utf-8")
+        write_hashes(staged, WEIGHTS_FILE, "adapter_config.json", "README.md")
         _put_in_place(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

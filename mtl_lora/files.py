@@ -2,7 +2,7 @@
 
 ``FOLDER/adapter_model.safetensors`` holds exactly the tensors that trained, under their path in the base.
 ``FOLDER/mtl_lora_config.json`` is ``{"version", "method", "config", "base"}`` and is written last: its presence marks
-a complete adapter.
+a complete adapter. ``FOLDER/SHA256SUMS`` tells damage (:mod:`mtl_lora.hashes`).
 """
 
 import hashlib
@@ -14,13 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtl_lora.config import CONFIG_VERSION
 from mtl_lora.errors import AdapterFileError, BaseMismatchError
+from mtl_lora.hashes import check_hashes, write_hashes
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "check_base", "check_tensors", "fingerprint", "read_adapter", "write_adapter"]
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "check_base",
+    "check_tensors",
+    "fingerprint",
+    "read_adapter",
+    "read_description",
+    "read_tensors",
+    "write_adapter",
+]
 
 CONFIG_FILE = "mtl_lora_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -94,7 +106,7 @@ def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -
 def write_adapter(
     folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Write an adapter's tensors, then its description, each replaced in one step.
+    """Write an adapter's tensors, the files' hashes, then its description, each replaced in one step.
 
     Args:
         folder: made when missing.
@@ -110,29 +122,67 @@ def write_adapter(
         save_file(plain, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         text = json.dumps({"version": CONFIG_VERSION, **description}, indent=2, sort_keys=True)
         (staged / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            (staged / name).replace(target / name)
+        (staged / WEIGHTS_FILE).replace(target / WEIGHTS_FILE)
+        write_hashes(target, WEIGHTS_FILE, CONFIG_FILE, written_in=staged)
+        (staged / CONFIG_FILE).replace(target / CONFIG_FILE)
+
+
+def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what an adapter says of itself: ``method``, ``config``, ``base``.
+
+    Raises:
+        AdapterFileError: the file is missing or damaged, or its version is unknown.
+    """
+    path = _present(folder, CONFIG_FILE)
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterFileError(f"{path} must be JSON, got {error}; save the adapter again") from error
+    if not isinstance(description, dict) or description.get("version") != CONFIG_VERSION:
+        version = description.get("version") if isinstance(description, dict) else description
+        raise AdapterFileError(
+            f"the adapter's version must be {CONFIG_VERSION}, got {version!r} in {path}; "
+            "use the release of this library that wrote it"
+        )
+    if not isinstance(description.get("config"), dict) or not _is_base(description.get("base", "missing")):
+        raise AdapterFileError(f"{path} must hold 'config' and 'base', got {description}; save the adapter again")
+    return description
+
+
+def _is_base(value: Any) -> bool:
+    fields = {"sha256": str, "shapes_sha256": str, "tensors": int}
+    return value is None or (
+        isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in fields.items())
+    )
+
+
+def read_tensors(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of an adapter's or an exported task's folder.
+
+    Raises:
+        AdapterFileError: the file is missing or damaged.
+    """
+    path = _present(folder, WEIGHTS_FILE)
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise AdapterFileError(f"{path} must be a safetensors file, got {error}; save the adapter again") from error
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return an adapter's tensors and description.
 
     Raises:
-        AdapterFileError: a file is missing or the version is unknown.
+        AdapterFileError: a file is missing or damaged, or the version is unknown.
     """
-    source = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (source / name).is_file():
-            raise AdapterFileError(
-                f"an adapter's folder must hold {name}, got none in {source}; was it saved completely?"
-            )
-    try:
-        description: dict[str, Any] = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise AdapterFileError(f"{source / CONFIG_FILE} must be JSON, got {error}; save the adapter again") from error
-    if description.get("version") != CONFIG_VERSION:
-        raise AdapterFileError(
-            f"the adapter's version must be {CONFIG_VERSION}, got {description.get('version')!r}; "
-            "use the release of this library that wrote it"
-        )
-    return load_file(source / WEIGHTS_FILE), description
+    description = read_description(folder)
+    return read_tensors(folder), description
+
+
+def _present(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return the path of a file that is there and is what its hash says."""
+    path = Path(folder) / name
+    if not path.is_file():
+        raise AdapterFileError(f"an adapter's folder must hold {name}, got none in {folder}; was it saved completely?")
+    check_hashes(folder, name)
+    return path

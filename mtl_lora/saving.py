@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.core import AdapterCore
-from mtl_lora.errors import AdapterFileError, MTLLoRAError
-from mtl_lora.files import check_base, check_tensors, read_adapter, write_adapter
+from mtl_lora.errors import AdapterFileError, ConfigError, MTLLoRAError
+from mtl_lora.files import CONFIG_FILE, check_base, check_tensors, read_adapter, write_adapter
 
 __all__ = ["load", "save"]
 
@@ -34,6 +35,13 @@ def save(model: AdapterCore, folder: str | os.PathLike[str], state_dict: Mapping
     write_adapter(folder, tensors, description)
 
 
+def _config_of(description: Mapping[str, Any], folder: str | os.PathLike[str]) -> MTLLoRAConfig:
+    try:
+        return MTLLoRAConfig.from_dict(description["config"])
+    except (ConfigError, TypeError) as error:
+        raise AdapterFileError(f"{Path(folder) / CONFIG_FILE} must hold a valid configuration: {error}") from error
+
+
 def load(
     cls: type[ModelT],
     base: nn.Module,
@@ -47,7 +55,7 @@ def load(
         raise AdapterFileError(
             f"the adapter's method must be {cls.method!r}, got {description.get('method')!r}; use load_adapter()"
         )
-    config = MTLLoRAConfig.from_dict(description["config"])
+    config = _config_of(description, folder)
     if task_names is not None and tuple(task_names) != tuple(config.task_names):
         raise AdapterFileError(
             f"the adapter's tasks must be {list(task_names)}, got {list(config.task_names)}; "

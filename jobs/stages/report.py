@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,8 @@ def _lineage(run: Run) -> dict[str, Any]:
 
 def _features(run: Run) -> tuple[dict[str, TaskFeatures], str]:
     """Return the task features of LoRA, or of the untrained base, and of this run, with what to say of them."""
+    from pipeline.modeling.adapter import adapter_description  # torch, which only this needs
+
     ours = run.folder.scores(OWN).features
     if not ours.is_file():
         return {}, ""
@@ -100,5 +101,5 @@ def _features(run: Run) -> tuple[dict[str, TaskFeatures], str]:
             f"evaluation.lora_run must have scored the same samples as this run, {rival!r} has not; "
             "prepare it with the same data and seed"
         )
-    method = json.loads((other.adapter / "mtl_lora_config.json").read_text())["method"]
+    method = adapter_description(other.adapter)["method"]
     return {f"{_METHODS[method]}, run {rival}": theirs, f"{name}, this run": mine}, ""

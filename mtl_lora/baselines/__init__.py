@@ -17,7 +17,7 @@ from mtl_lora.baselines.multilora import MultiLoRAModel
 from mtl_lora.baselines.peft_lora import PeftDoRAModel, PeftLoRAModel
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import AdapterFileError, ConfigError
-from mtl_lora.files import read_adapter
+from mtl_lora.files import read_description
 from mtl_lora.model import AdapterModel, MTLLoRAModel
 
 __all__ = [
@@ -73,7 +73,7 @@ def load_adapter(
     Raises:
         AdapterFileError: the folder is incomplete or does not fit; see ``from_pretrained``.
     """
-    method = read_adapter(folder)[1].get("method")
-    if method not in METHODS:
+    method = read_description(folder).get("method")
+    if not isinstance(method, str) or method not in METHODS:
         raise AdapterFileError(f"an adapter's method must be one of {sorted(METHODS)}, got {method!r} in {folder}")
     return METHODS[method].from_pretrained(base, folder, task_names, adapter_dtype)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mtl_lora import MTLLoRAError
+from mtl_lora.hashes import check_hashes
 from pipeline.contracts import Sample
 from pipeline.errors import HeldBack, InputError
 
@@ -32,7 +34,7 @@ def export_parity(
         Task → largest difference found.
 
     Raises:
-        HeldBack: a task differs by more than the tolerance.
+        HeldBack: a task differs by more than the tolerance, or its export is damaged.
         InputError: a task has no export, or no sample.
     """
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
@@ -49,6 +51,11 @@ def export_parity(
             raise InputError(
                 f"task {name!r} must have a holdout sample to compare its export on, got none; add samples"
             )
+    for name in by_task:
+        try:
+            check_hashes(exports[name])
+        except MTLLoRAError as error:
+            raise HeldBack(f"an exported task must be as it was written, {name!r} is not: {error}") from error
     expected = _multi_task(adapter, spec, by_task)
     differences = {
         name: _largest(expected[name], exported_scorer(exports[name], spec).probabilities(part))
@@ -73,7 +80,8 @@ def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
         batch_tokens: see :class:`pipeline.modeling.scoring.Scorer`.
 
     Raises:
-        InputError: the adapter does not fit the base: PEFT itself only warns, and leaves layers as they were.
+        InputError: a file is damaged, or the adapter does not fit the base: PEFT itself only warns, and leaves
+            layers as they were.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -81,6 +89,10 @@ def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
     from pipeline.modeling.base_model import load_base
     from pipeline.modeling.predictor import default_device
 
+    try:
+        check_hashes(folder)
+    except MTLLoRAError as error:
+        raise InputError(f"the exported adapter {folder} is damaged: {error}") from error
     base: Any = load_base(spec.base, default_device())
     try:
         model = PeftModel.from_pretrained(base, str(folder))

@@ -2,52 +2,61 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 import mtl_lora
 from mtl_lora import AdapterModel, MTLLoRAError
+from mtl_lora.files import CONFIG_FILE, read_description
+from mtl_lora.targets import output_head
 from mtl_lora.tasks import add_task, remove_task
 from pipeline.errors import InputError
+from pipeline.modeling.adapter_config import AdapterConfig
+
+__all__ = [
+    "METHODS_WITH_TASK_PARTS",
+    "AdapterConfig",
+    "adapter_description",
+    "build_adapter",
+    "check_shape",
+    "load_adapter",
+    "warm_adapter",
+]
 
 METHODS_WITH_TASK_PARTS = ("mtl_lora", "moelora")
 """Methods in which something belongs to one task alone."""
-
-
-class AdapterConfig(BaseModel):
-    """The adapter's shape; names as in PEFT and the paper (arXiv 2410.09437)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["mtl_lora", "lora", "dora", "multilora", "moelora"] = "mtl_lora"
-    r: int = Field(default=8, ge=1)
-    """Rank."""
-    lora_alpha: float = Field(default=16.0, gt=0)
-    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
-    num_up_projections: int = Field(default=3, ge=1)
-    """Shared up-projections (mtl_lora), parallel adapters (multilora) or experts (moelora)."""
-    temperature: float = Field(default=0.1, gt=0)
-    """Of the softmax over a task's mixing logits."""
-    transform: Literal["full", "diagonal"] = "full"
-    """Form of a task's Λ."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def build_adapter(config: AdapterConfig, base: nn.Module, task_names: Sequence[str]) -> AdapterModel:
     """Put a fresh adapter on a base model, whose weights are frozen.
 
     Raises:
-        InputError: a target module matches nothing, or a value is out of range.
+        InputError: a target module matches nothing or is the output head, or a value is out of range.
     """
     try:
-        return mtl_lora.build_adapter(config.method, base, tuple(task_names), **config.model_dump(exclude={"method"}))
+        options = config.model_dump(exclude={"method"})
+        return _without_head(mtl_lora.build_adapter(config.method, base, tuple(task_names), **options))
     except MTLLoRAError as error:
         raise InputError(f"adapter: {error}") from error
+
+
+def _without_head(model: AdapterModel) -> AdapterModel:
+    """Refuse an adapter on the output head: label scores hand it answer positions, whose tasks it cannot tell.
+
+    Raises:
+        InputError: the head is adapted.
+    """
+    head = output_head(model.base_model)
+    for path in model.plain_layers():
+        if model.base_model.get_submodule(path) is head:
+            raise InputError(
+                f"adapter.target_modules must not hold the output head, got {path!r}: label scores take only the "
+                "answers' positions to it, of mixed tasks; leave it out, all-linear does so too"
+            )
+    return model
 
 
 def warm_adapter(config: AdapterConfig, base: nn.Module, folder: Path, task_names: Sequence[str]) -> AdapterModel:
@@ -82,13 +91,13 @@ def check_shape(config: AdapterConfig, folder: Path) -> None:
     Raises:
         InputError: it is missing, or of another method or shape than the configured one.
     """
-    path = folder / "mtl_lora_config.json"
-    if not path.is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise InputError(
-            f"training.warm_start must be the folder of a trained adapter, {path} is missing; mend the path"
+            f"training.warm_start must be the folder of a trained adapter, {folder / CONFIG_FILE} is missing; "
+            "mend the path"
         )
-    described = json.loads(path.read_text())
-    saved = {"method": described.get("method", "mtl_lora"), **described["config"]}
+    description = adapter_description(folder)
+    saved = {"method": description.get("method", "mtl_lora"), **description["config"]}
     fresh = config.model_dump(mode="json")
     other = {key: (saved[key], value) for key, value in fresh.items() if key in saved and not _alike(saved[key], value)}
     if other:
@@ -107,9 +116,21 @@ def load_adapter(base: nn.Module, folder: Path, task_names: Sequence[str] | None
     """Load a saved adapter onto its base model.
 
     Raises:
-        InputError: the folder holds none, or one of another base or other tasks.
+        InputError: the folder holds none, a damaged one, or one of another base or other tasks.
     """
     try:
-        return mtl_lora.load_adapter(base, folder, task_names)
-    except (MTLLoRAError, FileNotFoundError) as error:
+        return _without_head(mtl_lora.load_adapter(base, folder, task_names))
+    except MTLLoRAError as error:
+        raise InputError(f"adapter folder {folder}: {error}") from error
+
+
+def adapter_description(folder: Path) -> dict[str, Any]:
+    """Return what a saved adapter says of itself: ``method``, ``config``, ``base``.
+
+    Raises:
+        InputError: the folder holds no description, or a damaged one.
+    """
+    try:
+        return read_description(folder)
+    except MTLLoRAError as error:
         raise InputError(f"adapter folder {folder}: {error}") from error

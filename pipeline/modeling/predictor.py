@@ -1,18 +1,21 @@
 """A trained adapter with all that is needed to answer: base model, tasks, prompts.
 
-The folder holds ``adapter_model.safetensors`` and the adapter's configuration beside ``predictor.json``.
+The folder holds ``adapter_model.safetensors`` and the adapter's configuration beside ``predictor.json``, and the
+hashes of all three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
 
+from mtl_lora import MTLLoRAError
+from mtl_lora.hashes import check_hashes, write_hashes
 from pipeline.contracts import Contract, Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
 from pipeline.modeling.adapter import load_adapter
@@ -29,6 +32,24 @@ class PredictorSpec(Contract):
     schema_version: Literal[1] = 1
     tasks: tuple[TaskSpec, ...]
     base: BaseModelConfig
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read it; the adapter's list of hashes, beside it, tells damage.
+
+        Raises:
+            InputError: the file is missing, damaged, or breaks the contract.
+        """
+        try:
+            check_hashes(Path(path).parent, Path(path).name)
+        except MTLLoRAError as error:
+            raise InputError(str(error)) from error
+        return super().read(path)
+
+    def write(self, path: str | Path) -> None:
+        """Write it, and its hash into the list beside it."""
+        super().write(path)
+        write_hashes(Path(path).parent, Path(path).name)
 
 
 class Predictor:

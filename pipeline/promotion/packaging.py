@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -92,13 +91,14 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
     """
     import mlflow
 
+    from pipeline.modeling.adapter import adapter_description
     from pipeline.modeling.base_model import EMBEDDED
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
     if not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"a model to register must hold adapter_model.safetensors, {folder} does not; train first")
     spec = PredictorSpec.read(folder / PREDICTOR_FILE)
-    method = json.loads((folder / "mtl_lora_config.json").read_text()).get("method", "mtl_lora")
+    method = adapter_description(folder).get("method", "mtl_lora")
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
         artifacts = {PREDICTOR: str(shutil.copytree(folder, Path(scratch) / PREDICTOR))}

@@ -295,9 +295,12 @@ class Registry:
         """
         from safetensors import SafetensorError, safe_open
 
+        from mtl_lora.hashes import check_hashes  # its error is a ValueError
+
         with tempfile.TemporaryDirectory() as folder:
             predictor = self.download(reference, Path(folder))
             try:
+                check_hashes(predictor)
                 json.loads((predictor / PREDICTOR_FILE).read_text())
                 with safe_open(predictor / "adapter_model.safetensors", "pt") as tensors:
                     for key in tensors.keys():  # noqa: SIM118 - not a mapping

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mtl_lora import MTLLoRAError
+from pipeline.errors import InputError
 from pipeline.evaluation.frame import Floats
 
 MIXING, TRANSFORM = "lora_mixing", "lora_transform"
@@ -34,11 +36,14 @@ def adapter_view(folder: Path) -> AdapterView | None:
     """Return the view of a saved adapter; None where its method has no mixing weights or transformations.
 
     Raises:
-        AdapterFileError: the folder holds no adapter, or one of another version.
+        InputError: the folder holds no adapter, a damaged one, or one of another version.
     """
     from mtl_lora.files import read_adapter  # takes torch along; numpy alone has no bfloat16
 
-    loaded, described = read_adapter(folder)
+    try:
+        loaded, described = read_adapter(folder)
+    except MTLLoRAError as error:
+        raise InputError(f"adapter folder {folder}: {error}") from error
     if described["method"] != "mtl_lora":
         return None
     config: dict[str, Any] = described["config"]

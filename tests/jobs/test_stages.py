@@ -24,6 +24,7 @@ from jobs.run import Run
 from jobs.scoring import load_untrained, model_of, score
 from jobs.stages.compare import compare_any
 from jobs.stages.register import identity
+from mtl_lora.hashes import write_hashes
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample
 from pipeline.errors import HeldBack, InputError
 from pipeline.modeling.adapter import build_adapter
@@ -104,6 +105,7 @@ def test_a_tampered_export_rejects_and_the_champion_stays(
     weights = config.folder / "export" / task / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({name: 1.3 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    write_hashes(weights.parent, weights.name)  # whole files, but of another adapter
     with pytest.raises(HeldBack, match="REJECT"):
         cli.promote(config.write(), None, as_json=True)
     assert json.loads(capsys.readouterr().out)["verdict"] == "REJECT"
@@ -112,6 +114,7 @@ def test_a_tampered_export_rejects_and_the_champion_stays(
     assert f"'{task}' differs by" in decision.reasons[0]
     assert _champion(config) == "first"
     save_file(tensors, weights, {"format": "pt"})
+    write_hashes(weights.parent, weights.name)
     promoted = run_stage(Run(config), "promote")
     assert promoted.verdict == "PROMOTE"
     assert "exports answer as the adapter does" in promoted.reasons[-1]

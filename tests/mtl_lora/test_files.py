@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mtl_lora import MTLLoRAConfig, MTLLoRAModel
-from mtl_lora.errors import AdapterFileError, BaseMismatchError, ConfigError, MTLLoRAError
+from mtl_lora.errors import AdapterFileError, BaseMismatchError, MTLLoRAError
 from mtl_lora.files import CONFIG_FILE, WEIGHTS_FILE, fingerprint
+from mtl_lora.hashes import HASHES_FILE, write_hashes
 from tests.mtl_lora.conftest import Stack, make_model
 
 
@@ -43,7 +44,7 @@ def test_save_then_load_is_the_identity(tmp_path, transform, extras):
 def test_only_what_trains_is_written(folder):
     suffixes = {name.rsplit(".", 1)[-1] for name in load_file(folder / WEIGHTS_FILE)}
     assert suffixes == {"lora_A", "lora_B", "lora_transform", "lora_mixing"}
-    assert sorted(path.name for path in folder.iterdir()) == sorted([CONFIG_FILE, WEIGHTS_FILE])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([CONFIG_FILE, HASHES_FILE, WEIGHTS_FILE])
 
 
 def test_another_bases_values_are_refused(folder):
@@ -70,6 +71,7 @@ def _edit_config(folder, **changes):
     for key, value in changes.items():
         (description if key in description else description["config"])[key] = value
     path.write_text(json.dumps(description))
+    write_hashes(folder, CONFIG_FILE)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def _edit_config(folder, **changes):
         ({"target_modules": ["first"]}, AdapterFileError, "8 surplus"),
         ({"version": 99}, AdapterFileError, "must be 1, got 99"),
         ({"method": "moelora"}, AdapterFileError, "got 'moelora'"),
-        ({"surprise": 1}, ConfigError, "got \\['surprise'\\]"),
+        ({"surprise": 1}, AdapterFileError, f"{CONFIG_FILE} must hold a valid .* got \\['surprise'\\]"),
     ],
 )
 def test_another_configuration_is_refused(folder, changes, error, message):
@@ -103,6 +105,7 @@ def test_a_missing_or_surplus_tensor_is_named(folder, is_surplus):
     else:
         del tensors["blocks.0.first.lora_A"]
     save_file(tensors, folder / WEIGHTS_FILE)
+    write_hashes(folder, WEIGHTS_FILE)
     message = r"1 surplus \(stray\)" if is_surplus else r"1 missing \(blocks.0.first.lora_A\)"
     with pytest.raises(AdapterFileError, match=message):
         MTLLoRAModel.from_pretrained(_base(), folder)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mtl_lora.hashes import write_hashes
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import HeldBack, InputError
 from pipeline.evaluation.parity import export_parity
@@ -54,9 +55,13 @@ def test_exports_agree_and_swapped_or_missing_ones_are_refused(exported: tuple[P
     weights = exports["first"] / "adapter_model.safetensors"
     tensors = load_file(weights)
     save_file({name: 1.2 * tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    with pytest.raises(HeldBack, match=r"'first' is not: .*adapter_model.safetensors must be as it was written"):
+        export_parity(adapter, exports, SAMPLES)
+    write_hashes(exports["first"], "adapter_model.safetensors")  # whole files, but of another adapter
     with pytest.raises(HeldBack, match="'first' differs by"):
         export_parity(adapter, exports, SAMPLES)
     save_file(tensors, weights, {"format": "pt"})
+    write_hashes(exports["first"], "adapter_model.safetensors")
     with pytest.raises(InputError, match="'second' must have an exported PEFT folder"):
         export_parity(adapter, {"first": exports["first"]}, SAMPLES)
     with pytest.raises(InputError, match="'second' must have a holdout sample"):

@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def write_adapter(folder: Path) -> Path:
     folder.mkdir()
     save_file({"layer.A": torch.ones(2, 3)}, folder / "adapter_model.safetensors")
-    (folder / "mtl_lora_config.json").write_text("{}")
+    (folder / "mtl_lora_config.json").write_text('{"version": 1, "config": {}, "base": null}')
     PredictorSpec(tasks=TASKS, base=BaseModelConfig(num_layers=2)).write(folder / "predictor.json")
     return folder
 
