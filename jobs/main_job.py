@@ -8,22 +8,12 @@ asks the list for what is missing: stages that are cheap or find their work done
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
 from jobs import tables
 from jobs.run import Run
-from jobs.stages.compare import compare
-from jobs.stages.decide import decide
-from jobs.stages.evaluate import evaluate, evaluated
-from jobs.stages.export import export, exported
-from jobs.stages.plan import plan
-from jobs.stages.prepare import prepare
-from jobs.stages.promote import promote
-from jobs.stages.register import register
-from jobs.stages.report import report
-from jobs.stages.train import train, trained
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
 from pipeline.progress import say
@@ -31,33 +21,47 @@ from pipeline.progress import say
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the main job.
+    """One stage of the main job: the function of its name in the module of its name, imported when it is first asked.
 
     Args:
         name: of the stage and of its artefact.
-        run: makes the artefact from the run and from the artefacts it takes.
         takes: stages before it whose artefacts it is given, in order.
-        standing: returns the artefact that an earlier call left, for a later stage's verb; refuses where there is
-            none. A stage without it is run again, since it is cheap or finds its work done.
+        stands: whether a later stage's verb takes the artefact that an earlier call left, by the module's ``standing``,
+            and refuses where there is none. Any other stage is run again, since it is cheap or finds its work done.
     """
 
     name: str
-    run: Callable[..., Any]
     takes: tuple[str, ...] = ()
-    standing: Callable[[Run], Any] | None = None
+    stands: bool = False
+
+    def run(self, run: Run, *artefacts: Any, **options: Any) -> Any:
+        """Make the artefact from the run and from the artefacts it takes."""
+        return getattr(self._module, self.name)(run, *artefacts, **options)
+
+    def standing(self, run: Run) -> Any:
+        """Return the artefact that an earlier call left.
+
+        Raises:
+            InputError: there is none.
+        """
+        return self._module.standing(run)
+
+    @property
+    def _module(self) -> Any:
+        return importlib.import_module(f"jobs.stages.{self.name}")
 
 
 STAGES = (
-    Stage("prepare", prepare),
-    Stage("plan", plan, ("prepare",)),
-    Stage("train", train, ("plan",), trained),
-    Stage("evaluate", evaluate, ("train",), evaluated),
-    Stage("export", export, ("train",), exported),
-    Stage("register", register, ("evaluate",)),
-    Stage("compare", compare, ("register",)),
-    Stage("decide", decide, ("register", "compare", "evaluate", "export")),
-    Stage("promote", promote, ("register", "decide")),
-    Stage("report", report),
+    Stage("prepare"),
+    Stage("plan", ("prepare",)),
+    Stage("train", ("plan",), stands=True),
+    Stage("evaluate", ("train",), stands=True),
+    Stage("export", ("train",), stands=True),
+    Stage("register", ("evaluate",)),
+    Stage("compare", ("register",)),
+    Stage("decide", ("register", "compare", "evaluate", "export")),
+    Stage("promote", ("register", "decide")),
+    Stage("report"),
 )
 _BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -76,10 +80,10 @@ def run_stage(run: Run, name: str, **options: Any) -> Any:
     stage, made = _BY_NAME[name], dict[str, Any]()
     before = [s for s in STAGES if s.name in _needed(stage)]
     for needed in before:  # what must stand is asked for before anything is made
-        if needed.standing is not None:
+        if needed.stands:
             made[needed.name] = needed.standing(run)
     for needed in before:
-        if needed.standing is None:
+        if not needed.stands:
             made[needed.name] = needed.run(run, *(made[taken] for taken in needed.takes))
     return stage.run(run, *(made[taken] for taken in stage.takes), **options)
 
@@ -88,7 +92,7 @@ def _needed(stage: Stage) -> set[str]:
     """Return the stages whose artefacts a stage takes, and those that must be run to have them."""
     found = set(stage.takes)
     for taken in (_BY_NAME[name] for name in stage.takes):
-        if taken.standing is None:
+        if not taken.stands:
             found |= _needed(taken)
     return found
 

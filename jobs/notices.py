@@ -8,9 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-import requests
 from pydantic import BaseModel, ConfigDict, Field
-from tenacity import RetryError, Retrying, stop_after_attempt, wait_exponential
 
 from pipeline.errors import masked
 from pipeline.progress import say
@@ -56,6 +54,9 @@ def notify(config: NoticesConfig, log: Path, event: Event, reasons: list[str], *
 
 
 def _post(url: str, notice: dict[str, Any], attempts: int) -> bool:
+    import requests
+    from tenacity import RetryError, Retrying, stop_after_attempt, wait_exponential
+
     body = json.dumps(notice, default=str)
     try:
         for attempt in Retrying(stop=stop_after_attempt(attempts), wait=wait_exponential(multiplier=0.5, max=30)):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.config import RunConfig
 from jobs.run_folder import RunFolder
-from pipeline.promotion.registry import Registry
 from pipeline.stream import manifest_sha256
 from pipeline.tracking import Tracker, git_commit, read_history
+
+if TYPE_CHECKING:
+    from pipeline.promotion.registry import Registry
 
 
 def _always() -> None:
@@ -39,6 +41,8 @@ class Run:
     @cached_property
     def registry(self) -> Registry:
         """The registered model that it may become a version of."""
+        from pipeline.promotion.registry import Registry
+
         return Registry(self.config.promotion.model_name, self.config.tracking.uri)
 
     @property

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from jobs.run import Run
 from pipeline.contracts import EvaluationReport
 from pipeline.errors import InputError, did_you_mean
-from pipeline.evaluation import read_scores, score_table, summarize, write_scores
 from pipeline.evaluation.features import write_features
-from pipeline.evaluation.predict import evenly_spaced
+from pipeline.evaluation.frame import read_scores, write_scores
+from pipeline.evaluation.predict import evenly_spaced, score_table
+from pipeline.evaluation.summary import summarize
 from pipeline.progress import Track
 from pipeline.stream import load_manifest, read_split
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.contracts import Comparison, Difference, EvaluationReport, PromotionDecision, TaskResult
-from pipeline.ingestion import DriftReport
+from pipeline.ingestion.drift import DriftReport
 from pipeline.progress import console, say
 
 

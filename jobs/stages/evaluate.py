@@ -36,7 +36,7 @@ def evaluate(run: Run, adapter: Path) -> Evaluation:
     return Evaluation(trained.report, base.report)
 
 
-def evaluated(run: Run) -> Evaluation:
+def standing(run: Run) -> Evaluation:
     """Return the reports that stand.
 
     Raises:

@@ -39,7 +39,7 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
     return folders
 
 
-def exported(run: Run) -> dict[str, Path]:
+def standing(run: Run) -> dict[str, Path]:
     """Return the exported folders, by task.
 
     Raises:

@@ -11,7 +11,7 @@ from jobs.config import RunConfig
 from jobs.run import Run
 from pipeline.contracts import Contract, ShardManifest
 from pipeline.stream import StreamPlan, plan_stream
-from pipeline.training.planner import TrainingPlan
+from pipeline.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pipeline.training.loop import TrainingJob

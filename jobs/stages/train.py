@@ -56,7 +56,7 @@ def train(run: Run, plan: RunPlan) -> Path:
     return folder.adapter
 
 
-def trained(run: Run) -> Path:
+def standing(run: Run) -> Path:
     """Return the folder of the adapter that was trained.
 
     Raises:

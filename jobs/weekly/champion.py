@@ -7,7 +7,6 @@ from pathlib import Path
 
 from jobs.config import RunConfig
 from jobs.run import Run
-from jobs.scoring import score, version_model
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
 from pipeline.promotion.policy import champion_fall
@@ -59,5 +58,7 @@ def check_fall(run: Run, champion: Version, max_drop: float) -> PromotionDecisio
     Returns:
         The decision to hold, None where all is well.
     """
+    from jobs.scoring import score, version_model
+
     (found,) = score(run, version_model(run, run.registry, champion))
     return champion_fall(found.report, champion.provenance, champion.number, max_drop)

@@ -12,7 +12,6 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from pipeline.contracts import Sample, ShardInfo
-from pipeline.ingestion.tar_writer import SampleTarWriter
 from pipeline.shard_index import ShardIndex, index_path
 
 
@@ -62,6 +61,8 @@ def write_shard(folder: Path, task: str, split: str, number: int, samples: Itera
 
 def write_packed(folder: Path, task: str, split: str, number: int, samples: Iterable[Packed]) -> ShardInfo:
     """Write one shard of encoded samples and its index, whole or not at all, and describe it."""
+    from pipeline.ingestion.tar_writer import SampleTarWriter  # webdataset brings torch, which takes seconds
+
     path = folder / shard_name(task, split, number)
     temporary = path.with_name(f".{path.name}.part")
     rows: list[tuple[int, int, int, int, int, int]] = []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import ray
-
-from pipeline.orchestration.cluster import cluster
 from pipeline.orchestration.config import RayConfig
 from pipeline.orchestration.environment import address_of, inside_job
 
@@ -30,10 +28,16 @@ def mapper(config: RayConfig, alone_s: float = 3.0) -> Callable[[Callable[[In], 
             workers would not have started sooner.
     """
     address = address_of(config.address)
-    if not ray.is_initialized() and not inside_job() and (not address or address.startswith("http")):
+    # Ray takes a second to import, which a preparation on this machine alone need not wait for.
+    begun = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if not begun and not inside_job() and (not address or address.startswith("http")):
         return map
 
     def over_the_cluster(function: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        import ray
+
+        from pipeline.orchestration.cluster import cluster
+
         with cluster(config):
             rest, end = iter(items), time.monotonic() + alone_s
             for item in rest:
@@ -46,6 +50,8 @@ def mapper(config: RayConfig, alone_s: float = 3.0) -> Callable[[Callable[[In], 
 
 
 def _in_order(task: Any, items: Iterable[Any], most: int) -> Iterator[Any]:
+    import ray
+
     waiting: deque[Any] = deque()
     try:
         for item in items:
@@ -62,6 +68,8 @@ def _in_order(task: Any, items: Iterable[Any], most: int) -> Iterator[Any]:
 
 
 def _result(reference: Any) -> Any:
+    import ray
+
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

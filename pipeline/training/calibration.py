@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.training.loop import TrainingJob, job_stream
-from pipeline.training.planner import Calibration, sampled_examples, sampled_steps
+from pipeline.training.plan import Calibration
+from pipeline.training.planner import sampled_examples, sampled_steps
 
 _TOKENS = (64, 192, 576)
 """Computed tokens of the micro-batches: the first one warms up, a line through the others tells the rest."""

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.contracts import Contract
 from pipeline.modeling.adapter import build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_tokenizer, resolve_base, resolve_dtype
 from pipeline.modeling.encoding import Encoder
@@ -24,6 +23,7 @@ from pipeline.modeling.packing import Example, micro_batches, pack
 from pipeline.storage import is_remote
 from pipeline.stream import CacheConfig, LossDriven, MixedStream
 from pipeline.training.loop import TrainingJob, job_stream
+from pipeline.training.plan import Calibration, TrainingPlan
 from pipeline.world import World
 
 SAMPLED_STEPS = 16
@@ -31,42 +31,6 @@ _PROCESS_BYTES = 800 << 20
 """Of a rank's process with torch, DeepSpeed and Ray imported."""
 _CPU_FLOPS, _GPU_FLOPS = 40e9, 50e12
 """Of one rank, cautiously, where nothing was measured."""
-
-
-class Calibration(Contract):
-    """What a few micro-batches on this machine took, one process with a rank's threads."""
-
-    seconds_per_batch: float
-    seconds_per_token: float
-    """Forward and backward of a token that is computed."""
-    loading_bytes: int
-    """Peak memory until the model stands."""
-    loaded_bytes: int
-    bytes_per_token: float
-    """Of activations, at the largest moment of a step."""
-
-
-class TrainingPlan(Contract):
-    """The cost of a run. Tokens that prompts share count for each sample, computed ones once."""
-
-    parameters: int
-    trained_parameters: int
-    tokens: int
-    computed_share: float
-    """Share of the tokens that is computed; the others stand in a beginning that prompts have in common."""
-    micro_batches_per_step: float
-    """Of the rank that has most of them."""
-    largest_micro_batch_tokens: int
-    seconds: float
-    """Of all steps, without start-up."""
-    rank_bytes: int
-    """Peak memory of a rank: of its process on a CPU, else of its device."""
-    checkpoint_bytes: int
-    kept_bytes: int
-    """All checkpoints that are kept at once."""
-    calibration: Calibration | None
-    misfits: tuple[str, ...] = ()
-    """What the machine lacks, each with its remedy."""
 
 
 class _Shape(NamedTuple):

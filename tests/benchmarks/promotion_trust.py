@@ -7,7 +7,8 @@ import pandas as pd
 from scipy.special import expit
 
 from pipeline.contracts import TaskSpec
-from pipeline.evaluation import compare, summarize
+from pipeline.evaluation.compare import compare
+from pipeline.evaluation.summary import summarize
 from pipeline.promotion.gates import GatesConfig
 from pipeline.promotion.policy import decide
 from tests.benchmarks.timing import hardware, row, side_by_side, versions

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,7 +46,9 @@ def _listed(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
             calls.append(f"find {name}")
             return f"old {name}"
 
-        return Stage(name, made, takes, standing if stands else None)
+        module = SimpleNamespace(standing=standing, **{name: made})
+        monkeypatch.setitem(sys.modules, f"jobs.stages.{name}", module)  # type: ignore[arg-type]
+        return Stage(name, takes, stands)
 
     stages = (
         stage("data"),

@@ -31,7 +31,9 @@ import yaml
 
 from jobs.config import RunConfig, load_config
 from pipeline.contracts import EvaluationReport, ShardManifest, TaskSpec
-from pipeline.evaluation import predict, summarize, write_scores
+from pipeline.evaluation.frame import write_scores
+from pipeline.evaluation.predict import predict
+from pipeline.evaluation.summary import summarize
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.predictor import Predictor
 from pipeline.progress import say

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
-from pipeline.evaluation import read_scores
 from pipeline.evaluation.compare import compare
+from pipeline.evaluation.frame import read_scores
 from pipeline.promotion.registry import Registry
 
 LAST_WEEKS = 4

@@ -13,9 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
-from pipeline.evaluation import compare
 from pipeline.evaluation.auc_bootstrap import paired_auc_bootstrap
-from pipeline.evaluation.compare import holm
+from pipeline.evaluation.compare import compare, holm
 from pipeline.evaluation.delong import auc_difference, auc_interval, placements, variance
 from pipeline.evaluation.frame import COLUMNS
 from pipeline.evaluation.intervals import bootstrap_weights

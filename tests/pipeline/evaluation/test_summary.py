@@ -13,11 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.contracts import EvaluationReport, Sample, TaskSpec
 from pipeline.errors import InputError
-from pipeline.evaluation import predict, read_scores, summarize, write_scores
 from pipeline.evaluation.delong import auc_interval
-from pipeline.evaluation.frame import TaskScores
-from pipeline.evaluation.predict import latency_ms
-from pipeline.evaluation.summary import task_result
+from pipeline.evaluation.frame import TaskScores, read_scores, write_scores
+from pipeline.evaluation.predict import latency_ms, predict
+from pipeline.evaluation.summary import summarize, task_result
 from tests.pipeline.evaluation.simulated import scores, specs
 
 DATA = {"manifest_sha256": "0" * 64, "split": "test"}

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from pipeline.contracts import EvaluationReport, MacroResult, PromotionDecision, TaskResult
-from pipeline.evaluation import compare, summarize
+from pipeline.evaluation.compare import compare
+from pipeline.evaluation.summary import summarize
 from pipeline.promotion.gates import GatesConfig
 from pipeline.promotion.ledger import Entry
 from pipeline.promotion.policy import (

@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 
 from pipeline.contracts import PromotionDecision, ShardInfo, ShardManifest, TaskSpec
-from pipeline.evaluation import compare, summarize
+from pipeline.evaluation.compare import compare
 from pipeline.evaluation.features import TaskFeatures
+from pipeline.evaluation.summary import summarize
 from pipeline.ingestion.drift import DriftMeasure, DriftReport
 from pipeline.report import EvaluatedModel, ReportPage, write_report
 from pipeline.report.adapter_view import AdapterView

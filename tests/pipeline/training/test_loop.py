@@ -305,7 +305,8 @@ def _values(adapter: Path, manifest: Path, samples_per_task: int) -> dict[str, f
     """Each task's metric and their mean, by the evaluation stage's own code on the saved adapter."""
     from itertools import islice
 
-    from pipeline.evaluation import predict, summarize
+    from pipeline.evaluation.predict import predict
+    from pipeline.evaluation.summary import summarize
     from pipeline.modeling.adapter import load_adapter
     from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
     from pipeline.modeling.encoding import Encoder

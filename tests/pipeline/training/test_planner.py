@@ -16,7 +16,8 @@ from pipeline.training import planner
 from pipeline.training.calibration import calibrate
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import TrainingJob, job_stream
-from pipeline.training.planner import Calibration, plan_training, sampled_examples
+from pipeline.training.plan import Calibration
+from pipeline.training.planner import plan_training, sampled_examples
 
 MEASURED = Calibration(
     seconds_per_batch=0.5, seconds_per_token=0.01, loading_bytes=5, loaded_bytes=10 << 20, bytes_per_token=1000.0
