@@ -85,13 +85,15 @@ def _as_job(
     extra: tuple[str, ...] = (),
 ) -> None:
     """Run a verb inside this Ray job, or, outside of one, submit it as one and wait."""
-    from jobs.cluster.submission import run_as_job
     from jobs.config import load_config
     from pipeline.orchestration.environment import inside_job
 
     if inside_job():
         return _run(config, overrides, as_json, run)
-    code, result = run_as_job(verb, load_config(config, overrides or ()), extra)
+    loaded = load_config(config, overrides or ())  # what is wrong with it is said before Ray is imported
+    from jobs.cluster.submission import run_as_job
+
+    code, result = run_as_job(verb, loaded, extra)
     if result is not None:
         _finish(result, as_json)
     raise typer.Exit(code)

@@ -20,7 +20,7 @@ from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.ingestion import DataConfig, DriftConfig
-from pipeline.modeling.adapter import AdapterConfig
+from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
 from pipeline.orchestration.config import RayConfig
 from pipeline.promotion.gates import GatesConfig
