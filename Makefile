@@ -3,22 +3,32 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Build of torch: auto takes the CPU build where pip finds the locked wheel, and what the registry has elsewhere.
+TORCH ?= auto
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow check bench season clean
+.PHONY: help env locks locks-check demo test test-slow check bench season clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): pyproject.toml $(wildcard infra/locks/*.lock) infra/locks/locks.py
 	@command -v $(PYTHON) >/dev/null || { echo "rule: Python 3.11 is needed; found none named $(PYTHON). Remedy: make PYTHON=/path/to/python3.11 …" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python infra/locks/locks.py install $(TORCH)
 	touch $@
 
-env: $(STAMP) ## the virtual environment with the locked versions
+env: $(STAMP) ## the virtual environment with the locked versions; make -B env TORCH=cpu or TORCH=cuda names torch's build
+
+$(BIN)/uv:
+	$(MAKE) env
+
+locks: $(BIN)/uv ## resolve pyproject.toml into infra/locks; UPGRADE=--upgrade for newer versions, see infra/locks/README.md
+	$(BIN)/python infra/locks/locks.py compile $(UPGRADE)
+
+locks-check: env ## every requirement of every locked package is locked, by the packages' own metadata
+	$(BIN)/python infra/locks/locks.py check
 
 demo: env ## the main job end to end on synthetic Ads data, into runs/demo
 	$(BIN)/mtl-lora demo

@@ -45,12 +45,16 @@ _MODULES = {
     "parameter_groups": "mtl_lora.tasks",
 }
 
+__version__ = "0.1.0"
+"""The one place of the version: pyproject.toml reads it here, and so do packaged models, which have no metadata."""
+
 __all__ = [
     "METHODS",
     "AdapterModel",
     "MTLLoRAConfig",
     "MTLLoRAError",
     "MTLLoRAModel",
+    "__version__",
     "build_adapter",
     "load_adapter",
     "parameter_groups",
