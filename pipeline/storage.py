@@ -44,6 +44,9 @@ def filesystem(url: str | Path) -> tuple[Any, str]:
     """Return the fsspec filesystem of a checked location and the path within it.
 
     S3 takes its endpoint and credentials from the usual ``AWS_*`` environment variables, else from the machine's role.
+
+    Raises:
+        InputError: the location is none of :data:`PROTOCOLS`, or S3's package is not installed.
     """
     import fsspec
 
@@ -56,7 +59,13 @@ def filesystem(url: str | Path) -> tuple[Any, str]:
             "secret": os.environ.get("AWS_SECRET_ACCESS_KEY"),
             "token": os.environ.get("AWS_SESSION_TOKEN"),
         }
-        return fsspec.filesystem("s3", use_listings_cache=False, **options), text.removeprefix("s3://")
+        try:
+            return fsspec.filesystem("s3", use_listings_cache=False, **options), text.removeprefix("s3://")
+        except ImportError as error:
+            raise InputError(
+                f"s3:// locations need the package s3fs, which does not load ({error}); got {text!r}; "
+                "run: pip install 'mtl-lora[s3]'"
+            ) from error
     return fsspec.filesystem("file"), text
 
 

@@ -179,14 +179,16 @@ main()
 
 def run_with_the_library_s_packages_only(code: str) -> subprocess.CompletedProcess[str]:
     """Run code where what ``pip install mtl-lora`` brings can be imported, and nothing else."""
-    allowed, rest = set[str](), [*PROJECT["dependencies"]]
+    allowed, rest = set[tuple[str, str]](), [("", line) for line in PROJECT["dependencies"]]
     while rest:
-        one = Requirement(rest.pop())
-        name = canonicalize_name(one.name)
-        if name not in allowed and (one.marker is None or one.marker.evaluate({"extra": ""})):
-            allowed.add(name)
-            rest += distribution(name).requires or ()
-    absent = sorted(module for module, owners in OWNERS.items() if not owners & allowed and module not in OWN)
+        extra, line = rest.pop()
+        one = Requirement(line)
+        if one.marker is None or one.marker.evaluate({"extra": extra}):
+            new = {(canonicalize_name(one.name), wanted) for wanted in ("", *one.extras)} - allowed
+            allowed |= new
+            rest += [(wanted, line) for name, wanted in new for line in distribution(name).requires or ()]
+    names = {name for name, _ in allowed}
+    absent = sorted(module for module, owners in OWNERS.items() if not owners & names and module not in OWN)
     command = [sys.executable, "-I", "-c", ONLY + code, json.dumps(absent), str(ROOT)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
