@@ -100,7 +100,7 @@ def install(build: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             found = pip("install", "--dry-run", "--quiet", "--no-deps", *torch_alone(Path(scratch)))
         build = "cpu" if found.returncode == 0 else "cuda"
-        say(f"torch: the {build} build" + ("" if build == "cpu" else f"; no CPU build here: {found.stderr.strip()}"))
+        say(f"torch: the {build} build" + ("" if build == "cpu" else f"; no CPU build here: {last_error(found)}"))
     locks = ["--requirement", str(HERE / f"{build}.lock"), "--requirement", str(DEV)]
     for arguments in (["--require-hashes", *locks], ["--no-build-isolation", "--editable", str(ROOT)]):
         if pip("install", "--no-deps", *arguments, capture=False).returncode:
@@ -119,7 +119,7 @@ def check() -> None:
             if build == CPU:
                 got = pip("download", "--quiet", "--no-deps", "--dest", scratch, *torch_alone(Path(scratch)))
                 if got.returncode:
-                    say(f"cpu.lock: not checked, there is no CPU build of torch here: {got.stderr.strip()}")
+                    say(f"cpu.lock: not checked, there is no CPU build of torch here: {last_error(got)}")
                     continue
             where = ["--dry-run", "--quiet", "--target", f"{scratch}/empty", "--find-links", scratch]
             for locks in ((build,), (build, DEV)):
@@ -150,6 +150,11 @@ def pip(action: str, *arguments: str, capture: bool = True) -> subprocess.Comple
     """Run pip of this environment."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", action, *arguments]
     return subprocess.run(command, capture_output=capture, text=True, check=False, cwd=ROOT)
+
+
+def last_error(done: subprocess.CompletedProcess[str]) -> str:
+    """Return pip's last line that is an error, or all it said."""
+    return next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), done.stderr.strip())
 
 
 def uv(action: str, *arguments: str) -> None:
