@@ -27,7 +27,6 @@ USED_BY_NAME = {
     "gcsfs": ("fsspec.registry", "gcsfs.GCSFileSystem"),
     "gguf": ("transformers.modeling_gguf_pytorch_utils", "from gguf import"),
     "import-linter": ("Makefile", "/lint-imports"),
-    "matplotlib": ("tests/season/page.py", "import matplotlib"),
     "mypy": ("Makefile", "/mypy"),
     "psycopg2-binary": ("sqlalchemy.dialects.postgresql.psycopg2", "import psycopg2"),
     "pytest-timeout": ("pyproject.toml", "\ntimeout = "),
