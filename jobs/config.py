@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from jobs.notices import NoticesConfig
 from jobs.run_folder import RunFolder
@@ -24,6 +24,7 @@ from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
 from pipeline.orchestration.config import RayConfig
 from pipeline.promotion.gates import GatesConfig
+from pipeline.settings import Settings
 from pipeline.storage import is_remote
 from pipeline.stream import CacheConfig, LengthGrouping, Mixture, Proportional
 from pipeline.synthetic import synthetic_ads_tasks
@@ -38,19 +39,17 @@ _OPERATION = (
 PACKAGED = Path(__file__).parent / "configs"
 
 
-class PromotionConfig(BaseModel):
+class PromotionConfig(Settings):
     """Under which name a model is registered, and what it must pass."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     model_name: str = Field(default="ads-relevance", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Of the registered model."""
     gates: GatesConfig = GatesConfig()
+    """Limits that a candidate is held to before it may become champion."""
 
 
-class RetrainingConfig(BaseModel):
+class RetrainingConfig(Settings):
     """The weekly loop over daily partitions ``data.root/DATE/TASK.jsonl.gz``: what each retraining reads and holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     holdout_days: int = Field(default=1, ge=1)
     """Newest days, on which champion and challenger are scored; the next retraining trains on them."""
@@ -59,6 +58,7 @@ class RetrainingConfig(BaseModel):
     replay_days: int = Field(default=28, ge=0)
     """Days before the new ones, a share of which is mixed in; 0 for none."""
     replay_share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the replayed days' samples that is mixed in."""
     warm_start: bool = True
     """Begin with the champion's adapter; else from scratch."""
     only_new_tasks: bool = False
@@ -86,26 +86,26 @@ class RetrainingConfig(BaseModel):
         return self
 
 
-class ScheduleConfig(BaseModel):
+class ScheduleConfig(Settings):
     """When ``mtl-lora schedule`` retrains."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cron: str = "0 3 * * 1"
     """Minute, hour, day of the month, month, day of the week (0 or 7 is Sunday, 1 or mon Monday)."""
     timezone: str = "UTC"
+    """Of the cron line, such as ``Europe/Paris``."""
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """Everything a run is told."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's folder under ``run_root``."""
     run_root: Path = Path("runs")
+    """Folder of all runs, on storage that all nodes of a cluster share."""
     seed: int = Field(default=0, ge=0)
+    """Of the order of the samples, the adapter's start, dropout and the bootstrap."""
     data: DataConfig = DataConfig()
+    """What is read, from where, and how strictly."""
     manifest: str | None = None
     """Shards that stand prepared: their ``manifest.json`` or its folder, a path or ``s3://`` URL. ``prepare`` then
     only checks them, and ``data`` is not read."""
@@ -113,40 +113,40 @@ class RunConfig(BaseModel):
     """``s3://`` folder to which ``prepare`` uploads the shards, and from which they are then read. Its credentials
     are those in the environment."""
     cache: CacheConfig = CacheConfig()
+    """Where shards from S3 are kept."""
     drift: DriftConfig = DriftConfig()
+    """Comparison of the data with earlier data, before anything is trained."""
     tasks: tuple[TaskSpec, ...] = ()
     """In YAML a mapping of name to task, or a list; empty with synthetic data: its four tasks."""
     model: BaseModelConfig = BaseModelConfig()
+    """The frozen model under the adapter."""
     adapter: AdapterConfig = AdapterConfig()
+    """The adapter that is trained."""
     mixture: Mixture = Proportional()
     """How tasks share the batches."""
     length_grouping: LengthGrouping | None = None
     """Within how many steps samples change places with others of like length, for less padding; null: not at all."""
     training: TrainingConfig = TrainingConfig()
+    """How it is trained."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How it is scored."""
     promotion: PromotionConfig = PromotionConfig()
+    """Under which name it is registered, and what it must pass."""
     retraining: RetrainingConfig | None = None
     """Null: ``retrain`` runs once over the data as configured."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """Times at which ``mtl-lora schedule`` retrains."""
     notices: NoticesConfig = NoticesConfig()
+    """Where what was decided is sent."""
     tracking: TrackingConfig = TrackingConfig()
+    """Where runs, metrics and models are recorded."""
     ray: RayConfig = RayConfig()
+    """Cluster that runs the job."""
 
     @model_validator(mode="before")
     @classmethod
-    def short_forms(cls, values: Any) -> Any:
-        """Return a file's values in full: a mixture by its name, tasks by theirs."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        if isinstance(values.get("mixture"), str):
-            values["mixture"] = {"kind": values["mixture"]}
-        if isinstance(values.get("tasks"), dict):
-            for name, task in values["tasks"].items():
-                if not isinstance(task, dict):
-                    raise ValueError(f"tasks.{name} must be a mapping with template and label_words, got {task!r}")
-            values["tasks"] = [{"name": name, **task} for name, task in values["tasks"].items()]
-        return values
+    def _short_forms(cls, values: Any) -> Any:
+        return in_full(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
@@ -217,6 +217,23 @@ class RunConfig(BaseModel):
         values = self.model_dump(mode="json")
         values["tracking"]["uri"] = self.tracking.shown
         return values
+
+
+def in_full(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's values without short forms: a mixture that is named, tasks under their names.
+
+    Raises:
+        ValueError: a task is no mapping.
+    """
+    values = dict(values)
+    if isinstance(values.get("mixture"), str):
+        values["mixture"] = {"kind": values["mixture"]}
+    if isinstance(values.get("tasks"), dict):
+        for name, task in values["tasks"].items():
+            if not isinstance(task, dict):
+                raise ValueError(f"tasks.{name} must be a mapping with template and label_words, got {task!r}")
+        values["tasks"] = [{"name": name, **task} for name, task in values["tasks"].items()]
+    return values
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.config import RunConfig, load_config, read_values
+from jobs.config import RunConfig, in_full, load_config, read_values
 
 Origin = str
 """``default``, ``file``, ``override`` or ``resolved``: filled in from this machine or its environment."""
@@ -24,7 +24,7 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, 
         InputError: whatever :func:`jobs.config.load_config` refuses.
     """
     config = load_config(path, overrides)
-    found, written = dict(_leaves(config.shown())), dict(_leaves(_short_forms(read_values(path))))
+    found, written = dict(_leaves(config.shown())), dict(_leaves(in_full(read_values(path))))
     defaults = dict(_leaves(RunConfig.model_construct().model_dump(mode="json")))
     told = [override.partition("=")[0] for override in overrides]
     rows = {}
@@ -68,10 +68,6 @@ def schema() -> dict[str, Any]:
     by_name = {"type": "object", "additionalProperties": {"$ref": "#/$defs/NamedTask"}}
     tasks["anyOf"] = [by_name, listed]
     return found
-
-
-def _short_forms(values: dict[str, Any]) -> dict[str, Any]:
-    return RunConfig.short_forms(values)
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

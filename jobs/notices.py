@@ -8,18 +8,17 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.errors import masked
 from pipeline.progress import say
+from pipeline.settings import Settings
 
 Event = Literal["PROMOTE", "HOLD", "REJECT", "NOTHING_NEW", "FAILED", "MISSED"]
 
 
-class NoticesConfig(BaseModel):
+class NoticesConfig(Settings):
     """Where notices go."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     webhook_env: str = Field(default="MTL_LORA_WEBHOOK", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable with the webhook's URL, which is often a secret; where it is not set, notices are logged

@@ -82,8 +82,12 @@ class TaskSpec(Contract):
     word right after the prompt is the score of that class (softmax over the classes).
     """
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     name: TaskName
+    """Lower-case letters, digits and ``_``; the same in every week."""
     kind: TaskKind = "binary"
+    """What the label is: one of two classes, of several, of the record's own choices, or a number on a scale."""
     template: str = Field(min_length=1)
     """Prompt; ``{field}`` stands for a field of the record. The answer follows directly."""
     label_words: tuple[str, ...] = ()
@@ -93,6 +97,7 @@ class TaskSpec(Contract):
     label_field: str = ""
     """Field of the record that holds the label; ``answer`` for ``choice``, else ``label``."""
     choices_field: str = "choices"
+    """For ``choice``: field of the record that lists its answers."""
     image_field: str | None = None
     """Field that names an image, which is carried beside the sample."""
     group_field: str | None = None

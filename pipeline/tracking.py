@@ -20,23 +20,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.contracts import write_atomic
 from pipeline.errors import masked
 from pipeline.progress import say
+from pipeline.settings import Settings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-class TrackingConfig(BaseModel):
+class TrackingConfig(Settings):
     """Where runs and models are recorded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     uri: str = ""
     """MLflow tracking URI; empty: ``MLFLOW_TRACKING_URI``, else sqlite in the run root."""
     experiment: str = "mtl-lora"
+    """MLflow experiment that holds the runs; made where it is missing."""
 
     def resolved(self, run_root: Path) -> TrackingConfig:
         """Return the configuration with its URI filled in."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.settings import Settings
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(Settings):
     """Scoring of the test shards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_workers: int = Field(default=2, ge=1)
     """Scoring processes."""
     batch_tokens: int = Field(default=2048, ge=64)
     """Most tokens, padding included, that go through the model at once."""
     split: str = "test"
+    """Split that is scored, and on which models are compared."""
     lora_run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """A run of LoRA on the same data, evaluated: the report shows its task features beside this run's (the paper's
     figure 1). Null: the untrained base's."""

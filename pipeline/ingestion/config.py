@@ -6,8 +6,9 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pipeline.settings import Settings
 from pipeline.synthetic.config import SyntheticAdsConfig
 
 ANY_TASK = "*"
@@ -20,10 +21,8 @@ def days_of(window: tuple[dt.date, dt.date]) -> Iterator[dt.date]:
         yield window[0] + dt.timedelta(days=offset)
 
 
-class Replay(BaseModel):
+class Replay(Settings):
     """Older daily partitions, so that what they taught is not forgotten."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     window: tuple[dt.date, dt.date]
     """First and last day."""
@@ -31,10 +30,8 @@ class Replay(BaseModel):
     """Share of each task's records that is taken, drawn by a hash of the key and of the train window."""
 
 
-class DataConfig(BaseModel):
+class DataConfig(Settings):
     """Input of a run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Literal["synthetic_ads", "records"] = "synthetic_ads"
     """``synthetic_ads`` makes records; ``records`` reads JSONL, CSV or Parquet files, gzip or not."""
@@ -57,6 +54,7 @@ class DataConfig(BaseModel):
     replay: Replay | None = None
     """With ``windows``: older days, of which a share is mixed into the train split."""
     samples_per_shard: int = Field(default=1000, ge=1)
+    """Samples in one tar; the last one of a split may hold fewer."""
     max_samples: dict[str, int] = Field(default_factory=dict)
     """Split → at most so many samples a task, a seeded sample in source order."""
     max_rejected_share: float = Field(default=0.05, ge=0, le=1)
@@ -75,6 +73,7 @@ class DataConfig(BaseModel):
     none, those of the first one's label, or all. Evaluation splits are never thinned by ``duplicates`` and
     ``conflicts``, so that scores stay comparable."""
     synthetic: SyntheticAdsConfig = SyntheticAdsConfig()
+    """What is made with source ``synthetic_ads``."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

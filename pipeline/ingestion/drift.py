@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.contracts import Contract
 from pipeline.ingestion.profile import PROFILE, DataProfile, TaskProfile
 from pipeline.retry import persistently
+from pipeline.settings import Settings
 from pipeline.storage import filesystem, is_remote
 
 Verdict = Literal["ok", "warn", "hold"]
@@ -20,13 +21,13 @@ _RANK: dict[Verdict, int] = {"ok": 0, "warn": 1, "hold": 2}
 _VERDICTS: tuple[Verdict, ...] = ("ok", "warn", "hold")
 
 
-class Threshold(BaseModel):
+class Threshold(Settings):
     """From which value on a measure warns, and from which it holds the run back."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     warn: float = Field(ge=0)
+    """From this value on the measure is shown as drifted."""
     hold: float = Field(ge=0)
+    """From this value on the run is held back."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -37,10 +38,8 @@ class Threshold(BaseModel):
         return self
 
 
-class DriftThresholds(BaseModel):
+class DriftThresholds(Settings):
     """Thresholds of each measure; the population stability index has 0.1 and 0.25 by custom of credit scoring."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     label_psi: Threshold = Threshold(warn=0.1, hold=0.25)
     """Population stability index of the labels, less what chance alone gives."""
@@ -52,14 +51,13 @@ class DriftThresholds(BaseModel):
     """Rise of the share of invalid records."""
 
 
-class DriftConfig(BaseModel):
+class DriftConfig(Settings):
     """Whether and how strictly new data is held against earlier data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     against: str | None = None
     """Earlier shards: their ``manifest.json`` or its folder, a path or ``s3://`` URL; None for no comparison."""
     thresholds: DriftThresholds = DriftThresholds()
+    """Of each measure."""
 
 
 class DriftMeasure(Contract):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.settings import Settings
 
 
-class RayConfig(BaseModel):
+class RayConfig(Settings):
     """Which cluster runs the job."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str = ""
     """Cluster to join (``http://head:8265``, ``auto`` or ``head:6379``); empty: RAY_ADDRESS, else a local cluster, for

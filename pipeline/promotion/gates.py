@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.settings import Settings
 
 
-class GatesConfig(BaseModel):
+class GatesConfig(Settings):
     """The gates a candidate must pass."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     beat_base: bool = True
     """Every task not at its ceiling must beat the untrained base with intervals that do not overlap."""

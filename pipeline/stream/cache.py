@@ -16,22 +16,22 @@ from typing import BinaryIO, Literal
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.errors import InputError
 from pipeline.retry import is_full
+from pipeline.settings import Settings
 
 _NAME = re.compile(r"[0-9a-f]{64}\.(tar|npz)")
 
 
-class CacheConfig(BaseModel):
+class CacheConfig(Settings):
     """Where shards from S3 are kept, and how many bytes of them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str | None = None
     """None: ``mtl-lora/shards`` in ``MTL_LORA_CACHE`` or the user's cache folder."""
     max_bytes: int = Field(default=20 << 30, ge=1)
+    """Most bytes that are kept; the shards used longest ago go first."""
     range_reads: Literal["auto", "always", "never"] = "auto"
     """``always`` reads single samples from S3 and caches indexes only; ``auto`` does so where the shards that are
     read at a time do not fit."""

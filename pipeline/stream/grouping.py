@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.settings import Settings
 
 
-class LengthGrouping(BaseModel):
+class LengthGrouping(Settings):
     """How far samples move to find others of their length."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     window_steps: int = Field(default=64, ge=2)
     """Steps whose samples are sorted together: larger windows pad less and shuffle less."""

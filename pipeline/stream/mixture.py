@@ -12,45 +12,46 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from pipeline.errors import InputError, did_you_mean
+from pipeline.settings import Settings
 
 
-class _Mixture(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Proportional(_Mixture):
+class Proportional(Settings):
     """Each sample exactly once an epoch, unless a cap or a number of epochs says otherwise."""
 
     kind: Literal["proportional"] = "proportional"
+    """Names this mixture."""
     caps: dict[str, int] = Field(default_factory=dict)
     """Task → at most so many of its samples an epoch; the next epoch goes on where this one stopped."""
     epochs: dict[str, float] = Field(default_factory=dict)
     """Task → how often its samples are given in one epoch of the stream; 1 where it is not named."""
 
 
-class Temperature(_Mixture):
+class Temperature(Settings):
     """Shares proportional to n^(1/temperature): 1 is proportional, large values approach equal shares."""
 
     kind: Literal["temperature"] = "temperature"
+    """Names this mixture."""
     temperature: float = Field(default=2.0, gt=0)
+    """Exponent's inverse: 1 is proportional to the tasks' samples, larger values are more even."""
     caps: dict[str, int] = Field(default_factory=dict)
     """Task → count it as having at most so many samples."""
 
 
-class Weights(_Mixture):
+class Weights(Settings):
     """Fixed shares, exact in every block of samples."""
 
     kind: Literal["weights"] = "weights"
+    """Names this mixture."""
     weights: dict[str, float]
     """Task → weight; every task of the split must be named, and weight 0 leaves it out."""
     block_samples: int = Field(default=1000, ge=1)
     """Counts are exact in each block of so many samples, by largest remainder."""
 
 
-class LossDriven(_Mixture):
+class LossDriven(Settings):
     """Shares that follow the tasks' losses, changed at stated steps only.
 
     At each update the share of a task is its first share times (loss / first loss)^alpha, normalised: a task that
@@ -59,6 +60,7 @@ class LossDriven(_Mixture):
     """
 
     kind: Literal["loss_driven"] = "loss_driven"
+    """Names this mixture."""
     every_steps: int = Field(ge=1)
     """Steps between two updates; losses must be told before each step that is a multiple of it."""
     alpha: float = Field(default=1.0, ge=0)
@@ -91,7 +93,7 @@ class Quotas:
         return sum(self.counts)
 
 
-def parse_mixture(mixture: str | Mapping[str, object] | _Mixture) -> AnyMixture:
+def parse_mixture(mixture: str | Mapping[str, object] | Settings) -> AnyMixture:
     """Return the typed mixture of a name, a mapping or a mixture.
 
     Raises:

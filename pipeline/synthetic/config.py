@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from pipeline.settings import Settings
 
 
-class SyntheticAdsConfig(BaseModel):
+class SyntheticAdsConfig(Settings):
     """Size, time span, noise and drift of the synthetic Ads data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = 0
     """Seed of the catalogue and of every draw."""

@@ -6,16 +6,15 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError, did_you_mean
+from pipeline.settings import Settings
 
 
-class ValidationConfig(BaseModel):
+class ValidationConfig(Settings):
     """When the macro metric of the validation split is measured, and what follows from it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     every_steps: int = Field(ge=1)
     """Optimizer steps between measurements."""
@@ -41,10 +40,8 @@ class ValidationConfig(BaseModel):
             )
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(Settings):
     """How the adapter is trained."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_workers: int = Field(default=2, ge=1)
     """Data-parallel ranks, one process each."""
@@ -65,7 +62,9 @@ class TrainingConfig(BaseModel):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training samples; ``max_steps`` overrides it."""
     max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, instead of ``epochs``; null: as many as the epochs give."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Largest learning rate, after the warm-up."""
     task_learning_rate: float | None = Field(default=None, gt=0)
     """Of what each task has of its own (Λ and w); null: ``learning_rate``."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -77,7 +76,7 @@ class TrainingConfig(BaseModel):
     """After the warm-up; the two constant ones are the same."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
-    task_weights: dict[str, float] = {}
+    task_weights: dict[str, float] = Field(default_factory=dict)
     """Factor of a task's loss; 1 where it is not named."""
     uncertainty_weighting: bool = False
     """Learn a factor a task too, by the noise that stays in its loss (arXiv 1705.07115)."""
@@ -90,7 +89,9 @@ class TrainingConfig(BaseModel):
     checkpoint_steps: int = Field(default=200, ge=1)
     """Optimizer steps between checkpoints; one is written at the end too."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest ones that stay, beside the best one."""
     log_steps: int = Field(default=10, ge=1)
+    """Steps between two rows of the training log."""
     min_workers: int | None = Field(default=None, ge=1)
     """Fewest ranks to go on with while nodes are missing, and back to ``num_workers``; null: wait for all."""
     max_failures: int = Field(default=2, ge=-1)
@@ -106,7 +107,7 @@ class TrainingConfig(BaseModel):
     ``warm_start``."""
     ledger: bool = False
     """Write ``samples.jsonl``: step, rank, task and key of each sample trained on."""
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys of DeepSpeed's configuration, such as ``zero_optimization: {overlap_comm: true}``."""
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -41,3 +43,20 @@ def test_packaged_configurations_hold_to_the_schema(name: str) -> None:
 def test_the_schema_refuses_a_typo() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"name": "x", "trainin": {}}, schema())
+
+
+def _undescribed(found: Any, place: str) -> list[str]:
+    missing = []
+    for key, value in found.get("properties", {}).items():
+        if "description" not in value:
+            missing.append(f"{place}.{key}")
+    return missing
+
+
+def test_every_key_has_its_description() -> None:
+    found = schema()
+    missing = _undescribed(found, "run")
+    for name, each in found["$defs"].items():
+        missing += _undescribed(each, name)
+    assert missing == []
+    assert json.dumps(found)
