@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -19,7 +20,9 @@ from typing import Any, Self
 
 from pipeline.errors import HeldBack, masked
 from pipeline.progress import say
-from pipeline.promotion.ledger import ensure_model, search_versions, user
+from pipeline.promotion.entries import LeaseLost
+from pipeline.promotion.ledger import user
+from pipeline.promotion.versions import ensure_model, search_versions
 
 _BEATS = 4
 """Beats in a time-to-live."""
@@ -48,10 +51,6 @@ class Holding:
     since: datetime
 
 
-class LeaseLost(RuntimeError):
-    """Another process holds the lease now."""
-
-
 class Lease:
     """A lease on one registered model, held within a ``with`` block.
 
@@ -60,12 +59,21 @@ class Lease:
         model: name of the registered model.
         ttl_s: seconds after which a holder that does not beat is taken for dead.
         who: name of this holder; user, machine and process where none is given.
+        taken_over: called with this lease's number where the one before has expired, before it is used.
     """
 
-    def __init__(self, client: Any, model: str, ttl_s: float = 120.0, who: str = "") -> None:
+    def __init__(
+        self,
+        client: Any,
+        model: str,
+        ttl_s: float = 120.0,
+        who: str = "",
+        taken_over: Callable[[int], None] = lambda number: None,
+    ) -> None:
         self._client, self.name, self.ttl_s = client, f"{model}-lease", ttl_s
         self.who = who or f"{user()}@{socket.gethostname()}, process {os.getpid()}"
         self._mine: int | None = None
+        self._taken_over = taken_over
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -77,7 +85,8 @@ class Lease:
         """
         chain = self._chain()
         last = chain[-1] if chain else None
-        if last is not None and not last.released:
+        expired = last is not None and not last.released
+        if last is not None and expired:
             if self._lives(last):
                 raise HeldBack(_held(last))
             say(f"the lease of {last.who} has expired; taking it over")
@@ -98,21 +107,36 @@ class Lease:
         self._mine = winner.number
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
+        if expired:
+            try:
+                self._taken_over(self._mine)
+            except BaseException:
+                self._give_back()
+                raise
         return self
 
-    def check(self) -> None:
+    def check(self) -> int:
         """Make sure that this process still holds the lease; asked before anything that cannot be taken back.
+
+        Returns:
+            The lease's number, which goes into what is written under it.
 
         Raises:
             LeaseLost: another one does.
         """
-        last = self._chain()[-1]
-        if last.number != self._mine:
+        chain = self._chain()
+        if self._mine is None or not chain:
+            raise LeaseLost("the lease must be held until the end, it is not held or its entry is gone; start again")
+        if (last := chain[-1]).number != self._mine:
             raise LeaseLost(f"the lease must be held until the end, {last.who} took it at {last.since:%H:%M:%S} UTC")
+        return self._mine
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
@@ -138,8 +162,8 @@ class Lease:
         end = time.monotonic() + (holding.ttl_s if age < 0 else 1.5 * holding.ttl_s / _BEATS)
         while time.monotonic() < end:
             time.sleep(min(1.0, holding.ttl_s / 10))
-            now = next(h for h in self._chain() if h.number == holding.number)
-            if now.released:
+            now = next((h for h in self._chain() if h.number == holding.number), None)
+            if now is None or now.released:
                 return False
             if now.beat[0] != holding.beat[0]:
                 return True
@@ -148,7 +172,7 @@ class Lease:
     def _chain(self) -> list[Holding]:
         chain: list[Holding] = []
         found = [_holding(version) for version in search_versions(self._client, self.name)]
-        for holding in sorted(found, key=lambda h: h.number):
+        for holding in sorted((h for h in found if h is not None), key=lambda h: h.number):
             if holding.after == (chain[-1].number if chain else 0):
                 chain.append(holding)
         return chain
@@ -161,18 +185,23 @@ def _held(holding: Holding) -> str:
     )
 
 
-def _holding(version: Any) -> Holding:
+def _holding(version: Any) -> Holding | None:
+    """Return a version as a holding; None where something else registered it."""
     tags = version.tags
-    count, moment = tags["beat"].split()
-    return Holding(
-        number=int(version.version),
-        after=int(tags["after"]),
-        who=tags["who"],
-        ttl_s=float(tags["ttl_s"]),
-        beat=(int(count), float(moment)),
-        released=bool(tags["released"]),
-        since=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-    )
+    try:
+        count, moment = tags["beat"].split()
+        return Holding(
+            number=int(version.version),
+            after=int(tags["after"]),
+            who=tags["who"],
+            ttl_s=float(tags["ttl_s"]),
+            beat=(int(count), float(moment)),
+            released=bool(tags["released"]),
+            since=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+        )
+    except (KeyError, ValueError) as error:
+        say(f"version {version.version} of {version.name!r} is no holding of the lease ({error!r}): ignored")
+        return None
 
 
 _SOURCE = "lease:/held"

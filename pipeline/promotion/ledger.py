@@ -4,60 +4,42 @@ Each entry is a version of the registered model ``NAME-ledger``: the registry nu
 PostgreSQL and a server alike. An entry names the entry it was written after. The first one after a given entry counts,
 any other is void; so of two promotions at once one wins, whoever reads the ledger sees the same winner, and there is
 no lock that a killed process could leave behind.
+
+Who takes an expired lease over writes a *fence* with the lease's number first. What a holder of an earlier lease writes
+after it is void, however long that holder was stopped between its last check and its entry (a fencing token,
+Kleppmann, "How to do distributed locking", 2016).
+
+Each entry carries a hash of itself, of the verdict it rests on, and of all before it, so an edit by hand is noticed.
 """
 
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
+from pipeline.progress import say
+from pipeline.promotion.entries import (
+    OWN,
+    Action,
+    Entry,
+    LeaseLost,
+    LedgerEdited,
+    champions,
+    check_unedited,
+    edited,
+    read_entry,
+    running_hash,
+    signature,
+    standing,
+)
+from pipeline.promotion.versions import ensure_model, search_versions
 
-Action = Literal["promote", "rollback"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One change of champion.
-
-    Args:
-        number: position in the ledger, from 1.
-        after: number of the entry this one was written after; 0 for the first.
-        action: what was asked for.
-        version: the model version that became champion.
-        previous: the champion before it.
-        why: reasons in words.
-        who: user who asked.
-        time: when, UTC.
-    """
-
-    number: int
-    after: int
-    action: Action
-    version: int
-    previous: int | None
-    why: tuple[str, ...]
-    who: str
-    time: datetime
-
-
-def standing(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the entries that count, oldest first: each the first one written after the one before it."""
-    chain: list[Entry] = []
-    for entry in sorted(entries, key=lambda e: e.number):
-        if entry.after == (chain[-1].number if chain else 0):
-            chain.append(entry)
-    return chain
-
-
-def champion_at(chain: Iterable[Entry], moment: datetime) -> Entry | None:
-    """Return the entry whose version was champion at a moment; None before the first."""
-    before = [entry for entry in chain if entry.time <= moment]
-    return before[-1] if before else None
+_FENCE_SOURCE = "ledger:/fence"
 
 
 class Ledger:
@@ -70,16 +52,57 @@ class Ledger:
 
     def __init__(self, client: Any, model: str) -> None:
         self._client, self.name = client, f"{model}-ledger"
+        self._ignored: set[int] = set()
 
     def entries(self) -> list[Entry]:
-        """Return every entry, void ones too."""
-        return [_entry(version) for version in search_versions(self._client, self.name)]
+        """Return every entry, void ones too; versions that something else registered are left out, with a line.
+
+        Raises:
+            LedgerEdited: one is no entry any more.
+        """
+        found = []
+        for version in search_versions(self._client, self.name):
+            number, tags = int(version.version), dict(version.tags)
+            if not any(name in tags for name in OWN):
+                if number not in self._ignored:
+                    say(f"version {number} of {self.name!r} is no entry of the ledger: ignored")
+                    self._ignored.add(number)
+                continue
+            try:
+                found.append(read_entry(number, tags, version.creation_timestamp))
+            except (KeyError, ValueError, TypeError) as error:
+                raise LedgerEdited(edited(number, f"cannot be read ({type(error).__name__}: {error})")) from error
+        return found
+
+    def standing(self) -> list[Entry]:
+        """Return the entries that count, oldest first, fences too.
+
+        Raises:
+            LedgerEdited: one was edited by hand.
+        """
+        entries = self.entries()
+        chain = standing(entries)
+        check_unedited(entries, chain)
+        return chain
 
     def chain(self) -> list[Entry]:
-        """Return the entries that count, oldest first."""
-        return standing(self.entries())
+        """Return the changes of champion that count, oldest first.
 
-    def append(self, action: Action, version: Any, previous: int | None, why: Iterable[str], after: int) -> Entry:
+        Raises:
+            LedgerEdited: one was edited by hand.
+        """
+        return champions(self.standing())
+
+    def append(
+        self,
+        action: Action,
+        version: Any,
+        previous: int | None,
+        why: Iterable[str],
+        after: int,
+        before: Callable[[], int | None] = lambda: None,
+        decision: PromotionDecision | None = None,
+    ) -> Entry:
         """Write the entry that follows entry ``after``.
 
         Args:
@@ -88,53 +111,88 @@ class Ledger:
             previous: the champion before it.
             why: reasons in words.
             after: number of the last entry that the caller saw; 0 for none.
+            before: called right before the entry is written; returns the number of the lease that the caller holds.
+            decision: that a promotion rests on.
 
         Raises:
-            HeldBack: another entry came first.
+            HeldBack: a promotion rests on no verdict to promote, or another entry came first.
+            LeaseLost: another process took the lease over; the entry is void.
         """
+        if action == "promote" and (decision is None or decision.verdict != "PROMOTE"):
+            raise HeldBack(f"a promotion must rest on a PROMOTE verdict, got {decision and decision.verdict}")
+        tags = {"version": str(version.version), "previous": str(previous or ""), "why": json.dumps(list(why))}
+        if decision is not None:
+            digest = hashlib.sha256(decision.model_dump_json(by_alias=True).encode()).hexdigest()
+            tags["decision"] = f"{decision.verdict} {digest}"
+        text = f"{action}: version {version.version} after {previous or 'none'}"
+        written = self._write(action, tags, after, before, text, version.source, version.run_id)
+        chain = self.standing()
+        if mine := [entry for entry in chain if entry.number == written]:
+            return mine[0]
+        self._check_lease(chain, next(entry.lease for entry in self.entries() if entry.number == written))
+        winner = next(entry for entry in chain if entry.number > after)
+        what = (
+            "a retraining took the lease over"
+            if winner.action == "fence"
+            else f"version {winner.version} became champion"
+        )
+        raise HeldBack(
+            f"the champion must not change while a promotion is decided, but {what} at "
+            f"{winner.time:%Y-%m-%d %H:%M:%S} UTC ({winner.action} by {winner.who}); "
+            "compare with the new champion and promote again"
+        )
+
+    def fence(self, lease: int) -> None:
+        """Make void whatever a holder of an earlier lease may still write.
+
+        Args:
+            lease: number of the lease that was taken over.
+
+        Raises:
+            LeaseLost: it has been taken over again.
+        """
+        chain = self.standing()
+        while not any(entry.action == "fence" and entry.lease == lease for entry in chain):
+            self._check_lease(chain, lease)
+            last = chain[-1].number if chain else 0  # another entry may come before ours: then once more, after that
+            self._write("fence", {}, last, lambda: lease, f"lease {lease} taken over", _FENCE_SOURCE)
+            chain = self.standing()
+
+    def _write(
+        self,
+        action: Action,
+        more: Mapping[str, str],
+        after: int,
+        before: Callable[[], int | None],
+        description: str,
+        source: str,
+        run_id: str | None = None,
+    ) -> int:
         ensure_model(self._client, self.name, "Append-only: one version a change of champion. Do not edit or delete.")
-        tags = {
+        earlier = ""
+        for entry in self.standing():
+            if entry.number <= after:
+                earlier = running_hash(earlier, entry)
+        tags = {"version": "0", "previous": "", "why": "[]", "decision": "", **more}
+        tags |= {
             "action": action,
-            "version": str(version.version),
-            "previous": "" if previous is None else str(previous),
-            "why": json.dumps(list(why)),
             "who": user(),
             "after": str(after),
+            "before_sha256": earlier,
         }
-        text = f"{action}: version {version.version} after {previous or 'none'}"
-        made = self._client.create_model_version(self.name, version.source, version.run_id, tags=tags, description=text)
-        written = int(made.version)
-        winner = next(entry for entry in self.chain() if entry.after == after)
-        if winner.number != written:
-            raise HeldBack(
-                f"the champion must not change while a promotion is decided, but version {winner.version} became "
-                f"champion at {winner.time:%Y-%m-%d %H:%M:%S} UTC ({winner.action} by {winner.who}); "
-                "compare with the new champion and promote again"
+        tags["lease"] = str(before() or "")
+        made = self._client.create_model_version(
+            self.name, source, run_id, tags={**tags, "sha256": signature(tags)}, description=description
+        )
+        return int(made.version)
+
+    def _check_lease(self, chain: Iterable[Entry], lease: int | None) -> None:
+        newer = [entry for entry in chain if lease is not None and (entry.lease or 0) > lease]
+        if newer:
+            raise LeaseLost(
+                f"the lease must be held until the end, {newer[0].who} took it over at {newer[0].time:%H:%M:%S} UTC; "
+                "nothing was changed"
             )
-        return winner
-
-
-def search_versions(client: Any, name: str) -> list[Any]:
-    """Return all versions of a registered model, every page; an unknown model has none."""
-    versions: list[Any] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-        versions += page
-        token = page.token
-        if not token:
-            return versions
-
-
-def ensure_model(client: Any, name: str, description: str) -> None:
-    """Make a registered model where it is missing; two makers at once are no fault."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, description=description)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def user() -> str:
@@ -143,17 +201,3 @@ def user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):
         return "unknown"
-
-
-def _entry(version: Any) -> Entry:
-    tags = version.tags
-    return Entry(
-        number=int(version.version),
-        after=int(tags["after"]),
-        action=cast(Action, tags["action"]),
-        version=int(tags["version"]),
-        previous=int(tags["previous"]) if tags["previous"] else None,
-        why=tuple(json.loads(tags["why"])),
-        who=tags["who"],
-        time=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-    )

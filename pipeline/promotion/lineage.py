@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import InputError
-from pipeline.promotion.ledger import Entry, champion_at
+from pipeline.promotion.entries import Entry, champion_at
 from pipeline.promotion.provenance import Foreign
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import mtl_lora
 import pipeline
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
+from pipeline.promotion.integrity import digests
 
 if TYPE_CHECKING:
     from pipeline.modeling.base_model import BaseModelConfig
@@ -38,7 +39,18 @@ PEFT_METHODS = ("lora", "dora")
 """Methods whose layers are PEFT's own."""
 PREDICTOR, BUNDLED_BASE = "predictor", "base"
 """Folders of the packaged model, under ``artifacts``."""
-PACKAGES = ("contracts.py", "errors.py", "progress.py", "world.py", "__init__.py", "modeling")
+DIGESTS = "digests"
+"""Beside them: folder → file → sha256, compared before the model loads."""
+PACKAGES = (
+    "contracts.py",
+    "errors.py",
+    "progress.py",
+    "world.py",
+    "__init__.py",
+    "modeling",
+    "promotion/__init__.py",
+    "promotion/integrity.py",
+)
 """The part of ``pipeline`` that travels with the model."""
 
 
@@ -104,6 +116,9 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
         artifacts = {PREDICTOR: str(shutil.copytree(folder, Path(scratch) / PREDICTOR))}
         if spec.base.base == EMBEDDED if bundle_base is None else bundle_base:
             artifacts[BUNDLED_BASE] = str(_base(spec.base, Path(scratch) / BUNDLED_BASE))
+        listed = {name: digests(Path(path)) for name, path in artifacts.items()}
+        artifacts[DIGESTS] = str(Path(scratch) / f"{DIGESTS}.json")
+        Path(artifacts[DIGESTS]).write_text(json.dumps(listed, indent=2) + "\n")
         mlflow.pyfunc.save_model(
             path=str(target),
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),

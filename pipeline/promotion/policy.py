@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.contracts import Comparison, EvaluationReport, PromotionDecision, TaskDifference, TaskResult
+from pipeline.promotion.entries import Entry
 from pipeline.promotion.gates import GatesConfig
-from pipeline.promotion.ledger import Entry
 from pipeline.promotion.provenance import Provenance
 
 Verdict = Literal["PASS", "HOLD", "REJECT"]

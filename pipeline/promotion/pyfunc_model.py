@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,9 +17,16 @@ class MultiTaskPredictor(PythonModel):
     """Answers a frame of mixed tasks: a ``task`` column and the texts that the tasks' templates name."""
 
     def load_context(self, context: Any) -> None:
-        """Load base model and adapter from the version's own files."""
-        from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor, PredictorSpec
+        """Load base model and adapter from the version's own files.
 
+        Raises:
+            InputError: a file is not the one that was registered; it is named.
+        """
+        from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor, PredictorSpec
+        from pipeline.promotion.integrity import check_files
+
+        for name, expected in json.loads(Path(context.artifacts["digests"]).read_text()).items():
+            check_files(Path(context.artifacts[name]), expected, f"the registered model's {name}")
         folder = Path(context.artifacts["predictor"])
         if "base" not in context.artifacts:
             self._predictor = Predictor.load(folder)

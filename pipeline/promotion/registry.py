@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,53 +18,26 @@ from typing import Any
 
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack, InputError
+from pipeline.progress import say
+from pipeline.promotion.entries import Action, Entry, champions
+from pipeline.promotion.integrity import check_files, digests
 from pipeline.promotion.lease import Lease
-from pipeline.promotion.ledger import Entry, Ledger, ensure_model, search_versions
+from pipeline.promotion.ledger import Ledger
 from pipeline.promotion.packaging import PREDICTOR, package
-from pipeline.promotion.provenance import Foreign, ForeignVersion, Identity, Provenance
+from pipeline.promotion.provenance import Identity, Provenance
+from pipeline.promotion.versions import (
+    WEIGHTS_FILE,
+    Version,
+    ensure_model,
+    read_version,
+    search_versions,
+    unavailable,
+)
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 ARTIFACT, PREDICTOR_FILE = "model", "predictor.json"
-
-
-@dataclass(frozen=True)
-class Version:
-    """One registered version.
-
-    Args:
-        number: as the registry counts.
-        run_id: the MLflow run that made it.
-        source: URI of its files.
-        origin: what it was made from; foreign where its tags do not say.
-        aliases: names that point at it now.
-    """
-
-    number: int
-    run_id: str
-    source: str
-    origin: Provenance | Foreign
-    aliases: tuple[str, ...]
-
-    @property
-    def provenance(self) -> Provenance:
-        """What it was made from.
-
-        Raises:
-            ForeignVersion: its tags do not say.
-        """
-        if isinstance(self.origin, Foreign):
-            raise ForeignVersion(
-                f"a version must say what it was made from, version {self.number} does not: {self.origin.reason}; "
-                "something else registered it: name another version, or delete it"
-            )
-        return self.origin
-
-    @property
-    def adapter_sha256(self) -> str | None:
-        """Hash of its weights' file; None where its tags do not say."""
-        return None if isinstance(self.origin, Foreign) else self.origin.adapter_sha256
 
 
 class Registry:
@@ -97,7 +69,7 @@ class Registry:
 
     def lease(self, ttl_s: float) -> Lease:
         """Return the lease that lets one process at a time retrain this model; take it with ``with``."""
-        return Lease(self._client, self.name, ttl_s)
+        return Lease(self._client, self.name, ttl_s, taken_over=self.ledger.fence)
 
     def register(
         self,
@@ -118,17 +90,29 @@ class Registry:
             bundle_base: see :func:`pipeline.promotion.packaging.package`.
 
         Raises:
-            InputError: the folder is no predictor's.
+            InputError: the folder is no predictor's, or its weights are not those of the provenance.
         """
         import mlflow
 
+        if self.name.endswith(_KEPT):
+            raise InputError(
+                f"a model's name must not end in {' or '.join(_KEPT)}, which its ledger and lease bear, got "
+                f"{self.name!r}; choose another promotion.model_name"
+            )
         champion = self.champion()
         with package(folder, card, bundle_base) as model:
+            files = digests(model / "artifacts" / PREDICTOR)
+            if (weights := provenance.adapter_sha256 or files[WEIGHTS_FILE]) != files[WEIGHTS_FILE]:
+                raise InputError(
+                    f"the weights to register must be those that were evaluated, {folder / WEIGHTS_FILE} has sha256 "
+                    f"{files[WEIGHTS_FILE][:12]}…, evaluated was {weights[:12]}…; evaluate again"
+                )
             self._client.log_artifacts(run_id, str(model), ARTIFACT)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
         ensure_model(self._client, self.name, "Multi-task adapter of a frozen language model; mixed tasks in one call.")
         parent = provenance.parent or (champion.number if champion else None)
-        whole = provenance.model_copy(update={"parent": parent, "mlflow_version": mlflow.__version__})
+        known = {"parent": parent, "mlflow_version": mlflow.__version__, "adapter_sha256": weights, "files": files}
+        whole = provenance.model_copy(update=known)
         made = self._client.create_model_version(
             self.name, source, run_id, tags=whole.tags(), description=card[:_DESCRIPTION]
         )
@@ -152,25 +136,9 @@ class Registry:
 
         Raises:
             InputError: there is none.
+            RegistryUnavailable: the registry does not answer.
         """
-        from mlflow.exceptions import MlflowException
-
-        text = str(reference)
-        try:
-            found = (
-                self._client.get_model_version(self.name, text)
-                if text.isdigit()
-                else self._client.get_model_version_by_alias(self.name, text)
-            )
-            # The version alone does not list all its aliases on every store: ask the model.
-            aliases = self._client.get_registered_model(self.name).aliases
-        except MlflowException as error:
-            raise InputError(
-                f"a version must be a number or alias of model {self.name!r}, got {text!r}: "
-                f"{[v.version for v in search_versions(self._client, self.name)] or 'none'} are registered"
-            ) from error
-        names = tuple(sorted(a for a, v in aliases.items() if str(v) == str(found.version)))
-        return Version(int(found.version), found.run_id, found.source, Provenance.from_tags(found.tags), names)
+        return read_version(self._client, self.name, reference)
 
     def find(self, identity: Identity) -> Version | None:
         """Return the newest version of a trained run, None where there is none."""
@@ -196,36 +164,56 @@ class Registry:
         chain = self.ledger.chain()
         return self.version(chain[-1].version) if chain else None
 
-    def promote(self, reference: int | str, decision: PromotionDecision) -> Entry:
+    def promote(
+        self, reference: int | str, decision: PromotionDecision, before: Callable[[], int | None] = lambda: None
+    ) -> Entry:
         """Make a version champion.
 
         Args:
             reference: number or alias.
-            decision: the verdict it rests on; ``champion`` names the version (as text) it was compared with.
+            decision: the verdict it rests on; it names this version, and the champion it was compared with, as text.
+            before: called right before the ledger's entry, when all else is checked; what it raises keeps the champion.
+                It returns the number of the lease that is held, None without one.
 
         Raises:
-            HeldBack: the verdict is not PROMOTE, the champion changed since, or another promotion came first.
-            InputError: there is no such version, or it does not load.
+            HeldBack: the verdict is not PROMOTE or on another version, the champion changed since, or another
+                promotion came first.
+            LeaseLost: another process took the lease over.
+            InputError: there is no such version, it does not load, or its files are not those that were evaluated.
         """
         if decision.verdict != "PROMOTE":
             raise HeldBack(f"only a PROMOTE verdict moves the champion, got {decision.verdict}: {decision.reasons[0]}")
-        chain = self.ledger.chain()
+        standing = self.ledger.standing()
+        chain = champions(standing)
         current = str(chain[-1].version) if chain else None
         if decision.champion != current:
             raise HeldBack(
                 f"the verdict must rest on a comparison with the champion, it was compared with version "
                 f"{decision.champion or 'none'} and version {current or 'none'} is champion now; promote again"
             )
-        return self._change("promote", self.version(reference), decision.reasons, chain)
+        target = self.version(reference)
+        if decision.candidate != str(target.number):
+            raise HeldBack(
+                f"the verdict must be on the version that is promoted, it is on {decision.candidate} and not on "
+                f"{target.number}; promote again"
+            )
+        if target.adapter_sha256 is None:
+            raise InputError(
+                f"a version to promote must say which weights were evaluated, version {target.number} of "
+                f"{self.name!r} does not; register it anew"
+            )
+        return self._change("promote", target, decision.reasons, standing, before, decision)
 
     def rollback(self, to: int | str | None = None, why: str = "asked for") -> Entry:
         """Make the previous champion, or any version, champion again.
 
         Raises:
             HeldBack: another change came first.
-            InputError: there is no such version, none before this one, or it does not load.
+            InputError: there is no such version, none before this one, it does not load, or its files are not those
+                that were registered.
         """
-        chain = self.ledger.chain()
+        standing = self.ledger.standing()
+        chain = champions(standing)
         if to is None:
             if not chain or chain[-1].previous is None:
                 raise InputError(
@@ -233,15 +221,25 @@ class Registry:
                     f"{'one only' if chain else 'none'}; name a version: to=NUMBER"
                 )
             to = chain[-1].previous
-        return self._change("rollback", self.version(to), [why], chain)
+        return self._change("rollback", self.version(to), [why], standing)
 
-    def _change(self, action: Any, target: Version, why: Iterable[str], chain: Sequence[Entry]) -> Entry:
+    def _change(
+        self,
+        action: Action,
+        target: Version,
+        why: Iterable[str],
+        standing: Sequence[Entry],
+        before: Callable[[], int | None] = lambda: None,
+        decision: PromotionDecision | None = None,
+    ) -> Entry:
+        chain = champions(standing)
         current = chain[-1].version if chain else None
         if current == target.number:
             raise HeldBack(f"version {current} is champion already; nothing to do")
         self.check_loads(target.number)
         found = self._client.get_model_version(self.name, str(target.number))
-        entry = self.ledger.append(action, found, current, why, chain[-1].number if chain else 0)
+        last = standing[-1].number if standing else 0
+        entry = self.ledger.append(action, found, current, why, last, before, decision)
         self._settle()
         return entry
 
@@ -268,10 +266,11 @@ class Registry:
                 return
 
     def download(self, reference: int | str, target: Path) -> Path:
-        """Fetch a version's predictor folder.
+        """Fetch a version's predictor folder; its files are those that were registered.
 
         Raises:
-            InputError: there is no such version, or its files are gone.
+            InputError: there is no such version, or its files are gone or others.
+            RegistryUnavailable: the registry or the files' store does not answer.
         """
         import mlflow
 
@@ -279,13 +278,30 @@ class Registry:
         uri = f"{found.source}/artifacts/{PREDICTOR}"
         target.mkdir(parents=True, exist_ok=True)
         try:
-            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=self.uri)
+            names = mlflow.artifacts.list_artifacts(artifact_uri=uri, tracking_uri=self.uri)
+            whole = any(Path(file.path).name == PREDICTOR_FILE for file in names)
+            if whole:
+                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=self.uri)
         except Exception as error:  # every store raises its own
+            raise unavailable(f"the files of version {found.number} of {self.name!r} at {uri}", error) from error
+        if not whole:
             raise InputError(
-                f"version {found.number} of {self.name!r} must have its files at {uri}, "
-                f"which do not load: {error}; restore them or name another version"
-            ) from error
-        return next(target.rglob(PREDICTOR_FILE)).parent
+                f"version {found.number} of {self.name!r} must have its files at {uri}, {PREDICTOR_FILE} is not there; "
+                "restore them or name another version"
+            )
+        folder = next(target.rglob(PREDICTOR_FILE)).parent
+        self.check_files(found, folder)
+        return folder
+
+    def check_files(self, version: Version, folder: Path) -> None:
+        """Make sure that a version's predictor folder, fetched now or earlier, holds what was registered.
+
+        Raises:
+            InputError: a file is gone or another one; it is named.
+        """
+        if not version.files:
+            say(f"version {version.number} of {self.name!r} was registered without hashes: its files are not compared")
+        check_files(folder, version.files, f"version {version.number} of {self.name!r} in {folder}")
 
     def check_loads(self, reference: int | str) -> None:
         """Make sure that a version's files are there and whole.
@@ -302,7 +318,7 @@ class Registry:
             try:
                 check_hashes(predictor)
                 json.loads((predictor / PREDICTOR_FILE).read_text())
-                with safe_open(predictor / "adapter_model.safetensors", "pt") as tensors:
+                with safe_open(predictor / WEIGHTS_FILE, "pt") as tensors:
                     for key in tensors.keys():  # noqa: SIM118 - not a mapping
                         tensors.get_slice(key).get_shape()
             except (OSError, ValueError, SafetensorError) as error:
@@ -312,3 +328,4 @@ class Registry:
 
 
 _DESCRIPTION = 5000
+_KEPT = ("-ledger", "-lease")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from pipeline.contracts import PromotionDecision, TaskSpec
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.modeling.predictor import PredictorSpec
-from pipeline.promotion.ledger import Entry
+from pipeline.promotion.entries import Entry
 from pipeline.promotion.provenance import Provenance
 from pipeline.promotion.registry import Registry, Version
 
@@ -28,7 +28,8 @@ def promote(registry: Registry, reference: int | str) -> Entry:
     """Promote by a verdict against the champion that there is."""
     chain = registry.ledger.chain()
     champion = str(chain[-1].version) if chain else None
-    return registry.promote(reference, PROMOTE.model_copy(update={"champion": champion}))
+    candidate = str(registry.version(reference).number)
+    return registry.promote(reference, PROMOTE.model_copy(update={"candidate": candidate, "champion": champion}))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.contracts import EvaluationReport, MacroResult, TaskResult
 from pipeline.errors import InputError
 from pipeline.promotion.card import model_card
-from pipeline.promotion.ledger import Entry, champion_at, standing
+from pipeline.promotion.entries import Entry, champion_at, standing
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry
 from tests.pipeline.promotion.conftest import TASKS, add_version, made_from, promote

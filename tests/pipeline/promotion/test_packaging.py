@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.errors import InputError
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import Predictor, PredictorSpec
@@ -68,6 +70,19 @@ def test_nothing_in_the_package_is_unpickled_or_trains(packaged: Path) -> None:
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".bin", ".pt", ".joblib", ".pyc"))]
     assert not [name for name in files if "training" in name or "ingestion" in name]
     assert {"MLmodel", "MODEL_CARD.md", "requirements.txt", "input_example.json"} <= set(files)
+
+
+@pytest.mark.parametrize(
+    "name", ["predictor/adapter_model.safetensors", "predictor/predictor.json", "base/config.json"]
+)
+def test_a_packaged_model_whose_files_were_changed_does_not_load(packaged: Path, tmp_path: Path, name: str) -> None:
+    import mlflow
+
+    model = Path(shutil.copytree(packaged, tmp_path / "model"))
+    with (model / "artifacts" / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(InputError, match=f"{name.partition('/')[2]} was changed"):
+        mlflow.pyfunc.load_model(str(model))
 
 
 CLEAN = """

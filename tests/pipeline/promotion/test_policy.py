@@ -10,8 +10,8 @@ import pytest
 from pipeline.contracts import EvaluationReport, MacroResult, PromotionDecision, TaskResult
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.summary import summarize
+from pipeline.promotion.entries import Entry
 from pipeline.promotion.gates import GatesConfig
-from pipeline.promotion.ledger import Entry
 from pipeline.promotion.policy import (
     Finding,
     after,

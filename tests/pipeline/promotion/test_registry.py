@@ -89,8 +89,14 @@ def test_a_truncated_adapter_does_not_become_champion(store: str, adapter: Path)
     number = add_version(registry, adapter)
     weights = next(Path(urlparse(registry.version(number).source).path).rglob("adapter_model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-5])
-    with pytest.raises(InputError, match="must load"):
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors was changed"):
         promote(registry, number)
+    registry._client.delete_model_version_tag(registry.name, str(number), "files")  # as an earlier release registered
+    registry._client.delete_model_version_tag(registry.name, str(number), "adapter_sha256")
+    with pytest.raises(InputError, match="must say which weights were evaluated"):
+        promote(registry, number)
+    with pytest.raises(InputError, match="must load"):
+        registry.rollback(number)
     assert registry.champion() is None
 
 
@@ -98,9 +104,9 @@ def test_of_two_promotions_written_at_once_the_first_stands(registry: Registry, 
     promote(registry, 1)
     seen = registry.ledger.chain()[-1].number
     two, three = (registry._client.get_model_version(registry.name, n) for n in "23")
-    registry.ledger.append("promote", two, 1, ["first"], seen)
+    registry.ledger.append("promote", two, 1, ["first"], seen, decision=PROMOTE)
     with pytest.raises(HeldBack, match="version 2 became champion"):
-        registry.ledger.append("promote", three, 1, ["second"], seen)
+        registry.ledger.append("promote", three, 1, ["second"], seen, decision=PROMOTE)
     assert registry.champion().number == 2
     assert aliases(registry) == {
         "champion": 2,
