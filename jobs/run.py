@@ -27,11 +27,11 @@ class Run:
     Args:
         config: everything it was told.
         may_go_on: asked between the stages, the last time right before the champion changes; what it raises ends the
-            run there.
+            run there. It returns the number of the lease that is held, None without one.
     """
 
     config: RunConfig
-    may_go_on: Callable[[], None] = _always
+    may_go_on: Callable[[], int | None] = _always
 
     @cached_property
     def folder(self) -> RunFolder:

@@ -21,6 +21,5 @@ def promote(run: Run, version: Version, decision: PromotionDecision) -> Promotio
     run.tracker().set_tags({"verdict": decision.verdict, "model_version": str(version.number)})
     champion = run.registry.champion()
     if decision.verdict == "PROMOTE" and (champion is None or champion.number != version.number):
-        run.may_go_on()
-        run.registry.promote(version.number, decision)
+        run.registry.promote(version.number, decision, run.may_go_on)
     return decision

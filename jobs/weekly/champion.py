@@ -19,8 +19,13 @@ def adapter_folder(config: RunConfig, registry: Registry, champion: Version) -> 
 
 
 def fetch(registry: Registry, champion: Version, folder: Path) -> None:
-    """Fetch the champion's adapter into a folder, whole or not at all."""
+    """Fetch the champion's adapter into a folder, whole or not at all.
+
+    Raises:
+        InputError: its files, there since earlier or fetched now, are not those that were registered.
+    """
     if folder.is_dir():
+        registry.check_files(champion, folder)
         return
     staged = folder.with_name(f".{folder.name}")
     predictor = registry.download(champion.number, staged)
@@ -28,19 +33,23 @@ def fetch(registry: Registry, champion: Version, folder: Path) -> None:
     predictor.rename(folder)
 
 
-def check_unchanged(registry: Registry, began_with: Version | None, holds_lease: Callable[[], None]) -> None:
+def check_unchanged(registry: Registry, began_with: Version | None, holds_lease: Callable[[], int]) -> int:
     """Make sure that nobody else retrains, and that the champion is the one that this retraining began with.
+
+    Returns:
+        The number of the lease that is held.
 
     Raises:
         HeldBack: another version was made champion meanwhile, by hand or by a rollback.
     """
-    holds_lease()
+    lease = holds_lease()
     before, now = (version.number if version else None for version in (began_with, registry.champion()))
     if now != before:
         raise HeldBack(
             f"the champion must stay the one that a retraining began with, version {before or 'none'}; version "
             f"{now} was made champion meanwhile: retrain again, from that one on"
         )
+    return lease
 
 
 def check_fall(run: Run, champion: Version, max_drop: float) -> PromotionDecision | None:

@@ -122,7 +122,7 @@ def _retrain_once(
     settings: RetrainingConfig,
     registry: Registry,
     as_of: dt.date | None,
-    holds_lease: Callable[[], None],
+    holds_lease: Callable[[], int],
 ) -> dict[str, Any]:
     began = time.monotonic()
     if (path := _cut_off(config, registry)) is not None:
