@@ -20,24 +20,23 @@ from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack, InputError
 from pipeline.progress import say
 from pipeline.promotion.entries import Action, Entry, champions
+from pipeline.promotion.fetch import PREDICTOR_FILE, check_whole, fetch
 from pipeline.promotion.integrity import check_files, digests
 from pipeline.promotion.lease import Lease
 from pipeline.promotion.ledger import Ledger
 from pipeline.promotion.packaging import PREDICTOR, package
 from pipeline.promotion.provenance import Identity, Provenance
 from pipeline.promotion.versions import (
-    WEIGHTS_FILE,
     Version,
     ensure_model,
     read_version,
     search_versions,
-    unavailable,
 )
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-ARTIFACT, PREDICTOR_FILE = "model", "predictor.json"
+ARTIFACT = "model"
 
 
 class Registry:
@@ -93,6 +92,8 @@ class Registry:
             InputError: the folder is no predictor's, or its weights are not those of the provenance.
         """
         import mlflow
+
+        from mtl_lora.files import WEIGHTS_FILE
 
         if self.name.endswith(_KEPT):
             raise InputError(
@@ -272,25 +273,9 @@ class Registry:
             InputError: there is no such version, or its files are gone or others.
             RegistryUnavailable: the registry or the files' store does not answer.
         """
-        import mlflow
-
-        found = self.version(reference)
-        uri = f"{found.source}/artifacts/{PREDICTOR}"
-        target.mkdir(parents=True, exist_ok=True)
-        try:
-            names = mlflow.artifacts.list_artifacts(artifact_uri=uri, tracking_uri=self.uri)
-            whole = any(Path(file.path).name == PREDICTOR_FILE for file in names)
-            if whole:
-                mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=self.uri)
-        except Exception as error:  # every store raises its own
-            raise unavailable(f"the files of version {found.number} of {self.name!r} at {uri}", error) from error
-        if not whole:
-            raise InputError(
-                f"version {found.number} of {self.name!r} must have its files at {uri}, {PREDICTOR_FILE} is not there; "
-                "restore them or name another version"
-            )
-        folder = next(target.rglob(PREDICTOR_FILE)).parent
-        self.check_files(found, folder)
+        version = self.version(reference)
+        folder = fetch(version, self.uri, self._words(version), target)
+        self.check_files(version, folder)
         return folder
 
     def check_files(self, version: Version, folder: Path) -> None:
@@ -300,31 +285,21 @@ class Registry:
             InputError: a file is gone or another one; it is named.
         """
         if not version.files:
-            say(f"version {version.number} of {self.name!r} was registered without hashes: its files are not compared")
-        check_files(folder, version.files, f"version {version.number} of {self.name!r} in {folder}")
+            say(f"{self._words(version)} was registered without hashes: its files are not compared")
+        check_files(folder, version.files, f"{self._words(version)} in {folder}")
 
     def check_loads(self, reference: int | str) -> None:
-        """Make sure that a version's files are there and whole.
+        """Make sure that a version's files are there, are those that were registered, and are whole.
 
         Raises:
             InputError: they are not.
+            RegistryUnavailable: the registry or the files' store does not answer.
         """
-        from safetensors import SafetensorError, safe_open
-
-        from mtl_lora.hashes import check_hashes  # its error is a ValueError
-
         with tempfile.TemporaryDirectory() as folder:
-            predictor = self.download(reference, Path(folder))
-            try:
-                check_hashes(predictor)
-                json.loads((predictor / PREDICTOR_FILE).read_text())
-                with safe_open(predictor / WEIGHTS_FILE, "pt") as tensors:
-                    for key in tensors.keys():  # noqa: SIM118 - not a mapping
-                        tensors.get_slice(key).get_shape()
-            except (OSError, ValueError, SafetensorError) as error:
-                raise InputError(
-                    f"version {reference} of {self.name!r} must load, its files do not: {error}; register it anew"
-                ) from error
+            check_whole(self.download(reference, Path(folder)), f"version {reference} of {self.name!r}")
+
+    def _words(self, version: Version) -> str:
+        return f"version {version.number} of {self.name!r}"
 
 
 _DESCRIPTION = 5000

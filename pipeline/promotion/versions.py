@@ -58,11 +58,10 @@ class Version:
         """Hash of each file of its predictor by name; the weights' alone for an earlier release's, none for others'."""
         if isinstance(self.origin, Foreign):
             return {}
+        from mtl_lora.files import WEIGHTS_FILE
+
         weights = {WEIGHTS_FILE: self.origin.adapter_sha256} if self.origin.adapter_sha256 else {}
         return self.origin.files or weights
-
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def read_version(client: Any, name: str, reference: int | str) -> Version:

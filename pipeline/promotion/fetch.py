@@ -1,0 +1,65 @@
+"""A version's files, from the store they lie in to a folder here: gone, damaged and unreachable are told apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pipeline.errors import InputError
+from pipeline.promotion.packaging import PREDICTOR
+from pipeline.promotion.versions import Version, unavailable
+
+PREDICTOR_FILE = "predictor.json"
+"""As :mod:`pipeline.modeling.predictor` names it, which imports torch."""
+
+
+def fetch(version: Version, tracking_uri: str, whose: str, target: Path) -> Path:
+    """Fetch a version's predictor folder as it lies in the store.
+
+    Args:
+        version: whose files are fetched.
+        tracking_uri: of its registry.
+        whose: the version in words.
+        target: folder to fetch into, made where it is missing.
+
+    Raises:
+        InputError: its files are gone.
+        RegistryUnavailable: their store does not answer.
+    """
+    import mlflow
+
+    uri = f"{version.source}/artifacts/{PREDICTOR}"
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        names = mlflow.artifacts.list_artifacts(artifact_uri=uri, tracking_uri=tracking_uri)
+        found = any(Path(file.path).name == PREDICTOR_FILE for file in names)
+        if found:
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=tracking_uri)
+    except Exception as error:  # every store raises its own
+        raise unavailable(f"the files of {whose} at {uri}", error) from error
+    if not found:
+        raise InputError(
+            f"{whose} must have its files at {uri}, {PREDICTOR_FILE} is not there; restore them or name another version"
+        )
+    return next(target.rglob(PREDICTOR_FILE)).parent
+
+
+def check_whole(folder: Path, whose: str) -> None:
+    """Make sure that a predictor's folder can be read to its end, without loading it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from mtl_lora.files import WEIGHTS_FILE
+    from mtl_lora.hashes import check_hashes  # its error is a ValueError
+
+    try:
+        check_hashes(folder)
+        json.loads((folder / PREDICTOR_FILE).read_text())
+        with safe_open(folder / WEIGHTS_FILE, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a mapping
+                tensors.get_slice(key).get_shape()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{whose} must load, its files do not: {error}; register it anew") from error
