@@ -96,6 +96,9 @@ class TaskSpec(Contract):
     """For ``ordinal``: the number each class stands for; the prediction is the expected value."""
     label_field: str = ""
     """Field of the record that holds the label; ``answer`` for ``choice``, else ``label``."""
+    labels_are: Literal["index", "word"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How a label is read that could be both, the index of a class (for ordinal tasks a number) and a label word: None
+    takes what only one reading allows and refuses what two readings take for different classes."""
     choices_field: str = "choices"
     """For ``choice``: field of the record that lists its answers."""
     image_field: str | None = None
@@ -173,9 +176,12 @@ class TaskSpec(Contract):
         for _, field, spec, conversion in string.Formatter().parse(self.template):
             if field is None:
                 continue
-            if not field.isidentifier() or spec or conversion:
+            if not field.strip() or field.isdigit() or set(field) & set(".[]{}") or spec or conversion:
+                got = f"{{{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
                 raise ValueError(
-                    f"task {self.name!r}: template may name plain fields only, got {{{field}}}; write {{text_a}}"
+                    f"task {self.name!r}: template may name plain fields only, without . : ! [ ] in them and not digits "
+                    f"alone, got {got}; write {{text_a}}, and rename the field in the data where need be; a brace that "
+                    "is text is written twice: {{"
                 )
             fields[field] = None
         return tuple(fields)

@@ -8,12 +8,13 @@ import zlib
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.ingestion.validate import Rejected
+from pipeline.record import Rejected, is_unicode
 from pipeline.retry import is_outage
 from pipeline.storage import filesystem, is_remote
 
 ARCHIVE = "images.zip"
 MAX_IMAGE_BYTES = 16 << 20
+MAX_NAME = 1000
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
@@ -47,6 +48,8 @@ class ImageFolder:
         """
         if not isinstance(name, str) or not name or name.startswith("/") or ".." in name.split("/") or ":" in name:
             raise Rejected("image name is not a relative path")
+        if "\0" in name or not is_unicode(name) or len(name) > MAX_NAME:
+            raise Rejected(f"image name is not valid Unicode of at most {MAX_NAME} characters")
         data = self._from_zip(self._zip, name) if self._zip else self._from_folder(name)
         if not data.startswith(SIGNATURES):
             raise Rejected("image is neither PNG nor JPEG")

@@ -21,7 +21,7 @@ from pipeline.ingestion.lengths import tokenizer_digest
 from pipeline.ingestion.profile import PROFILE, profile_data, scanned_before, scanned_records
 from pipeline.ingestion.quarantine import check_limits, write_quarantine
 from pipeline.ingestion.records import Unit, split_units
-from pipeline.ingestion.resolve import Decisions, Earlier, resolve
+from pipeline.ingestion.resolve import Decisions, Earlier, check_left, resolve
 from pipeline.ingestion.scan import ScanJob, scan_unit
 from pipeline.ingestion.schemas import SCHEMAS, write_schemas
 from pipeline.ingestion.source_file import SourceFile
@@ -32,7 +32,7 @@ from pipeline.shard_index import index_path
 from pipeline.storage import is_remote
 
 MANIFEST = "manifest.json"
-FORMAT = 4
+FORMAT = 5
 """Part of the source digest: raised when equal input would give other shards."""
 _NO_PART_OF_DIGEST = {"root", "files", "max_rejected", "max_rejected_share", "length_tokenizer"}
 _In = TypeVar("_In")
@@ -191,10 +191,11 @@ class _Run:
         generation = len(self.old.appended) + 1 if self.append and self.old else 0
         jobs = [ScanJob(n, unit, self.config, self.tasks, work, generation) for n, unit in enumerate(units)]
         scanned = list(self.mapper(scan_unit, jobs))
-        check_limits(self.config, scanned, units)
+        check_limits(self.config, scanned, units, self.tasks)
         earlier = earlier_data(self.folder, self.old) if self.append and self.old else Earlier()
         decisions = resolve(self.config, names, scanned, work, self.seed, earlier)
         if not self.append:
+            check_left(self.config, names, decisions, work)
             (self.folder / MANIFEST).unlink(missing_ok=True)
         shards = self._write(work, decisions, units, generation)
         prefix = f"g{generation}-" if generation else ""

@@ -12,23 +12,28 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.contracts import RejectCount
+from pipeline.contracts import RejectCount, TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.diagnosis import cause, missing_fields
 from pipeline.ingestion.records import Unit
 from pipeline.ingestion.resolve import CHUNK_ROWS, REASONS, Decisions
 from pipeline.ingestion.scan import Scanned, part, read_rows
+from pipeline.ingestion.validate import fields_asked
 
 FOLDER = "quarantine"
 RECORDS_A_FILE = 100_000
 
 
-def check_limits(config: DataConfig, scanned: Sequence[Scanned], units: Sequence[Unit]) -> None:
+def check_limits(
+    config: DataConfig, scanned: Sequence[Scanned], units: Sequence[Unit], tasks: Sequence[TaskSpec]
+) -> None:
     """Stop where too many of a task's records are invalid; repeated and leaking ones do not count.
 
     Raises:
-        InputError: with the worst reasons and the first place.
+        InputError: with the worst reasons, the first place, and what its file has instead.
     """
+    specs = {task.name: task for task in tasks}
     for task in sorted({task for unit in scanned for task in (*unit.tasks, *unit.rejects)}):
         reasons = Counter[str]()
         for unit in scanned:
@@ -40,11 +45,13 @@ def check_limits(config: DataConfig, scanned: Sequence[Scanned], units: Sequence
             continue
         first = next(unit for unit in scanned if task in unit.first_rejects)
         line = first_lines(scanned, units)[first.number] + first.first_rejects[task][0]
+        source, asked = units[first.number].source, fields_asked(specs[task])
         raise InputError(
             f"task {task!r}: at most {config.max_rejected_share:.1%} of its records"
             f"{'' if config.max_rejected is None else f' and {config.max_rejected} in number'} may be invalid, got "
             f"{rejected} of {total}: {'; '.join(f'{n} x {why}' for why, n in reasons.most_common(5))} (first: "
-            f"{units[first.number].source.name} line {line}); mend them, or raise data.max_rejected_share"
+            f"{source.name} line {line}){cause(source, missing_fields(first.rejects[task], asked))}; mend them, or "
+            "raise data.max_rejected_share"
         )
 
 

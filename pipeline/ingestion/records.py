@@ -8,24 +8,28 @@ import io
 import json
 import re
 import zlib
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.diagnosis import cause
 from pipeline.ingestion.source_file import SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_records
 from pipeline.retry import is_outage
 from pipeline.storage import filesystem, is_remote
 
 MAX_LINE_BYTES = 4 << 20
-"""Longest line of a record file; a longer one is rejected without being held in memory."""
+"""Longest line of a record file and largest row of a Parquet file; a longer one is rejected without being held in
+memory."""
 UNIT_BYTES = 64 << 20
 """A plain .jsonl file is cut into stretches of this size, which are read in parallel."""
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 """A byte that ``surrogateescape`` has let through."""
+_BEFORE_VALUES = (b'":', b" :", b"\t:", b"\r:")
+"""One of these stands between each key of a line of JSON and its value, and perhaps elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,17 @@ def split_units(sources: list[SourceFile], unit_bytes: int = UNIT_BYTES) -> list
     return units
 
 
-def read_unit(unit: Unit, config: DataConfig) -> Iterator[Line]:
+def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = None) -> Iterator[Line]:
     """Yield the records of one unit in their order; unreadable lines come with their error.
 
+    Args:
+        unit: what to read.
+        config: the input.
+        columns: fields that are needed, which spares the others of a Parquet file; None for all.
+
     Raises:
-        InputError: the file as a whole cannot be read (a truncated gzip, no Parquet, a CSV header that is none).
+        InputError: the file as a whole cannot be read (a truncated gzip, no Parquet, a CSV header that is none or
+            names a field twice).
     """
     source = unit.source
     if source.is_synthetic:
@@ -78,9 +88,9 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[Line]:
     try:
         with fs.open(path, "rb") as raw:
             if path.endswith(".parquet"):
-                yield from _parquet_rows(raw)
+                yield from _parquet_lines(raw, columns, source.location)
             elif ".csv" in path.rsplit("/", 1)[-1]:
-                yield from _csv_rows(gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw)
+                yield from _csv_rows(gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw, source.location)
             elif path.endswith(".gz"):
                 yield from _json_lines(io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20), 0, None)
             else:
@@ -90,6 +100,7 @@ def read_unit(unit: Unit, config: DataConfig) -> Iterator[Line]:
             raise  # the caller reads again
         raise InputError(
             f"{source.location} must be a whole file of its kind, reading stopped: {error}; copy it again"
+            f"{cause(source)}"
         ) from error
 
 
@@ -125,7 +136,25 @@ def _json_line(number: int, place: int, line: bytes) -> Line:
         return Line(number, place, {"raw": line[:200].decode("utf-8", "replace")}, "line is not JSON")
     if not isinstance(record, dict):
         return Line(number, place, {"raw": line[:200].decode("utf-8", "replace")}, "line is not a JSON object")
+    # At most so many keys: where it is as many as are left, none came twice, which a line with colons in its texts
+    # does not show.
+    if sum(map(line.count, _BEFORE_VALUES)) != len(record):
+        try:
+            json.loads(line, object_pairs_hook=_without_doubles)
+        except _DoubleKeyError:
+            return Line(number, place, {"raw": line[:200].decode("utf-8", "replace")}, "line has a key twice")
     return Line(number, place, record)
+
+
+class _DoubleKeyError(Exception):
+    pass
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise _DoubleKeyError
+    return record
 
 
 class _CsvLines:
@@ -173,11 +202,16 @@ class _CsvLines:
         return self._row[0]
 
 
-def _csv_rows(stream: Any) -> Iterator[Line]:
+def _csv_rows(stream: Any, name: str) -> Iterator[Line]:
     csv.field_size_limit(MAX_LINE_BYTES)
     lines = _CsvLines(stream)
     reader = csv.reader(lines, strict=True)
     header = next(reader, [])
+    counts = Counter(field.strip() for field in header)
+    if double := [field for field, count in counts.items() if field and count > 1]:
+        raise InputError(
+            f"a CSV header must have each field once, that of {name} has {double} more than once; rename one"
+        )
     while True:
         number = lines.begin_row()
         try:
@@ -193,15 +227,8 @@ def _csv_rows(stream: Any) -> Iterator[Line]:
             yield Line(number, number, dict(zip(header, row, strict=False)), error_of_row)
 
 
-def _parquet_rows(raw: Any) -> Iterator[Line]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _parquet_lines(raw: Any, columns: Collection[str] | None, name: str) -> Iterator[Line]:
+    from pipeline.ingestion.parquet import parquet_rows
 
-    number = 0
-    try:
-        for batch in pq.ParquetFile(raw).iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                number += 1
-                yield Line(number, number, record)
-    except pa.ArrowException as error:
-        raise OSError(f"not a whole Parquet file: {error}") from error
+    for number, row in enumerate(parquet_rows(raw, columns, MAX_LINE_BYTES, name), 1):
+        yield Line(number, number, *row)

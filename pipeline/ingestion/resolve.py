@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import InputError
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.scan import Scanned, read_rows
 
@@ -68,6 +69,25 @@ def resolve(
         _rename(decisions, work, number, name, buckets, earlier)
         _sample(decisions, config, work, number, name, seed)
     return decisions
+
+
+def check_left(config: DataConfig, tasks: Sequence[str], decisions: Decisions, work: Path) -> None:
+    """Refuse data of which the rule on overlap leaves nothing: the same file stands as two splits.
+
+    Raises:
+        InputError: a task has lost all valid records of a split in this way.
+    """
+    for number, name in enumerate(tasks):
+        counts = decisions.counts(work, number, name)
+        for split in sorted({split for split, _ in counts}):
+            lost = counts.get((split, OVERLAP), 0)
+            if lost and not counts.get((split, KEEP)):
+                total = sum(rows for (of, _), rows in counts.items() if of == split)
+                raise InputError(
+                    f"task {name!r}: split {split!r} must keep some records, data.overlap = {config.overlap!r} takes "
+                    f"out those whose texts stand in another split, too, here {lost} of {total}: is one file given as "
+                    "both? Name another one in data.files, or set data.overlap to keep"
+                )
 
 
 def _chunks(work: Path, scanned: Sequence[Scanned], task: int, name: str) -> Iterator[tuple[Scanned, int, np.ndarray]]:

@@ -22,7 +22,8 @@ from pipeline.ingestion.config import ANY_TASK, DataConfig
 from pipeline.ingestion.images import ImageFolder
 from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
-from pipeline.ingestion.validate import Checked, Rejected, check_record, sanitize_key
+from pipeline.ingestion.validate import Checked, Rejected, check_record, fields_asked, key_of
+from pipeline.record import value_of
 from pipeline.retry import persistently
 from pipeline.storage import is_remote
 
@@ -42,6 +43,8 @@ ROW = np.dtype(
 """One sample: task number, digest of its key, digest of its texts, label, where its payload (and then its image's name)
 lies in the spill, length, and line within the unit."""
 _FLUSH_ROWS = 4096
+_KEPT_DEPTH = 100
+"""Deepest record that the quarantine keeps as it is."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class _Scan:
         prompts: list[str] = []
         counts = Counter[str]()
         offset = lines = total = 0
-        for line in read_unit(unit, config):
+        for line in read_unit(unit, config, self._columns()):
             lines = line.number
             if unit.source.keep < 1 and not self._drawn(line):
                 continue
@@ -136,7 +139,9 @@ class _Scan:
             pending.append((number, hash_key(key), checked.digest(image_digest), checked.label, *place, 0, line.number))
             prompts.append(checked.prompt(spec))
             if unit.source.split != "train" and PROBABILITIES_FIELD in line.record:
-                known.write(json.dumps([total, line.record[PROBABILITIES_FIELD]]).encode() + b"\n")
+                probabilities = line.record[PROBABILITIES_FIELD]
+                if _are_numbers(probabilities, spec.num_classes or len(checked.choices)):
+                    known.write(json.dumps([total, probabilities]).encode() + b"\n")
             offset += len(payload) + len(name)
             counts[spec.name] += 1
             total += 1
@@ -146,6 +151,15 @@ class _Scan:
         reasons = {task: dict(found) for task, found in self.reasons.items()}
         return Scanned(self.job.number, unit.source.split, lines, total, dict(counts), reasons, self.first_rejects)
 
+    def _columns(self) -> set[str]:
+        """Return the fields that are needed of the unit's records."""
+        config, task = self.job.config, self.job.unit.source.task
+        columns = {config.task_field, config.id_field, config.time_field, PROBABILITIES_FIELD}
+        for name, (_, spec, _) in self.by_name.items():
+            if task in (name, ANY_TASK):
+                columns.update(fields_asked(spec))
+        return columns
+
     def _drawn(self, line: Line) -> bool:
         """Whether a record of a replayed day is taken: a function of its key and of the window trained on."""
         salt = f"{self.job.config.windows.get('train')}"
@@ -154,7 +168,10 @@ class _Scan:
     def _reject(self, line: Line, spec: TaskSpec, reason: str, rejects: BinaryIO) -> None:
         self.reasons.setdefault(spec.name, Counter())[reason] += 1
         self.first_rejects.setdefault(spec.name, (line.number, reason))
-        entry = {"task": spec.name, "reason": reason, "line": line.number, "record": line.record}
+        record = (
+            line.record if _depth_at_most(line.record, _KEPT_DEPTH) else {"raw": f"nested deeper than {_KEPT_DEPTH}"}
+        )
+        entry = {"task": spec.name, "reason": reason, "line": line.number, "record": record}
         rejects.write(json.dumps(entry, default=str).encode() + b"\n")
 
     def _flush(self, pending: list[tuple[Any, ...]], prompts: list[str], rows: BinaryIO) -> None:
@@ -166,7 +183,7 @@ class _Scan:
 
     def _task_of(self, line: Line) -> tuple[int, TaskSpec, tuple[str, ...]]:
         source, field = self.job.unit.source, self.job.config.task_field
-        named = line.record.get(field)
+        named = _name_of(line.record, field)
         known = self.by_name.get(named) if isinstance(named, str) else None
         if isinstance(named, str) and known is None and line.error is None:
             raise InputError(
@@ -190,29 +207,34 @@ class _Scan:
         """Return what a record says, its image's name and the digest of its image."""
         if line.error is not None:
             raise Rejected(line.error)
-        named = line.record.get(self.job.config.task_field)
+        named = _name_of(line.record, self.job.config.task_field)
         if named is not None and not isinstance(named, str):
             raise Rejected(f"task {self.job.config.task_field!r} is not text")
         if named not in (None, spec.name):
             raise Rejected("record names another task than its file")
         if self.job.unit.source.day is not None and self._day(line) != self.job.unit.source.day:
             raise Rejected("record is dated another day than its partition")
-        checked = check_record(line.record, spec, text_fields)
+        try:
+            checked = check_record(line.record, spec, text_fields)
+        except InputError as error:
+            raise InputError(f"{self.job.unit.source.location} line {line.number}{self._after()}: {error}") from None
         if spec.image_field is None:
             return checked, "", b""
         if self.images is None:
             self.images = ImageFolder(self.job.unit.source.location)
-        image = line.record.get(spec.image_field)
+        image = value_of(line.record, spec.image_field)
         return checked, str(image), hashlib.blake2b(self.images.read(image), digest_size=16).digest()
 
     def _key(self, line: Line) -> str:
-        identity = line.record.get(self.job.config.id_field)
-        key = "" if identity is None else sanitize_key(str(identity))
+        key = key_of(line.record.get(self.job.config.id_field))
         head = f"g{self.job.generation}-" if self.job.generation else ""
         return key or f"row--{head}{self.job.unit.source_number:04d}-{line.place:012d}"  # no id holds "--"
 
     def _day(self, line: Line) -> str | None:
-        value = line.record.get(self.job.config.time_field)
+        try:
+            value = value_of(line.record, self.job.config.time_field)
+        except Rejected:
+            return self.job.unit.source.day
         text = value.isoformat() if isinstance(value, dt.date) else value
         if isinstance(text, str):
             try:
@@ -220,6 +242,30 @@ class _Scan:
             except ValueError:
                 pass
         return self.job.unit.source.day
+
+
+def _name_of(record: dict[str, Any], field: str) -> Any:
+    """Return the task that a record names, None where it names none."""
+    try:
+        return value_of(record, field)
+    except Rejected:
+        return record[field]
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    numbers = isinstance(values, list) and len(values) == count and all(type(v) in (int, float) for v in values)
+    return numbers and all(abs(v) <= 1 for v in values)
+
+
+def _depth_at_most(record: Any, depth: int) -> bool:
+    """Whether a record can be written and read again as JSON, which takes a place on the stack each level."""
+    level: list[Any] = [record]
+    for _ in range(depth):
+        level = [v for item in level for v in (item.values() if isinstance(item, dict) else item)
+                 if isinstance(v, dict | list)]  # fmt: skip
+        if not level:
+            return True
+    return False
 
 
 def hash_key(key: str) -> int:

@@ -18,7 +18,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def record_schema(task: TaskSpec) -> dict[str, Any]:
     """Return the JSON Schema of one task's records; further fields are allowed."""
     properties: dict[str, Any] = {
-        name: {"type": ["string", "number"], "description": "Text that the prompt names."} for name in task.text_fields
+        name: {"type": ["string", "number", "boolean"], "description": "Text that the prompt names."}
+        for name in task.text_fields
     }
     required = [*task.text_fields, task.label_field]
     if task.kind == "choice":

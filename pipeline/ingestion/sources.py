@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import json
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.storage import filesystem, is_remote, join
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv.gz", ".csv", ".parquet")
 SPLITS = ("train", "test")
+_MAGIC = re.compile(r"[*?\[]")
 
 
 def find_sources(config: DataConfig, tasks: Sequence[TaskSpec]) -> list[SourceFile]:
@@ -83,7 +85,7 @@ def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) ->
         alone = candidate.startswith("/") or is_remote(candidate)
         location = candidate if alone else join(config.root or ".", candidate)
         fs, path = filesystem(location)
-        matches = sorted(fs.glob(path)) if any(c in path for c in "*?[") else [path] if fs.exists(path) else []
+        matches = _matches(fs, path)
         if matches:
             return [_source(config, task, split, fs, match, location) for match in matches]
     if split == "test" and task not in config.files:
@@ -92,6 +94,22 @@ def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) ->
         f"task {task!r} must have its {split} records in {config.root or '.'}, found none of {candidates}; "
         f"put the file there or name it in data.files.{task}.{split}"
     )
+
+
+def _matches(fs: Any, path: str) -> list[str]:
+    """Return the files that a path or glob names; what is there by its very name is no glob, folders included."""
+    if not _MAGIC.search(path) or fs.exists(path):
+        return [path] if fs.exists(path) else []
+    parts = path.split("/")
+    literal = 0
+    for at, part in enumerate(parts[:-1], 1):
+        if _MAGIC.search(part) and not fs.exists("/".join(parts[:at])):
+            break
+        literal = at
+    if not _MAGIC.search("/".join(parts[literal:])):
+        return []
+    folder = [_MAGIC.sub(r"[\g<0>]", part) for part in parts[:literal]]
+    return sorted(fs.glob("/".join([*folder, *parts[literal:]])))
 
 
 def _partitions(

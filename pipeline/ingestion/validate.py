@@ -9,15 +9,14 @@ import re
 from typing import Any, NamedTuple
 
 from pipeline.contracts import TaskSpec
+from pipeline.ingestion.labels import read_label
+from pipeline.record import Rejected as Rejected
+from pipeline.record import choices_of, is_unicode, plain, texts_of, value_of
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_]+|-{2,}")
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 MAX_KEY = 60
 """Longest key out of an id, so that a suffix and an extension fit into the 100 characters of a tar header."""
-
-
-class Rejected(Exception):
-    """A record that breaks its task's schema; the message is the reason, free of the record's own words."""
 
 
 class Checked(NamedTuple):
@@ -57,27 +56,32 @@ def sanitize_key(text: str) -> str:
     return _UNSAFE.sub("-", text).strip("-")[:MAX_KEY].rstrip("-")
 
 
+def fields_asked(spec: TaskSpec) -> tuple[str, ...]:
+    """Return the fields of a record that a task reads."""
+    choices = spec.choices_field if spec.kind == "choice" else None
+    optional = (choices, spec.image_field, spec.group_field, spec.weight_field)
+    return tuple(dict.fromkeys((*spec.text_fields, spec.label_field, *filter(None, optional))))
+
+
 def check_record(record: dict[str, Any], spec: TaskSpec, text_fields: tuple[str, ...]) -> Checked:
     """Validate one record against its task; ``text_fields`` are ``spec.text_fields``, which take time to find.
 
     Raises:
         Rejected: the record breaks the schema.
+        InputError: its label can be read in two ways.
     """
-    fields = {name: _text(record, name) for name in text_fields}
-    if not any(value.strip() for value in fields.values()):
-        raise Rejected("every text field is blank")
-    choices = _choices(record, spec)
-    label = _label(record, spec, choices)
-    group = record.get(spec.group_field) if spec.group_field else None
-    return Checked(fields, label, choices, None if group is None else str(group), _weight(record, spec))
+    fields = texts_of(record, text_fields)
+    choices = choices_of(record, spec)
+    label = read_label(record, spec, choices)
+    return Checked(fields, label, choices, _group(record, spec), _weight(record, spec))
 
 
 def _weight(record: dict[str, Any], spec: TaskSpec) -> float:
     if spec.weight_field is None:
         return 1.0
-    value = record.get(spec.weight_field)
+    value = value_of(record, spec.weight_field)
     try:
-        weight = float(value)  # type: ignore[arg-type]
+        weight = float(value)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 < weight < math.inf or isinstance(value, bool):
@@ -85,73 +89,23 @@ def _weight(record: dict[str, Any], spec: TaskSpec) -> float:
     return weight
 
 
-def _text(record: dict[str, Any], name: str) -> str:
-    value = record.get(name)
-    if isinstance(value, str):
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise Rejected(f"field {name!r} is not valid Unicode") from None
-        return value
-    if value is None:
-        raise Rejected(f"field {name!r} is missing")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise Rejected(f"field {name!r} is not text")
+def _group(record: dict[str, Any], spec: TaskSpec) -> str | None:
+    """Return the group's name; None where it is missing, as an empty cell of a CSV file is."""
+    if spec.group_field is None:
+        return None
+    value = value_of(record, spec.group_field)
+    group = None if value is None or value == "" else str(value)
+    if group is not None and not is_unicode(group):
+        raise Rejected(f"group {spec.group_field!r} is not valid Unicode")
+    return group
 
 
-def _choices(record: dict[str, Any], spec: TaskSpec) -> tuple[str, ...]:
-    if spec.kind != "choice":
-        return ()
-    value = record.get(spec.choices_field)
-    if isinstance(value, str):  # CSV carries the list as JSON
+def key_of(identity: Any) -> str:
+    """Return the key that an id gives, empty where it is missing or has no letter or digit; bytes that are no text
+    (a UUID) are taken in hexadecimal digits."""
+    if type(identity) is not str:
         try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, list) or len(value) < 2:
-        raise Rejected(f"field {spec.choices_field!r} is not a list of at least 2 choices")
-    if not all(isinstance(choice, str) and choice.strip() for choice in value):
-        raise Rejected(f"field {spec.choices_field!r} holds a blank choice or one that is not text")
-    try:
-        "".join(value).encode()
-    except UnicodeEncodeError:
-        raise Rejected(f"field {spec.choices_field!r} is not valid Unicode") from None
-    return tuple(value)
-
-
-def _label(record: dict[str, Any], spec: TaskSpec, choices: tuple[str, ...]) -> float:
-    """Return the class index (for ordinal tasks the number): a label word wins over a numeric reading."""
-    name = spec.label_field
-    value = record.get(name)
-    words = choices if spec.kind == "choice" else spec.label_words
-    if type(value) is int and spec.kind != "ordinal" and 0 <= value < len(words):  # the usual case
-        return float(value)
-    if value is None or value == "":
-        raise Rejected(f"label {name!r} is missing")
-    if isinstance(value, str):
-        stripped = value.strip()
-        matches = [i for i, word in enumerate(words) if word.strip() == stripped]
-        if matches and spec.kind != "ordinal":
-            return float(matches[0])
-        try:
-            value = float(stripped)
-        except ValueError:
-            raise Rejected(f"label {name!r} is neither a number nor a label word") from None
-    if spec.kind == "ordinal" and isinstance(value, bool):
-        raise Rejected(f"label {name!r} is a truth value, not a number")
-    if not isinstance(value, bool | int | float) or not abs(value) < math.inf:
-        raise Rejected(f"label {name!r} is not a finite number")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise Rejected(f"label {name!r} is not a finite number") from None
-    if spec.kind == "ordinal":
-        if not min(spec.label_values) <= number <= max(spec.label_values):
-            raise Rejected(f"label {name!r} lies outside {min(spec.label_values):g} to {max(spec.label_values):g}")
-        return number
-    if number != int(number) or not 0 <= number < len(words):
-        what = "its choices" if spec.kind == "choice" else f"0 to {len(words) - 1}"
-        raise Rejected(f"label {name!r} is not a class index within {what}")
-    return number
+            identity = plain(identity)
+        except UnicodeDecodeError:
+            identity = bytes(identity).hex()
+    return "" if identity is None else sanitize_key(str(identity))

@@ -6,7 +6,6 @@ hashes of all three.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,6 +21,7 @@ from pipeline.modeling.adapter import load_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.scoring import LabelScorer, Scorer, UntrainedScorer
+from pipeline.record import Rejected, choices_of, fields_found, texts_of
 
 PREDICTOR_FILE = "predictor.json"
 
@@ -63,6 +63,7 @@ class Predictor:
     def __init__(self, spec: PredictorSpec, scorer: Scorer) -> None:
         self.spec, self.scorer = spec, scorer
         self._specs = {task.name: task for task in spec.tasks}
+        self._text_fields = {task.name: task.text_fields for task in spec.tasks}
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str | None = None, batch_tokens: int = 2048) -> Predictor:
@@ -80,15 +81,19 @@ class Predictor:
         """Answer rows.
 
         Args:
-            frame: a ``task`` column and the fields that the tasks' templates name (``choices`` for choice tasks).
+            frame: a ``task`` column and the fields that the tasks' templates name (``choices`` for choice tasks), in
+                any form that ingestion takes.
 
         Returns:
             A frame with the same index: ``task``; ``score`` (binary: P(class 1); ordinal: expected value; else the
             probability of the predicted class); ``label`` (predicted class index); ``label_word``; ``probabilities``.
 
         Raises:
-            InputError: the column ``task`` or a field is missing, or a task is unknown.
+            InputError: the column ``task`` or a field is missing, a task is unknown, a column is there twice, or a
+                value is none that ingestion would take.
         """
+        if double := sorted({str(name) for name in frame.columns[frame.columns.duplicated()]}):
+            raise InputError(f"a table must have each column once, got {double} more than once; rename one")
         if "task" not in frame.columns:
             raise InputError(f"a row must name its task in a column 'task', got columns {list(frame.columns)}; add it")
         samples = [self._sample(str(i), row) for i, row in enumerate(frame.to_dict("records"))]
@@ -100,17 +105,16 @@ class Predictor:
         if name not in self._specs:
             raise InputError(f"task must be one of the model's, got {name!r}{did_you_mean(name, self._specs)}")
         spec = self._specs[name]
-        missing = [f for f in spec.text_fields if not isinstance(row.get(f), str)]
-        if missing:
-            raise InputError(f"a row of task {name!r} must hold the texts {list(spec.text_fields)}, lacks {missing}")
-        choices: Sequence[str] = ()
-        if spec.kind == "choice":
-            choices = tuple(str(c) for c in row.get(spec.choices_field) or ())
-            if len(choices) < 2:
-                raise InputError(f"a row of task {name!r} must hold at least 2 {spec.choices_field}, got {choices}")
+        try:
+            fields, choices = texts_of(row, self._text_fields[name]), choices_of(row, spec)
+        except Rejected as reason:
+            wanted = [*self._text_fields[name], *([spec.choices_field] if spec.kind == "choice" else [])]
+            raise InputError(
+                f"row {key} of task {name!r} must hold what the task asks for ({wanted}): {reason}; "
+                f"{fields_found([str(field) for field in row], wanted)}"
+            ) from None
         label = spec.label_values[0] if spec.label_values else 0.0
-        fields = {f: row[f] for f in spec.text_fields}
-        return Sample(key=key, task=name, fields=fields, label=label, choices=tuple(choices))
+        return Sample(key=key, task=name, fields=fields, label=label, choices=choices)
 
     def _answer(self, sample: Sample, probabilities: np.ndarray) -> tuple[str, float, int, str, list[float]]:
         spec = self._specs[sample.task]

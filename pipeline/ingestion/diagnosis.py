@@ -1,0 +1,102 @@
+"""Why a file gives no records as it stands: looked into only after it was refused."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterable, Sequence
+
+from pipeline.ingestion.source_file import SourceFile
+from pipeline.record import fields_found
+from pipeline.storage import filesystem
+
+HEAD_BYTES = 64 << 10
+_MARKS = (
+    ((b"\xff\xfe", b"\xfe\xff"), "UTF-16 text; convert it to UTF-8: iconv -f UTF-16 -t UTF-8"),
+    ((b"PAR1",), "a Parquet file; name it .parquet"),
+    ((b"\x1f\x8b",), "compressed with gzip; name it .gz"),
+    ((b"PK\x03\x04",), "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+)
+_SEPARATORS = ";\t|"
+
+
+def cause(source: SourceFile, wanted: Sequence[str] = ()) -> str:
+    """Return in words what is wrong with a file as a whole, to follow an error; empty where nothing is to be seen.
+
+    Args:
+        source: the file.
+        wanted: fields that records lack.
+    """
+    if source.is_synthetic:
+        return ""
+    try:
+        head = _head(source.location)
+        seen = _kind(source.location, head)
+        if seen:
+            return f" (the file is {seen})"
+        fields = field_names(source.location, head) if wanted else []
+    except Exception:  # noqa: BLE001 - the file has been refused already, storage and parsers raise many kinds
+        return ""
+    if not fields or not set(wanted) - set(fields):
+        return ""
+    found = fields_found(fields, wanted)
+    separator = next((c for c in _SEPARATORS if len(fields) == 1 and c in fields[0]), None)
+    if separator is not None:
+        found += f"; its fields are separated by {separator!r}: write them with commas"
+    return f" ({source.name}: {found})"
+
+
+def missing_fields(reasons: Iterable[str], fields: Iterable[str]) -> list[str]:
+    """Return which of a task's fields the reasons of rejection say to be missing."""
+    reasons = list(reasons)
+    return [field for field in fields if any(f"{field!r} is " in reason for reason in reasons)]
+
+
+def field_names(location: str, head: bytes) -> list[str]:
+    """Return the names of the fields that a file's head shows.
+
+    Raises:
+        OSError, ValueError, csv.Error: it shows none.
+    """
+    name = location.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        fs, path = filesystem(location)
+        with fs.open(path, "rb") as raw:
+            return list(pq.read_schema(raw).names)
+    if name.endswith(".csv"):
+        return next(csv.reader(io.StringIO(head.decode("utf-8-sig", "replace"))), [])
+    for line in head.splitlines():
+        if line.strip():
+            record = json.loads(line)
+            return list(record) if isinstance(record, dict) else []
+    return []
+
+
+def _head(location: str) -> bytes:
+    fs, path = filesystem(location)
+    with fs.open(path, "rb") as raw:
+        return bytes((gzip.GzipFile(fileobj=raw) if location.endswith(".gz") else raw).read(HEAD_BYTES))
+
+
+def _kind(location: str, head: bytes) -> str:
+    name = location.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return "" if head.startswith(b"PAR1") or not head else "not Parquet, by its first bytes"
+    for marks, what in _MARKS:
+        if head.startswith(marks):
+            return what
+    if head.count(b"\0") > len(head) // 4:
+        return _MARKS[0][1]
+    if name.endswith(".jsonl"):
+        text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+        if text.startswith(b"["):
+            return "one JSON array; write one JSON object a line: jq -c '.[]'"
+        if text.split(b"\n", 1)[0].strip() == b"{":
+            return "JSON over several lines; write one JSON object a line: jq -c ."
+        if text and not text.startswith(b"{"):
+            return "not JSON; a file with a header and commas is named .csv"
+    return ""

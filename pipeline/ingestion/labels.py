@@ -1,0 +1,132 @@
+"""One rule by which a label is read, whatever the source: index of a class, or one of the label words.
+
+JSON and Parquet tell 1 from "1", CSV does not, so the type of a value decides nothing where the words are fixed: a
+label that could be an index and a word of another class is refused until the task says which (``labels_are``).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from pipeline.contracts import TaskSpec
+from pipeline.errors import InputError
+from pipeline.record import Rejected, as_text, value_of
+
+_TRUTH = {"true": True, "false": False}
+_SAYS = {True: ("true", "yes", "1"), False: ("false", "no", "0")}
+
+
+def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]) -> float:
+    """Return the class index, for ordinal tasks the number.
+
+    In a choice task a number is the index of the answer, as ``answer`` is defined; its text may be a choice, too.
+
+    Raises:
+        Rejected: it is neither.
+        InputError: it could be an index and another class's word, and the task does not say which.
+    """
+    value, words = record.get(spec.label_field), choices if spec.kind == "choice" else spec.label_words
+    is_class = type(value) is int and 0 <= value < len(words) and spec.kind != "ordinal" and spec.labels_are != "word"
+    if is_class and (spec.kind == "choice" or not _may_be_values(spec.label_words)):  # the usual case
+        return float(value)
+    name = spec.label_field
+    value = value_of(record, name)
+    value = value.strip() if isinstance(value, str) else value
+    if value is None or value == "":
+        raise Rejected(f"label {name!r} is missing")
+    if spec.kind == "ordinal" and _truth(value) is not None:
+        raise Rejected(f"label {name!r} is a truth value, not a number")
+    is_index = spec.kind == "choice" and spec.labels_are is None and _is_number(value)
+    word = None if spec.labels_are == "index" or is_index else _word(value, words)
+    if spec.labels_are == "word":
+        if word is None:
+            raise Rejected(f"label {name!r} is none of the {'choices' if spec.kind == 'choice' else 'label words'}")
+        return _of_class(spec, word)
+    try:
+        found = _number(value, spec, len(words))
+    except Rejected:
+        if word is None:
+            raise
+        return _of_class(spec, word)
+    if word is not None and _of_class(spec, word) != found:
+        raise InputError(_ambiguous(spec, words, value, found, word))
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _may_be_values(words: tuple[str, ...]) -> bool:
+    """Whether a number may be meant by one of the words and be the index of another."""
+    numbers = [_parsed(word.strip()) for word in words]
+    return any(number not in (None, at) for at, number in enumerate(numbers))
+
+
+def _of_class(spec: TaskSpec, index: int) -> float:
+    return float(spec.label_values[index]) if spec.kind == "ordinal" else float(index)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _parsed(value: Any) -> float | None:
+    """Return a finite number or its text as a number."""
+    if isinstance(value, str) and "_" in value:  # Python's own digit separator
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _truth(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return _TRUTH.get(value.casefold())
+    return value if isinstance(value, bool) else None
+
+
+def _word(value: Any, words: Sequence[str]) -> int | None:
+    """Return the class whose word the value is: letter by letter, else as the same number or truth value."""
+    texts = [word.strip() for word in words]
+    text = as_text(value)
+    if text in texts:
+        return texts.index(text)
+    truth = _truth(value)
+    if truth is not None:
+        return next((at for at, word in enumerate(texts) if word.casefold() in _SAYS[truth]), None)
+    number = _parsed(value)
+    return None if number is None else next((at for at, word in enumerate(texts) if _parsed(word) == number), None)
+
+
+def _number(value: Any, spec: TaskSpec, num_classes: int) -> float:
+    name, truth = spec.label_field, _truth(value)
+    if isinstance(value, str) and truth is None:
+        try:
+            value = float(value.replace("_", "?"))
+        except ValueError:
+            raise Rejected(f"label {name!r} is neither a number nor a label word") from None
+    number = float(truth) if truth is not None else _parsed(value)
+    if number is None:
+        raise Rejected(f"label {name!r} is not a finite number")
+    if spec.kind == "ordinal":
+        low, high = min(spec.label_values), max(spec.label_values)
+        if not low <= number <= high:
+            raise Rejected(f"label {name!r} lies outside {low:g} to {high:g}")
+        return number
+    if number != int(number) or not 0 <= number < num_classes:
+        what = "its choices" if spec.kind == "choice" else f"0 to {num_classes - 1}"
+        raise Rejected(f"label {name!r} is not a class index within {what}")
+    return number
+
+
+def _ambiguous(spec: TaskSpec, words: Sequence[str], value: Any, number: float, word: int) -> str:
+    said = f"the number {number:g}" if spec.kind == "ordinal" else f"class {number:g}, {words[int(number)]!r}"
+    return (
+        f"task {spec.name!r}: label {spec.label_field!r} must be read in one way, {value!r} may be meant as an index "
+        f"({said}) or as a word (class {word}, {words[word]!r}); say which in the task: labels_are: index, or "
+        "labels_are: word"
+    )

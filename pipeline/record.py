@@ -1,0 +1,164 @@
+"""What a record says, whether it came from JSONL, CSV, Parquet or a table: one reading for ingestion and for serving.
+
+A value is missing where it is None, NaN, infinite, NaT or ``pandas.NA``: none of them is a word.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import json
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from pipeline.contracts import TaskSpec
+
+_PANDAS_MISSING = ("NAType", "NaTType")
+_SHOWN_FIELDS = 20
+
+
+class Rejected(Exception):
+    """A record that breaks its task's schema; the message is the reason, free of the record's own words."""
+
+
+def plain(value: Any) -> Any:
+    """Return a value as plain Python, None where it is missing; bytes become text, arrays become lists.
+
+    Raises:
+        UnicodeDecodeError: bytes that are not UTF-8.
+    """
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).decode()
+    if isinstance(value, tuple):
+        return list(value)
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(value)
+    if isinstance(value, np.ndarray | np.generic) and not isinstance(value, np.timedelta64):
+        return plain(value.tolist())
+    if isinstance(value, Decimal):
+        return value if value.is_finite() else None
+    return None if kind.__name__ in _PANDAS_MISSING else value
+
+
+def value_of(record: Mapping[Any, Any], name: str) -> Any:
+    """Return a field's plain value, None where it is missing.
+
+    Raises:
+        Rejected: it is bytes that are not UTF-8.
+    """
+    try:
+        return plain(record.get(name))
+    except UnicodeDecodeError:
+        raise Rejected(f"field {name!r} is not valid UTF-8") from None
+
+
+def as_text(value: Any) -> str | None:
+    """Return a plain value as a prompt shows it, None where it has no one text: numbers, dates, and true and false."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        try:
+            return str(value)
+        except ValueError:  # an integer of thousands of digits
+            return None
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    return str(value) if isinstance(value, uuid.UUID) else None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: it holds no half of a surrogate pair."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def text_of(record: Mapping[Any, Any], name: str) -> str:
+    """Return a field as the prompt shows it.
+
+    Raises:
+        Rejected: it is missing, has no one text, or cannot be stored.
+    """
+    value = record.get(name)
+    if type(value) is not str:
+        value = value_of(record, name)
+        if value is None:
+            raise Rejected(f"field {name!r} is missing")
+        value = as_text(value)
+        if value is None:
+            raise Rejected(f"field {name!r} is not text")
+    if not is_unicode(value):
+        raise Rejected(f"field {name!r} is not valid Unicode")
+    return value
+
+
+def texts_of(record: Mapping[Any, Any], text_fields: Sequence[str]) -> dict[str, str]:
+    """Return the texts that a prompt names.
+
+    Raises:
+        Rejected: one is missing or no text, or all are blank.
+    """
+    fields = {name: text_of(record, name) for name in text_fields}
+    if not any(value.strip() for value in fields.values()):
+        raise Rejected("every text field is blank")
+    return fields
+
+
+def choices_of(record: Mapping[Any, Any], spec: TaskSpec) -> tuple[str, ...]:
+    """Return the answers that a record brings, a list or a list in JSON text; none where the task has label words.
+
+    Raises:
+        Rejected: there are fewer than two, or one is blank or no text.
+    """
+    if spec.kind != "choice":
+        return ()
+    name = spec.choices_field
+    value = value_of(record, name)
+    if value is None:
+        raise Rejected(f"field {name!r} is missing")
+    if isinstance(value, str):  # CSV carries the list as JSON
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, list) or len(value) < 2:
+        raise Rejected(f"field {name!r} is not a list of at least 2 choices")
+    try:
+        choices = tuple(plain(choice) for choice in value)
+    except UnicodeDecodeError:
+        raise Rejected(f"field {name!r} is not valid UTF-8") from None
+    if not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        raise Rejected(f"field {name!r} holds a blank choice or one that is not text")
+    if not is_unicode("".join(choices)):
+        raise Rejected(f"field {name!r} is not valid Unicode")
+    return choices
+
+
+def fields_found(fields: Sequence[str], wanted: Sequence[str]) -> str:
+    """Return ``"it has the fields [...]"`` and the nearest one to each that is wanted and not there, ready to show."""
+    shown = [str(field)[:60] for field in fields[:_SHOWN_FIELDS]]
+    text = f"it has the fields {shown}{' …' if len(fields) > _SHOWN_FIELDS else ''}"
+    for name in (name for name in wanted if name not in fields):
+        near = [field for field in fields if field.strip().casefold() == name.casefold()]
+        near = near or difflib.get_close_matches(name, [field[:200] for field in fields[:1000]], n=1)
+        if not near:
+            continue
+        text += f"; for {name!r} did you mean {near[0]!r}?"
+        if near[0] != near[0].strip():
+            text += " (names are taken as they stand: take the space out of the file's header)"
+    return text
