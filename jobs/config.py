@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from pydantic import Field, ValidationError, model_validator
 
+from jobs.config_errors import explain
 from jobs.notices import NoticesConfig
 from jobs.run_folder import RunFolder
 from pipeline.contracts import TaskSpec, write_atomic
-from pipeline.errors import InputError, did_you_mean
+from pipeline.errors import InputError
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.ingestion import DataConfig, DriftConfig
 from pipeline.modeling.adapter_config import AdapterConfig
@@ -245,11 +246,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw = _read_yaml(_find(path))
     for override in overrides:
         _override(raw, override)
-    values = OmegaConf.to_container(raw, resolve=False)  # a template may hold ${field}: a price
+    values = _interpolated(raw)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error, values)) from error
+        raise InputError(explain(error, values, RunConfig)) from error
     return _resolved(config)
 
 
@@ -276,6 +277,11 @@ def _find(path: Path) -> Path:
 def _read_yaml(path: Path) -> DictConfig:
     try:
         raw = OmegaConf.load(path)
+    except GrammarParseError as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(
+            f"between ${{ and }} must stand a plain name or an interpolation in {path}: {reason}; mend it"
+        ) from error
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{path} must be YAML in which no key (no task) comes twice: {reason}; mend it") from error
@@ -290,36 +296,39 @@ def _override(raw: DictConfig, override: str) -> None:
         raise InputError(f"an override must read key.sub=value, got {override!r}; for example training.max_steps=50")
     try:
         parsed = OmegaConf.from_dotlist([f"value={value}"])  # as in a file, dates stay text
-        OmegaConf.update(raw, key, parsed["value"], force_add=True)
+        plain = OmegaConf.to_container(parsed, resolve=False)
+        OmegaConf.update(raw, key, plain["value"] if isinstance(plain, dict) else None, force_add=True)
     except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
         raise InputError(f"override {override!r} cannot be applied: {error}; write key.sub=value") from error
 
 
-def _explain(error: ValidationError, values: Any) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"])
-            lines.append(f"a key must be known, got {where!r}{did_you_mean(str(problem['loc'][-1]), known)}")
-        elif problem["type"] == "missing":
-            lines.append(f"{where} must be given, got nothing; add it to the configuration")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["msg"]).removeprefix("Value error, "))
-        else:
-            lines.append(f"{where}: {problem['msg']}, got {problem['input']!r}; change it")
-    return "\n".join(dict.fromkeys(lines))
+def _interpolated(raw: DictConfig) -> Any:
+    """Return the plain values, with interpolations such as ``${oc.env:HOME}`` resolved everywhere but in templates:
+    there ``${field}`` is a price.
+
+    Raises:
+        InputError: one cannot be resolved, or something else than a template would still hold ``${``.
+    """
+    values = OmegaConf.to_container(raw, resolve=False)
+    templates = {place: task.pop("template") for place, task in _tasks_in(values) if "template" in task}
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"an interpolation must have a value, got {reason}; set it, or write the value") from error
+    if "${" in json.dumps(values, default=str):
+        raise InputError("only a template may hold ${ as it stands, another value does; write it without")
+    for place, task in _tasks_in(values):
+        if place in templates:
+            task["template"] = templates[place]
+    return values
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location[:-1]:
-        if isinstance(part, int):
-            model = TaskSpec
-            continue
-        field = getattr(model, "model_fields", {}).get(part)
-        model = getattr(field, "annotation", None)
-    return list(getattr(model, "model_fields", {}))
+def _tasks_in(values: Any) -> list[tuple[Any, dict[Any, Any]]]:
+    """Return each task's name or number and its mapping."""
+    tasks = values.get("tasks")
+    places = tasks.items() if isinstance(tasks, dict) else enumerate(tasks if isinstance(tasks, list) else [])
+    return [(place, task) for place, task in places if isinstance(task, dict)]
 
 
 def _resolved(config: RunConfig) -> RunConfig:

@@ -179,8 +179,8 @@ class TaskSpec(Contract):
             if not field.strip() or field.isdigit() or set(field) & set(".[]{}") or spec or conversion:
                 got = f"{{{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
                 raise ValueError(
-                    f"task {self.name!r}: template may name plain fields only, without . : ! [ ] in them and not digits "
-                    f"alone, got {got}; write {{text_a}}, and rename the field in the data where need be; a brace that "
+                    f"task {self.name!r}: template may name plain fields only, without . : ! [ ] and not of digits "
+                    f"alone, got {got}; write {{text_a}} and rename the field in the data; a brace that "
                     "is text is written twice: {{"
                 )
             fields[field] = None
@@ -200,11 +200,11 @@ class Sample(Contract):
     task: TaskName
     fields: dict[str, str]
     """The texts that the template names."""
-    label: float
+    label: float = Field(allow_inf_nan=False)
     """Class index; for ordinal tasks the number itself."""
     choices: tuple[str, ...] = ()
     group: str | None = None
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Factor of its loss in training."""
     time: str | None = None
     """ISO date of the record's partition, where it has one."""

@@ -103,7 +103,7 @@ class ShardIndex:
             with np.load(io.BytesIO(data), allow_pickle=False, max_header_size=10_000) as arrays:
                 _check_expanded_size(arrays, name)
                 found = {key: arrays[key] for key in arrays.files}
-            keys = KeyList(found.pop("keys"), len(found["offsets"]))
+            keys = KeyList(_flat_bytes(found.pop("keys")), len(found["offsets"]))
             index = cls(keys=keys, **found)
         except InputError:
             raise
@@ -117,9 +117,40 @@ class ShardIndex:
             index.image_sizes,
             index.lengths,
         )
-        if any(array.shape != (len(keys),) for array in per_sample):
-            raise InputError(f"{name} must have one entry a sample in every array; prepare the data anew")
+        if any(array.shape != (len(keys),) or array.dtype.kind not in "iu" for array in per_sample):
+            raise InputError(f"{name} must have one whole number a sample in every array; prepare the data anew")
+        digests = index.digests
+        if digests.dtype != np.uint8 or digests.shape not in ((len(keys), 16), (0, 16)) or (index.lengths < 0).any():
+            raise InputError(f"{name} must have lengths >= 0 and digests of 16 bytes; prepare the data anew")
+        index.check_places(name)
         return index
+
+    def check_places(self, name: str, shard_bytes: int | None = None) -> None:
+        """Refuse places that no member can have: no read may ask for more memory than a sample takes.
+
+        Args:
+            name: of the index, for errors.
+            shard_bytes: size of the tar, where it is known.
+
+        Raises:
+            InputError: an offset or size is negative, a sample is too large, or lies beyond the end of the tar.
+        """
+        end = np.iinfo(np.int64).max - MAX_MEMBER_BYTES if shard_bytes is None else shard_bytes
+        for offsets, sizes in ((self.offsets, self.sizes), (self.image_offsets, self.image_sizes)):
+            bad = (offsets < 0) | (sizes < 0) | (sizes > MAX_MEMBER_BYTES) | (offsets > end)
+            bad |= offsets.astype(np.uint64) + np.where(bad, 0, sizes).astype(np.uint64) > np.uint64(end)
+            if bad.any():
+                at = int(bad.argmax())
+                raise InputError(
+                    f"a sample must lie within its shard and have at most {MAX_MEMBER_BYTES} bytes, {name} says of row "
+                    f"{at}: {int(sizes[at])} bytes at {int(offsets[at])}; prepare the data anew"
+                )
+
+
+def _flat_bytes(array: np.ndarray) -> np.ndarray:
+    if array.ndim != 1 or array.dtype != np.uint8 or (array > 127).any():
+        raise ValueError(f"keys must be ASCII bytes in one dimension, got {array.dtype} of shape {array.shape}")
+    return array
 
 
 def _check_expanded_size(arrays: Any, name: str) -> None:

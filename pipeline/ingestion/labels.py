@@ -30,8 +30,7 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
         InputError: it could be an index and another class's word, and the task does not say which.
     """
     value, words = record.get(spec.label_field), choices if spec.kind == "choice" else spec.label_words
-    is_class = type(value) is int and 0 <= value < len(words) and spec.kind != "ordinal" and spec.labels_are != "word"
-    if is_class and (spec.kind == "choice" or not _may_be_values(spec.label_words)):  # the usual case
+    if type(value) is int and 0 <= value < len(words) and _is_index(spec):  # the usual case
         return float(value)
     name = spec.label_field
     value = value_of(record, name)
@@ -55,6 +54,13 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
     if word is not None and _of_class(spec, word) != found:
         raise InputError(_ambiguous(spec, words, value, found, word))
     return found
+
+
+def _is_index(spec: TaskSpec) -> bool:
+    """Whether an integer within the classes is an index and nothing else."""
+    if spec.kind == "ordinal" or spec.labels_are is not None:
+        return spec.kind != "ordinal" and spec.labels_are == "index"
+    return spec.kind == "choice" or not _may_be_values(spec.label_words)
 
 
 @functools.lru_cache(maxsize=256)

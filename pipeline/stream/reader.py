@@ -69,6 +69,7 @@ class ShardReader:
                     raise InputError(
                         f"{shard.path} must hold {shard.samples} samples, found {len(index)}; prepare the data anew"
                     )
+                index.check_places(shard.path, shard.bytes)
                 self._indexes[shard.path] = index
                 if len(self._indexes) > self._open_shards:
                     self._indexes.popitem(last=False)

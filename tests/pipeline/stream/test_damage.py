@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -189,3 +190,48 @@ def test_shard_paths_that_leave_the_folder_are_refused(tmp_path: Path, path: str
     manifest.model_copy(update={"shards": (shard,)}).write(tmp_path / "manifest.json")
     with pytest.raises(InputError):
         MixedStream(tmp_path, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "value"),
+    [
+        ("sizes", -1),
+        ("sizes", 1 << 62),
+        ("sizes", MAX_MEMBER_BYTES + 1),
+        ("sizes", 1 << 20),
+        ("offsets", -512),
+        ("offsets", (1 << 63) - 1),
+        ("image_sizes", -1),
+        ("image_sizes", 1 << 40),
+        ("image_offsets", -(1 << 63)),
+        ("lengths", -1),
+    ],
+)
+def test_an_index_of_absurd_or_negative_sizes_is_refused_before_anything_is_read(
+    tmp_path: Path, array: str, value: int
+) -> None:
+    manifest = write(tmp_path, shards=1)
+    path = tmp_path / index_path(manifest.shards[0].path)
+    index = ShardIndex.from_bytes(path.read_bytes(), "x")
+    numbers = getattr(index, array).astype(np.int64)
+    numbers[4] = value
+    data = dataclasses.replace(index, **{array: numbers}).to_bytes()
+    path.write_bytes(data)
+    info = manifest.shards[0].model_copy(update={"index_sha256": hashlib.sha256(data).hexdigest()})
+    manifest.model_copy(update={"shards": (info,)}).write(tmp_path / "manifest.json")
+    with pytest.raises(InputError, match=r"a sample must lie within its shard .* of row 4|must have lengths >= 0"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("array", ["offsets", "sizes", "checksums", "lengths", "digests", "keys"])
+def test_an_index_whose_arrays_are_of_another_kind_is_refused(array: str) -> None:
+    arrays = {name: np.ones(2, dtype=np.int64) for name in ("offsets", "sizes", "image_offsets", "image_sizes")}
+    arrays |= {"checksums": np.ones(2, dtype=np.uint32), "lengths": np.ones(2, dtype=np.int32)}
+    arrays |= {"keys": np.frombuffer(b"a\nb", dtype=np.uint8), "digests": np.zeros((2, 16), dtype=np.uint8)}
+    for other in (np.ones(2), np.ones((2, 2), dtype=np.int64), np.array(["a", "b"]), np.array([200, 201], np.uint8)):
+        if array not in ("digests", "keys") and other.dtype == np.uint8:
+            continue
+        buffer = io.BytesIO()
+        np.savez(buffer, **{**arrays, array: other})
+        with pytest.raises(InputError, match="prepare the data anew"):
+            ShardIndex.from_bytes(buffer.getvalue(), "x")
