@@ -57,7 +57,11 @@ def _lines(problem: Any, values: Any, model: type[BaseModel]) -> Iterator[str]:
 def _path(location: Sequence[int | str], values: Any) -> list[int | str]:
     """Return where in the values a problem lies: pydantic names the kinds of unions in between, which are left out."""
     path: list[int | str] = []
+    is_entered = False  # a mapping that names its kind has the kind's name next, which a key of it may have as well
     for place, part in enumerate(location):
+        if is_entered and isinstance(values, dict) and values.get("kind") == part:
+            is_entered = False
+            continue
         if isinstance(values, dict) and isinstance(values.get("tasks"), dict) and part == "tasks":
             values = {**values, "tasks": list(values["tasks"].values())}
         inside = part in values if isinstance(values, dict) else isinstance(values, list | tuple) and part in range(
@@ -65,7 +69,7 @@ def _path(location: Sequence[int | str], values: Any) -> list[int | str]:
         )  # fmt: skip
         if inside:
             path.append(part)
-            values = values[part]
+            values, is_entered = values[part], True
         elif place == len(location) - 1 and isinstance(values, dict | list | tuple):
             path.append(part)  # what is missing
     return path or list(location)

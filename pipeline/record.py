@@ -102,7 +102,7 @@ def text_of(record: Mapping[Any, Any], name: str) -> str:
         value = as_text(value)
         if value is None:
             raise Rejected(f"field {name!r} is not text")
-    if not is_unicode(value):
+    if not value.isascii() and not is_unicode(value):
         raise Rejected(f"field {name!r} is not valid Unicode")
     return value
 

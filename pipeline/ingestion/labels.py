@@ -30,7 +30,7 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
         InputError: it could be an index and another class's word, and the task does not say which.
     """
     value, words = record.get(spec.label_field), choices if spec.kind == "choice" else spec.label_words
-    if type(value) is int and 0 <= value < len(words) and _is_index(spec):  # the usual case
+    if type(value) is int and 0 <= value < len(words) and _is_index(spec.kind, spec.labels_are, spec.label_words):
         return float(value)
     name = spec.label_field
     value = value_of(record, name)
@@ -56,18 +56,13 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
     return found
 
 
-def _is_index(spec: TaskSpec) -> bool:
-    """Whether an integer within the classes is an index and nothing else."""
-    if spec.kind == "ordinal" or spec.labels_are is not None:
-        return spec.kind != "ordinal" and spec.labels_are == "index"
-    return spec.kind == "choice" or not _may_be_values(spec.label_words)
-
-
 @functools.lru_cache(maxsize=256)
-def _may_be_values(words: tuple[str, ...]) -> bool:
-    """Whether a number may be meant by one of the words and be the index of another."""
+def _is_index(kind: str, labels_are: str | None, words: tuple[str, ...]) -> bool:
+    """Whether an integer within the classes is an index and can be nothing else."""
+    if kind == "ordinal" or labels_are == "word":
+        return False
     numbers = [_parsed(word.strip()) for word in words]
-    return any(number not in (None, at) for at, number in enumerate(numbers))
+    return kind == "choice" or labels_are == "index" or all(number in (None, at) for at, number in enumerate(numbers))
 
 
 def _of_class(spec: TaskSpec, index: int) -> float:

@@ -25,6 +25,9 @@ BATCH_BYTES = 32 << 20
 BATCH_ROWS = 1024
 MAX_VALUES = 1 << 26
 """Most values of one list column in a row group: absent ones take no room in the file, but they do in memory."""
+MAX_CHUNK_BYTES = 256 << 20
+"""From which size on a column of a row group is refused whose texts are too long on average: its pages, which are
+unpacked whole, may have gigabytes."""
 _READ_BYTES = 1 << 20
 _BAD_VALUE = (ValueError, OverflowError, TypeError, KeyError, pa.ArrowException)
 """What the conversion of one value raises: no UTF-8, a year past 9999, an unknown time zone, a field twice."""
@@ -97,7 +100,7 @@ class _Group:
                     f"a row group may have {MAX_VALUES} values in the lists of {leaf.path!r}, {name} has "
                     f"{chunk.num_values}; write smaller row groups"
                 )
-            if chunk.total_uncompressed_size > self._rows * max_row_bytes:
+            if chunk.total_uncompressed_size > max(self._rows * max_row_bytes, MAX_CHUNK_BYTES):
                 raise InputError(
                     f"a record may have {max_row_bytes} bytes, those of {name} have "
                     f"{chunk.total_uncompressed_size // self._rows} on average in {leaf.path!r} alone; cut its texts"

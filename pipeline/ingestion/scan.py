@@ -126,9 +126,10 @@ class _Scan:
             lines = line.number
             if unit.source.keep < 1 and not self._drawn(line):
                 continue
-            number, spec, text_fields = self._task_of(line)
+            named = _name_of(line.record, config.task_field)
+            number, spec, text_fields = self._task_of(line, named)
             try:
-                checked, image, image_digest = self._check(line, spec, text_fields)
+                checked, image, image_digest = self._check(line, named, spec, text_fields)
             except Rejected as reason:
                 self._reject(line, spec, str(reason), rejects)
                 continue
@@ -181,9 +182,8 @@ class _Scan:
         pending.clear()
         prompts.clear()
 
-    def _task_of(self, line: Line) -> tuple[int, TaskSpec, tuple[str, ...]]:
+    def _task_of(self, line: Line, named: Any) -> tuple[int, TaskSpec, tuple[str, ...]]:
         source, field = self.job.unit.source, self.job.config.task_field
-        named = _name_of(line.record, field)
         known = self.by_name.get(named) if isinstance(named, str) else None
         if isinstance(named, str) and known is None and line.error is None:
             raise InputError(
@@ -203,11 +203,12 @@ class _Scan:
     def _after(self) -> str:
         return f" after byte {self.job.unit.start}" if self.job.unit.start else ""
 
-    def _check(self, line: Line, spec: TaskSpec, text_fields: tuple[str, ...]) -> tuple[Checked, str, bytes]:
+    def _check(
+        self, line: Line, named: Any, spec: TaskSpec, text_fields: tuple[str, ...]
+    ) -> tuple[Checked, str, bytes]:
         """Return what a record says, its image's name and the digest of its image."""
         if line.error is not None:
             raise Rejected(line.error)
-        named = _name_of(line.record, self.job.config.task_field)
         if named is not None and not isinstance(named, str):
             raise Rejected(f"task {self.job.config.task_field!r} is not text")
         if named not in (None, spec.name):
@@ -231,6 +232,9 @@ class _Scan:
         return key or f"row--{head}{self.job.unit.source_number:04d}-{line.place:012d}"  # no id holds "--"
 
     def _day(self, line: Line) -> str | None:
+        value = line.record.get(self.job.config.time_field)
+        if value is None:
+            return self.job.unit.source.day
         try:
             value = value_of(line.record, self.job.config.time_field)
         except Rejected:
@@ -246,6 +250,9 @@ class _Scan:
 
 def _name_of(record: dict[str, Any], field: str) -> Any:
     """Return the task that a record names, None where it names none."""
+    value = record.get(field)
+    if value is None or type(value) is str:  # the usual case
+        return value
     try:
         return value_of(record, field)
     except Rejected:

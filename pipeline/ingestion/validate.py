@@ -73,30 +73,28 @@ def check_record(record: dict[str, Any], spec: TaskSpec, text_fields: tuple[str,
     fields = texts_of(record, text_fields)
     choices = choices_of(record, spec)
     label = read_label(record, spec, choices)
-    return Checked(fields, label, choices, _group(record, spec), _weight(record, spec))
+    group = _group(record, spec.group_field) if spec.group_field else None
+    weight = _weight(record, spec.weight_field) if spec.weight_field else 1.0
+    return Checked(fields, label, choices, group, weight)
 
 
-def _weight(record: dict[str, Any], spec: TaskSpec) -> float:
-    if spec.weight_field is None:
-        return 1.0
-    value = value_of(record, spec.weight_field)
+def _weight(record: dict[str, Any], name: str) -> float:
+    value = value_of(record, name)
     try:
         weight = float(value)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 < weight < math.inf or isinstance(value, bool):
-        raise Rejected(f"weight {spec.weight_field!r} is not a number > 0")
+        raise Rejected(f"weight {name!r} is not a number > 0")
     return weight
 
 
-def _group(record: dict[str, Any], spec: TaskSpec) -> str | None:
+def _group(record: dict[str, Any], name: str) -> str | None:
     """Return the group's name; None where it is missing, as an empty cell of a CSV file is."""
-    if spec.group_field is None:
-        return None
-    value = value_of(record, spec.group_field)
+    value = value_of(record, name)
     group = None if value is None or value == "" else str(value)
     if group is not None and not is_unicode(group):
-        raise Rejected(f"group {spec.group_field!r} is not valid Unicode")
+        raise Rejected(f"group {name!r} is not valid Unicode")
     return group
 
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
-from jobs.config import load_config
+from jobs.config import RunConfig, load_config
 from pipeline.errors import InputError
 
 TASK = 'template: "{text_a}:"\n    label_words: [" no", " yes"]'
@@ -74,6 +78,22 @@ def test_places_of_data_are_made_absolute(tmp_path: Path) -> None:
         ("tasks.spam.label_words=[]", "label_words must list at least 2 words"),
         ("tasks.spam.label_words=[' a',' a']", "label_words must differ"),
         ("name=a/b", "name: String should match pattern"),
+        ("tasks.spam.kind=binry", "tasks.spam.kind: Input should be 'binary', 'multiclass', 'choice' or 'ordinal'"),
+        ("tasks.spam.knd=binary", "got 'tasks.spam.knd'; did you mean 'kind'"),
+        ("tasks.spam.label_words=[no, yes]", "tasks.spam.label_words.0 must be text, got the truth value False: YAML"),
+        ("tasks.spam.label_words=[1, 2]", "tasks.spam.label_words.1 must be text, got the number 2; quote it"),
+        ("retraining.holdout_day=1", "got 'retraining.holdout_day'; did you mean 'holdout_days'"),
+        ("training.validation.every_step=1", "got 'training.validation.every_step'; did you mean 'every_steps'"),
+        ("mixture.weigths=2", "got 'mixture.weigths'; did you mean 'weights'"),
+        ("mixture={kind: temperature, temprature: 2}", "got 'mixture.temprature'; did you mean 'temperature'"),
+        ("mixture={kind: weights, weigths: {}}", "got 'mixture.weigths'; did you mean 'weights'"),
+        ("mixture=temprature", "mixture.kind must be one of ['proportional', 'temperature', 'weights', 'loss_driven']"),
+        ("data.replay.windw=1", "got 'data.replay.windw'; did you mean 'window'"),
+        ("length_grouping.window_step=1", "got 'length_grouping.window_step'; did you mean 'window_steps'"),
+        ("drift.thresholds.label_psi.wrn=1", "got 'drift.thresholds.label_psi.wrn'; did you mean 'warn'"),
+        ("data.root='${oc.env:NOT_SET_ANYWHERE}'", "an interpolation must have a value"),
+        ("data.root='${nme}'", "an interpolation must have a value"),
+        ("data.root='\\${name}'", "only a template may hold ${ as it stands"),
     ],
 )
 def test_bad_override_is_refused_with_value_and_remedy(override: str, message: str) -> None:
@@ -133,3 +153,70 @@ def test_a_tracking_uri_of_the_environment_stays_there(tmp_path: Path, monkeypat
     assert load_config(config.folder / "config.yaml").tracking.uri == "http://head:5000"
     given = load_config(Path("demo"), [f"run_root={tmp_path}", "tracking.uri=http://other:5000"])
     assert load_config(given.write()).tracking.uri == "http://other:5000"
+
+
+def test_every_key_of_every_block_is_told_from_its_misspelling(tmp_path: Path) -> None:
+    seen = []
+    for place, model in blocks(RunConfig, ""):
+        for key in model.model_fields:
+            if len(key) < 4 or place.startswith("mixture"):
+                continue
+            with pytest.raises(InputError) as caught:
+                load_config(Path("demo"), [f"run_root={tmp_path}", f"{place}{key}x=1"])
+            assert f"got '{place}{key}x'; did you mean {key!r}?" in str(caught.value)
+            seen.append(place)
+    assert {"", "training.", "training.validation.", "data.replay.", "retraining.", "length_grouping."} <= set(seen)
+
+
+def blocks(annotation: Any, place: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield each block of the configuration that can be reached by keys."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield place, annotation
+        for key, field in annotation.model_fields.items():
+            yield from blocks(field.annotation, f"{place}{key}.")
+    elif get_origin(annotation) in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from blocks(member, place)
+
+
+def test_interpolations_resolve_alike_in_files_and_overrides_but_in_templates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADS_DATA", str(tmp_path / "ads"))
+    task = 'template: "Price ${text_a} of ${text_b}:"\n    label_words: [" no", " yes"]'
+    text = f"name: t\nrun_root: {tmp_path}\ntasks:\n  a:\n    {task}\ndata: {{source: records, root: "
+    in_file = load_config(_write(tmp_path, text + '"${oc.env:ADS_DATA}/${name}"}\n'))
+    in_override = load_config(_write(tmp_path, text + ".}\n"), ["data.root=${oc.env:ADS_DATA}/${name}"])
+    for config in (in_file, in_override):
+        assert config.data.root == str(tmp_path / "ads" / "t")
+        assert config.tasks[0].template == "Price ${text_a} of ${text_b}:"
+        assert load_config(config.write()) == config
+    priced = load_config(_write(tmp_path, text + ".}\n"), ["tasks.a.template='${text_b}:'"])
+    assert priced.tasks[0].template == "${text_b}:"
+
+
+def test_a_task_in_a_list_is_named_in_errors(tmp_path: Path) -> None:
+    text = (
+        "name: t\ntasks:\n  - {name: ok, template: '{a}:', label_words: [' no', ' yes']}\n  - {name: spam, kind: bin}\n"
+    )
+    with pytest.raises(InputError, match=r"tasks\.spam\.kind: Input should be") as caught:
+        load_config(_write(tmp_path, text))
+    assert "tasks.spam.template must be given" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mixture.temprature=2", "got 'mixture.temprature'; did you mean 'temperature'"),
+        (
+            "mixture.temprature=2",
+            "mixture.kind must be one of ['proportional', 'temperature', 'weights', 'loss_driven']",
+        ),
+        ("mixture={kind: weights}", "mixture.weights must be given, got nothing"),
+        ("mixture={kind: loss_driven, every: 3}", "got 'mixture.every'; did you mean 'every_steps'"),
+    ],
+)
+def test_keys_of_a_mixture_are_told_by_its_kind(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(_write(tmp_path, "name: t\n"), [override])
+    assert message in str(caught.value)

@@ -1,0 +1,114 @@
+"""Serving takes what ingestion takes, and refuses what it refuses."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.contracts import TaskSpec
+from pipeline.errors import InputError
+from pipeline.ingestion.validate import check_record
+from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
+from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.predictor import Predictor, PredictorSpec
+from pipeline.modeling.scoring import LabelScorer, Scorer
+from pipeline.record import Rejected
+
+PICK = TaskSpec(name="pick", kind="choice", template="{question} {size}:")
+GOOD = {"question": "which?", "size": "1", "choices": ["one", "two"], "answer": 0}
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    base = BaseModelConfig(num_layers=1, dtype="float32", max_length=48)
+    adapted = build_adapter(AdapterConfig(target_modules=("q_proj",)), load_base(base), ["pick"])
+    encoder = Encoder(load_tokenizer(base), (PICK,), base.max_length)
+    return Predictor(PredictorSpec(tasks=(PICK,), base=base), Scorer(LabelScorer(adapted), encoder))
+
+
+def ask(predictor: Predictor, **values: Any) -> list[float]:
+    frame = pd.DataFrame([{"task": "pick", **GOOD, **values}], dtype=object)
+    return list(predictor.predict(frame)["probabilities"][0])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"choices": np.array(["one", "two"], dtype=object)},
+        {"choices": ("one", "two")},
+        {"choices": '["one", "two"]'},
+        {"choices": [b"one", np.str_("two")]},
+        {"size": 1},
+        {"size": np.int64(1)},
+        {"size": Decimal("1")},
+        {"size": b"1"},
+    ],
+    ids=repr,
+)
+def test_every_form_that_ingestion_takes_is_answered_alike(predictor: Predictor, values: dict[str, Any]) -> None:
+    assert ask(predictor, **values) == pytest.approx(ask(predictor))
+
+
+def test_choices_through_parquet_are_answered(predictor: Predictor, tmp_path: Path) -> None:
+    pd.DataFrame([{"task": "pick", **GOOD}]).to_parquet(tmp_path / "rows.parquet")
+    answered = predictor.predict(pd.read_parquet(tmp_path / "rows.parquet"))
+    assert answered["probabilities"][0] == pytest.approx(ask(predictor))
+    assert answered["label_word"][0] in ("one", "two")
+
+
+VALUES = [
+    *("text", "", 1, 1.5, True, None, float("nan"), float("inf"), pd.NA, pd.NaT, b"x", b"\xff", "\ud83d", "a\udcff"),
+    *(
+        dt.date(2026, 1, 5),
+        dt.timedelta(1),
+        Decimal("NaN"),
+        Decimal("2.50"),
+        ["a"],
+        ["a", "b"],
+        '["a", "b"]',
+        "[" * 5000,
+    ),
+    *(np.array(["a", "b"]), np.array(["a", None], object), ["a", " "], [1, 2], {"a": 1}, np.float32("nan"), 10**5000),
+]
+
+
+@pytest.mark.parametrize("field", ["question", "size", "choices"])
+def test_serving_refuses_what_ingestion_rejects_and_takes_what_it_takes(predictor: Predictor, field: str) -> None:
+    for value in VALUES:
+        try:
+            check_record({**GOOD, field: value}, PICK, PICK.text_fields)
+        except Rejected as reason:
+            with pytest.raises(InputError, match=r"row 0 of task 'pick' must hold what the task asks for") as caught:
+                ask(predictor, **{field: value})
+            assert str(reason) in str(caught.value)
+        else:
+            assert sum(ask(predictor, **{field: value})) == pytest.approx(1)
+
+
+def test_a_missing_field_is_said_with_the_fields_there_are(predictor: Predictor) -> None:
+    frame = pd.DataFrame([{"task": "pick", "Question": "which?", "size": 1, "choices": ["one", "two"]}])
+    with pytest.raises(
+        InputError, match=r"it has the fields \['task', 'Question', .*for 'question' did you mean 'Question'"
+    ):
+        predictor.predict(frame)
+
+
+def test_a_column_twice_is_refused(predictor: Predictor) -> None:
+    frame = pd.DataFrame(
+        [["pick", "a", "b", 1, ["one", "two"]]], columns=["task", "question", "question", "size", "choices"]
+    )
+    with pytest.raises(InputError, match=r"must have each column once, got \['question'\] more than once"):
+        predictor.predict(frame)
+
+
+@pytest.mark.parametrize("name", [None, float("nan"), "pikc", 3])
+def test_a_row_of_no_known_task_is_refused(predictor: Predictor, name: Any) -> None:
+    with pytest.raises(InputError, match="task must be one of the model's"):
+        predictor.predict(pd.DataFrame([{**GOOD, "task": name}], dtype=object))
