@@ -42,7 +42,7 @@ def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
     Raises:
         InputError: the validation split has no samples, or whatever the stream refuses.
     """
-    from pipeline.training.calibration import calibrate as measure
+    from pipeline.orchestration.calibration import calibrate as measure
     from pipeline.training.planner import calibration_job, plan_training
 
     config, training = run.config, run.config.training

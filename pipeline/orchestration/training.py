@@ -28,7 +28,7 @@ from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
 from pipeline.progress import say
 from pipeline.tracking import Tracker
-from pipeline.training.host import CHECKPOINTS, RunHost, failed_file, listen_to_sigterm, stop_file
+from pipeline.training.callbacks import CHECKPOINTS, RunCallbacks, failed_file, listen_to_sigterm, stop_file
 from pipeline.world import World
 
 if TYPE_CHECKING:
@@ -145,11 +145,11 @@ def _train_rank(settings: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     if failed_file(run_folder).is_file():
         return  # Ray starts lost workers again whatever they were lost to: the driver raises what is written there
-    with RunHost(run_folder, world, job.training.hang_timeout_s, settings["tracker"], _node_drains) as host:
+    with RunCallbacks(run_folder, world, job.training.hang_timeout_s, settings["tracker"], _node_drains) as callbacks:
         from pipeline.training.loop import Trainer
 
         try:
-            finished = Trainer(job, world, host, run_folder / CHECKPOINTS).run()
+            finished = Trainer(job, world, callbacks, run_folder / CHECKPOINTS).run()
         except InputError as error:
             write_atomic(failed_file(run_folder), str(error))
             raise

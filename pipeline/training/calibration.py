@@ -1,46 +1,18 @@
-"""A few micro-batches of the real model on real samples, in a process of its own with a rank's threads and imports."""
+"""A few micro-batches of the real model on real samples: what a rank computes a second, and what memory it takes."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-from pipeline.errors import InputError
 from pipeline.training.loop import TrainingJob, job_stream
 from pipeline.training.plan import Calibration
 from pipeline.training.planner import sampled_examples, sampled_steps
 
 _TOKENS = (64, 192, 576)
 """Computed tokens of the micro-batches: the first one warms up, a line through the others tells the rest."""
-
-# A rank's process holds Ray too, and this module must not import its door.
-_PROGRAM = "import pipeline.orchestration.training, pipeline.training.calibration as c; c.main()"
-
-
-def calibrate(job: TrainingJob) -> Calibration:
-    """Measure on this machine how fast a rank computes and what memory it takes.
-
-    Raises:
-        InputError: the model cannot be run here.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as Ray gives a worker of one CPU
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        input=pickle.dumps(job),
-        env=environment,
-        capture_output=True,
-        timeout=1800,
-    )
-    if done.returncode:
-        raise InputError(
-            f"the calibration must run the model, it failed: {done.stderr.decode()[-600:]}; "
-            "mend that, or plan with --no-calibrate"
-        )
-    return Calibration.model_validate_json(done.stdout.splitlines()[-1])
 
 
 def _measure(job: TrainingJob) -> Calibration:

@@ -54,8 +54,8 @@ class TrainingJob:
         return adapter_sha256(self.adapter, self.base, self.tasks)
 
 
-class Host(Protocol):
-    """What a rank asks of its surroundings: orchestration answers with Ray, MLflow and the run folder."""
+class Callbacks(Protocol):
+    """What a rank tells and asks while it trains; see :class:`pipeline.training.callbacks.RunCallbacks`."""
 
     def started(self, step: int, num_steps: int) -> None:
         """Hear at which step training begins; called by every rank."""
@@ -100,14 +100,14 @@ class Trainer:
     Args:
         job: what to train; the number of ranks that counts is the world's.
         world: this rank among all.
-        host: its surroundings.
+        callbacks: told of the steps, asked whether to stop.
         checkpoint_root: folder of the run's checkpoints, shared by all ranks.
     """
 
-    def __init__(self, job: TrainingJob, world: World, host: Host, checkpoint_root: Path) -> None:
+    def __init__(self, job: TrainingJob, world: World, callbacks: Callbacks, checkpoint_root: Path) -> None:
         self.checkpoints = Checkpoints(checkpoint_root, job.adapter_sha256, job.training.keep_checkpoints)
         job = replace(job, training=job.training.model_copy(update={"num_workers": world.num_ranks}))
-        self.job, self.world, self.host = job, world, host
+        self.job, self.world, self.callbacks = job, world, callbacks
         join_process_group()
         torch.manual_seed(job.seed)
         self.device = device()
@@ -143,7 +143,7 @@ class Trainer:
         start = self._load()
         if self.validation is not None and self.validation.is_over:
             return True  # cut off after its last step
-        self.host.started(start, self.num_steps)
+        self.callbacks.started(start, self.num_steps)
         self.adapter.train()
         self.window.restart()
         config = self.job.training
@@ -191,7 +191,7 @@ class Trainer:
         self.engine.step()
         if config.ledger:
             learnt = [s for s in samples[:counted] if not config.only_tasks or s.task in config.only_tasks]
-            self.host.trained_on(step, world.rank, learnt)
+            self.callbacks.trained_on(step, world.rank, learnt)
 
     def _measure(self, done: int, samples: Sequence[Sample]) -> tuple[bool, bool]:
         """Measure what is due, outside of the time that counts; return whether anything was, and whether the adapter
@@ -240,7 +240,7 @@ class Trainer:
             if count
         }
         total, count = sums_T2.sum(0).tolist()
-        self.host.log(
+        self.callbacks.log(
             {
                 "step": step,
                 "num_steps": self.num_steps,
@@ -258,7 +258,7 @@ class Trainer:
 
     def _any_stops(self) -> bool:
         # All ranks must leave at the same step, whichever of them was told to.
-        return bool(reduce_sum(torch.tensor([float(self.host.stops())], device=self.device)) > 0)
+        return bool(reduce_sum(torch.tensor([float(self.callbacks.stops())], device=self.device)) > 0)
 
     def _save(self, step: int, best: bool = False) -> None:
         tensors, values = self.engine.save()

@@ -47,7 +47,7 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
 
     Args:
         job: the run.
-        calibration: from :func:`pipeline.training.calibration.calibrate`; None estimates from counts.
+        calibration: from :func:`pipeline.orchestration.calibration.calibrate`; None estimates from counts.
         run_folder: where checkpoints will stand.
         is_local: whether the ranks will run on this machine, which is then asked for what it has.
     """

@@ -16,8 +16,8 @@ from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
+from pipeline.training.callbacks import RunCallbacks
 from pipeline.training.config import TrainingConfig
-from pipeline.training.host import RunHost
 from pipeline.training.loop import Trainer, TrainingJob
 from pipeline.world import World
 from tests.benchmarks.timing import hardware, row, versions
@@ -56,8 +56,8 @@ def saving(root: Path) -> tuple[float, float, int, int]:
     config = TrainingConfig(num_workers=1, max_steps=TIMED_STEPS)
     world = World(0, 1)
     job = TrainingJob(root / "manifest.json", synthetic_ads_tasks(), BaseModelConfig(), AdapterConfig(), config, 0)
-    with RunHost(root, world, 600) as host:
-        trainer = Trainer(job, world, host, root / "checkpoints")
+    with RunCallbacks(root, world, 600) as callbacks:
+        trainer = Trainer(job, world, callbacks, root / "checkpoints")
         start = time.perf_counter()
         trainer.run()  # its last step saves once, which warms the disk up
         step_s = (time.perf_counter() - start) / TIMED_STEPS

@@ -27,7 +27,7 @@ def _under_ray(settings: dict[str, Any], training: dict[str, Any]) -> list[dict[
 
 def run() -> dict[str, Any]:
     """Measure the same steps on one rank, on two, on two under Ray, and plan them."""
-    from pipeline.training.calibration import calibrate
+    from pipeline.orchestration.calibration import calibrate
     from pipeline.training.loop import job_stream
     from pipeline.training.planner import calibration_job, plan_training
 

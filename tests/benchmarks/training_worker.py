@@ -30,7 +30,7 @@ MAX_LENGTH = 256
 SEED = 0
 
 
-class Host:
+class Callbacks:
     """Surroundings that keep the history only."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def spread(totals: list[int], count: int) -> list[int]:
 def ours(settings: dict[str, Any]) -> dict[str, Any]:
     """Time steps of our loop: reading, tokenising, forward, backward, step."""
     steps = settings["steps"]
-    trainer = Trainer(job_of(settings), World(0, 1), Host(), Path(settings["folder"]))
+    trainer = Trainer(job_of(settings), World(0, 1), Callbacks(), Path(settings["folder"]))
     trainer.adapter.train()
     lengths = [sum(trainer.stream.lengths(step)) for step in range(trainer.stream.steps_per_epoch)]
     tokens, seconds, cpu_s = 0, 0.0, 0.0
@@ -166,7 +166,7 @@ def equal(settings: dict[str, Any]) -> dict[str, Any]:
 
     steps = settings["steps"]
     job = job_of(settings, max_steps=steps, micro_batch_tokens=256)
-    trainer = Trainer(job, World(0, 1), Host(), Path(settings["folder"]))
+    trainer = Trainer(job, World(0, 1), Callbacks(), Path(settings["folder"]))
     trainer.adapter.train()
     found = []
     for step in range(steps):
@@ -201,9 +201,9 @@ def rank(settings: dict[str, Any]) -> dict[str, Any]:
     import pipeline.orchestration.training  # noqa: F401 - so that a rank's memory is that of a rank under Ray
 
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    host = Host()
-    Trainer(job_of(settings, **settings["training"]), world, host, Path(settings["folder"])).run()
-    return {"rows": host.rows, "rank": world.rank}
+    callbacks = Callbacks()
+    Trainer(job_of(settings, **settings["training"]), world, callbacks, Path(settings["folder"])).run()
+    return {"rows": callbacks.rows, "rank": world.rank}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from pipeline.world import World
 STEPS = 4
 
 
-class Host:
+class Callbacks:
     """Told to stop on the last rank alone, once so many steps are done."""
 
     def __init__(self, folder: Path, world: World, stop: int) -> None:
@@ -65,7 +65,7 @@ def main() -> None:
             ),
             seed=3,
         )
-        finished = Trainer(job, world, Host(folder / name, world, int(stop)), folder / name / "checkpoints").run()
+        finished = Trainer(job, world, Callbacks(folder / name, world, int(stop)), folder / name / "checkpoints").run()
         assert finished == (int(stop) == STEPS)
 
 

@@ -33,7 +33,7 @@ rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 parent, manifest, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 
-class Host:
+class Callbacks:
     def started(self, step, num_steps):
         pass
 
@@ -71,7 +71,7 @@ for run in json.loads(sys.argv[4]):
         base=BaseModelConfig(num_layers=2, dtype="float32"),
         adapter=AdapterConfig(r=4, lora_dropout=run.get("dropout", 0.0)), training=training, seed=3,
     )
-    assert Trainer(job, World(rank, ranks), Host(), folder / "checkpoints").run()
+    assert Trainer(job, World(rank, ranks), Callbacks(), folder / "checkpoints").run()
 """
 
 

@@ -10,10 +10,10 @@ import pytest
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_base
+from pipeline.orchestration.calibration import calibrate
 from pipeline.stream import CacheConfig
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from pipeline.training import planner
-from pipeline.training.calibration import calibrate
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import TrainingJob, job_stream
 from pipeline.training.plan import Calibration

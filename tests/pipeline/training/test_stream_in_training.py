@@ -32,7 +32,7 @@ steps, every, cut = map(int, sys.argv[3:])
 world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-class Host:
+class Callbacks:
     def started(self, step, num_steps):
         self.ledger = SampleLedger(folder, world, step)
 
@@ -63,7 +63,7 @@ trainer = Trainer(
         cache=CacheConfig(folder=str(folder / "cache"), patience_s=30),
     ),
     world,
-    Host(),
+    Callbacks(),
     folder / "checkpoints",
 )
 trainer.run()

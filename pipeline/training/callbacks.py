@@ -40,8 +40,8 @@ def failed_file(run_folder: Path) -> Path:
     return run_folder / CHECKPOINTS / ".failed"
 
 
-class RunHost(contextlib.ExitStack):
-    """Surroundings of a rank in a run's folder, which all ranks share; used as a context manager.
+class RunCallbacks(contextlib.ExitStack):
+    """What a rank tells and asks in a run's folder, which all ranks share; used as a context manager.
 
     A rank that ends no step for ``hang_timeout_s`` writes down where its threads stand and exits with code 1, and so
     do those that wait for it: the run then goes on from the newest checkpoint.
