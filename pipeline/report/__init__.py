@@ -1,5 +1,6 @@
 """The report of a run: one self-contained HTML page."""
 
-from pipeline.report.page import EvaluatedModel, ReportPage, write_report
+from pipeline.report.content import EvaluatedModel, ReportPage
+from pipeline.report.page import write_report
 
 __all__ = ["EvaluatedModel", "ReportPage", "write_report"]

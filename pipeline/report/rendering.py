@@ -9,7 +9,7 @@ import yaml
 
 from pipeline.evaluation.frame import by_task
 from pipeline.report import charts, drawing
-from pipeline.report.page import ReportPage
+from pipeline.report.content import ReportPage
 from pipeline.report.sections import (
     METRICS,
     averaged,
