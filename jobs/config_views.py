@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.config import RunConfig, in_full, load_config, read_values
+from jobs.config import RunConfig, in_full, load_config
+from jobs.config_file import read_values
 
 Origin = str
 """``default``, ``file``, ``override`` or ``resolved``: filled in from this machine or its environment."""

@@ -92,7 +92,7 @@ class TaskSpec(Contract):
     """Prompt; ``{field}`` stands for a field of the record. The answer follows directly."""
     label_words: tuple[str, ...] = ()
     """One word a class, in label order, with its leading space. Empty for ``choice``: the record brings them."""
-    label_values: tuple[float, ...] = ()
+    label_values: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
     """For ``ordinal``: the number each class stands for; the prediction is the expected value."""
     label_field: str = ""
     """Field of the record that holds the label; ``answer`` for ``choice``, else ``label``."""

@@ -94,7 +94,9 @@ def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = 
             elif path.endswith(".gz"):
                 yield from _json_lines(io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20), 0, None)
             else:
-                yield from _json_lines(raw, unit.start, unit.stop)
+                # A file on S3 has lines of any length only.
+                lines = io.BufferedReader(raw, 1 << 20) if is_remote(source.location) else raw
+                yield from _json_lines(lines, unit.start, unit.stop)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         if is_remote(source.location) and is_outage(error):
             raise  # the caller reads again

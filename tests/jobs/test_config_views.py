@@ -10,7 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.config import PACKAGED, load_config
+from jobs.config import load_config
+from jobs.config_file import PACKAGED
 from jobs.config_views import as_yaml, explained, schema
 
 

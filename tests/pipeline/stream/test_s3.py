@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
-from pipeline.contracts import ShardManifest
+from pipeline.contracts import ShardManifest, TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig, compare_drift, prepare, publish
+from pipeline.ingestion.records import read_unit, split_units
+from pipeline.ingestion.source_file import SourceFile
 from pipeline.storage import filesystem
 from pipeline.stream import CacheConfig, MixedStream, SampleLedger, StreamDataset, merge_ledgers, read_split
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
@@ -187,3 +193,35 @@ def test_a_server_killed_and_restarted_within_an_epoch_costs_time_only(
     for rank in range(2):
         expected = [k for s in range(stream.steps_per_epoch) for k in stream.rank_batch(s, World(rank, 2))]
         assert parts[rank] == expected
+
+
+def test_a_folder_with_the_signs_of_a_glob_is_none_on_s3(server: S3Server, remote: str, tmp_path: Path) -> None:
+    spec = TaskSpec(name="t", template="{text}:", label_words=(" no", " yes"))
+    fs, _ = filesystem(URL)
+    for folder, texts in (("run[1]", 3), ("run1", 5)):
+        lines = "".join(f'{{"text": "text {n}", "label": 1}}\n' for n in range(texts))
+        fs.pipe_file(f"shards/{folder}/t/train.jsonl", lines.encode())
+    for number, files in enumerate(({}, {"t": {"train": "t/tr*.jsonl"}}, {"t": {"train": "t/train.jsonl"}})):
+        config = DataConfig(source="records", root="s3://shards/run[1]", files=files)
+        assert prepare(config, [spec], tmp_path / str(number), seed=0).samples_of("t", "train") == 3
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "csv", "csv.gz", "parquet"])
+def test_records_of_every_form_are_read_from_s3(remote: str, tmp_path: Path, form: str) -> None:
+    rows = [{"text": f"text, {n}", "label": n % 2} for n in range(1000)]
+    if form == "parquet":
+        data = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows), data)
+        content = data.getvalue().to_pybytes()
+    elif form.startswith("csv"):
+        content = "".join(["text,label\n", *(f'"{row["text"]}",{row["label"]}\n' for row in rows)]).encode()
+    else:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    fs, _ = filesystem(URL)
+    fs.pipe_file(f"shards/{form}/t/train.{form}", gzip.compress(content) if form.endswith("gz") else content)
+    spec = TaskSpec(name="t", template="{text}:", label_words=(" no", " yes"))
+    prepare(DataConfig(source="records", root=f"s3://shards/{form}"), [spec], tmp_path, seed=0)
+    assert [sample.fields["text"] for sample in read_split(tmp_path, "train")] == [row["text"] for row in rows]
+    source = SourceFile("t", "train", f"s3://shards/{form}/t/train.{form}", form, size=len(content))
+    units = split_units([source], unit_bytes=1000)
+    assert sum(1 for unit in units for _ in read_unit(unit, DataConfig())) == 1000

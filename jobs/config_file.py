@@ -1,0 +1,105 @@
+"""A configuration's file and its overrides become plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from pipeline.errors import InputError
+
+PACKAGED = Path(__file__).parent / "configs"
+
+
+def read_resolved(path: Path, overrides: Sequence[str]) -> Any:
+    """Return the values of a configuration's file, or of a packaged one, overridden and with interpolations resolved.
+
+    Raises:
+        InputError: the file is missing or no YAML, an override cannot be applied, or an interpolation has no value.
+    """
+    raw = _read_yaml(_find(path))
+    for override in overrides:
+        _override(raw, override)
+    return _interpolated(raw)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a configuration's file, or of a packaged one, as they are written.
+
+    Raises:
+        InputError: the file is missing or no YAML.
+    """
+    values = OmegaConf.to_container(_read_yaml(_find(path)), resolve=False)
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    packaged = PACKAGED / path.with_suffix(".yaml").name
+    if packaged.is_file() and path.parent in (Path(), Path("jobs/configs")):
+        return packaged
+    known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
+    raise InputError(f"--config must name a YAML file, found none at {path}; give a path, or one of: {known}")
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        raw = OmegaConf.load(path)
+    except GrammarParseError as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(
+            f"between ${{ and }} must stand a plain name or an interpolation in {path}: {reason}; mend it"
+        ) from error
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"{path} must be YAML in which no key (no task) comes twice: {reason}; mend it") from error
+    if not isinstance(raw, DictConfig):
+        raise InputError(f"{path} must hold a mapping of keys, got a {type(raw).__name__}; see jobs/configs")
+    return raw
+
+
+def _override(raw: DictConfig, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"an override must read key.sub=value, got {override!r}; for example training.max_steps=50")
+    try:
+        parsed = OmegaConf.from_dotlist([f"value={value}"])  # as in a file, dates stay text
+        plain = OmegaConf.to_container(parsed, resolve=False)
+        OmegaConf.update(raw, key, plain["value"] if isinstance(plain, dict) else None, force_add=True)
+    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+        raise InputError(f"override {override!r} cannot be applied: {error}; write key.sub=value") from error
+
+
+def _interpolated(raw: DictConfig) -> Any:
+    """Return the plain values, with interpolations such as ``${oc.env:HOME}`` resolved everywhere but in templates:
+    there ``${field}`` is a price.
+
+    Raises:
+        InputError: one cannot be resolved, or something else than a template would still hold ``${``.
+    """
+    values = OmegaConf.to_container(raw, resolve=False)
+    templates = {place: task.pop("template") for place, task in _tasks_in(values) if "template" in task}
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    except OmegaConfBaseException as error:
+        reason = str(error).replace("\n", " ")
+        raise InputError(f"an interpolation must have a value, got {reason}; set it, or write the value") from error
+    if "${" in json.dumps(values, default=str):
+        raise InputError("only a template may hold ${ as it stands, another value does; write it without")
+    for place, task in _tasks_in(values):
+        if place in templates:
+            task["template"] = templates[place]
+    return values
+
+
+def _tasks_in(values: Any) -> list[tuple[Any, dict[Any, Any]]]:
+    """Return each task's name or number and its mapping."""
+    tasks = values.get("tasks")
+    places = tasks.items() if isinstance(tasks, dict) else enumerate(tasks if isinstance(tasks, list) else [])
+    return [(place, task) for place, task in places if isinstance(task, dict)]
