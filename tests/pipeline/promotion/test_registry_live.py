@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import HeldBack
+from pipeline.errors import HeldBack, InputError
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import PredictorSpec
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry, Version
+from pipeline.promotion.versions import RegistryUnavailable
 from tests.pipeline.promotion.conftest import TASKS, copy_version, made_from, promote
 from tests.processes import free_port
 
@@ -144,6 +145,29 @@ def test_the_lease_holds_on_a_server(served: str) -> None:
         mine.check()
     with registry.lease(30):
         pass
+
+
+def test_gone_files_and_a_gone_server_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with server(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts", tmp_path / "server.log") as url:
+        client, registry = MlflowClient(url, url), Registry("gone", url)
+        client.create_registered_model("gone")
+        run = client.create_run(client.create_experiment("gone")).info
+        client.create_model_version("gone", f"{run.artifact_uri}/model", run.run_id, tags=made_from().tags())
+        registry.ledger.fence(1)
+        assert [entry.action for entry in registry.ledger.standing()] == ["fence"]
+        assert registry.version(1).provenance.run == "weekly"
+        with pytest.raises(InputError, match=r"predictor\.json is not there"):
+            registry.download(1, tmp_path / "fetched")
+        with pytest.raises(InputError, match=r"got '2': .* are registered"):
+            registry.version(2)
+        with pytest.raises(InputError, match="must be a number or alias"):
+            registry.version("champion")
+    for ask in (lambda: registry.version(1), lambda: registry.download(1, tmp_path / "fetched"), registry.champion):
+        with pytest.raises(RegistryUnavailable):
+            ask()
 
 
 PROMOTER = """
