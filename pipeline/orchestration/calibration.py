@@ -36,6 +36,6 @@ def calibrate(job: TrainingJob) -> Calibration:
     if done.returncode:
         raise InputError(
             f"the calibration must run the model, it failed: {done.stderr.decode()[-600:]}; "
-            "mend that, or plan with --no-calibrate"
+            "fix that, or plan with --no-calibrate"
         )
     return Calibration.model_validate_json(done.stdout.splitlines()[-1])

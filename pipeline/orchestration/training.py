@@ -47,7 +47,7 @@ def train(job: TrainingJob, run_folder: Path, tracker: Tracker | None) -> Path:
         tracker: MLflow run that rank 0 writes to.
 
     Raises:
-        InputError: the cluster has fewer CPUs or GPUs than workers, or a rank met what no restart can mend, such as a
+        InputError: the cluster has fewer CPUs or GPUs than workers, or a rank met what no restart can fix, such as a
             loss that is not finite.
         SystemExit: SIGTERM came; everything is saved.
     """

@@ -1,7 +1,7 @@
 """How much of each task a stream gives: typed mixtures, resolved to whole numbers of samples.
 
 A mixture is resolved against the tasks' sample counts into *quotas*: so many samples of each task in one period, which
-then repeats. Whole numbers make the shares exact and the schedule the same everywhere.
+then repeats. Whole numbers make the shares exact and the interleaving the same everywhere.
 """
 
 from __future__ import annotations

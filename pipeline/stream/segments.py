@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import InputError, did_you_mean
+from pipeline.stream.interleaving import Interleaving
 from pipeline.stream.mixture import AnyMixture, LossDriven, Quotas, loss_driven_quotas
-from pipeline.stream.schedule import Schedule
 
 FOREVER = 1 << 62
 
@@ -19,7 +19,7 @@ FOREVER = 1 << 62
 @dataclass(frozen=True)
 class _Segment:
     first_step: int
-    schedule: Schedule
+    interleaving: Interleaving
 
 
 class Segments:
@@ -29,7 +29,7 @@ class Segments:
         self._mixture, self._first, self._seed, self._batch = mixture, quotas, seed, global_batch_size
         self.updates: list[dict[str, Any]] = []
         """Step and losses of each update so far."""
-        self._segments = [_Segment(0, Schedule(quotas, seed))]
+        self._segments = [_Segment(0, Interleaving(quotas, seed))]
 
     def draws(self, step: int) -> list[tuple[int, int]]:
         """Return (task index, number of the draw) of each sample of a step.
@@ -38,7 +38,7 @@ class Segments:
             InputError: the losses that decide about the step have not been told.
         """
         segment = self._of(step)
-        return segment.schedule.draws((step - segment.first_step) * self._batch, self._batch)
+        return segment.interleaving.draws((step - segment.first_step) * self._batch, self._batch)
 
     def known_until(self, step: int) -> int:
         """Return the first step after ``step`` whose mixture another update decides."""
@@ -69,8 +69,8 @@ class Segments:
         shares = np.array(self._first.requested)
         quotas = loss_driven_quotas(mixture, self._first.tasks, shares, ratios)
         before = self._segments[-1]
-        drawn = before.schedule.drawn((step - before.first_step) * self._batch)
-        self._segments.append(_Segment(step, Schedule(quotas, self._seed + step, drawn_before=drawn)))
+        drawn = before.interleaving.drawn((step - before.first_step) * self._batch)
+        self._segments.append(_Segment(step, Interleaving(quotas, self._seed + step, drawn_before=drawn)))
 
     def restore(self, updates: Sequence[Mapping[str, Any]]) -> None:
         """Repeat the updates of an earlier run."""

@@ -36,7 +36,7 @@ def stop_file(run_folder: Path) -> Path:
 
 
 def failed_file(run_folder: Path) -> Path:
-    """Return the file in which a rank says what no restart can mend."""
+    """Return the file in which a rank says what no restart can fix."""
     return run_folder / CHECKPOINTS / ".failed"
 
 

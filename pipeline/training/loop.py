@@ -124,7 +124,7 @@ class Trainer:
         self.objective = objective
         self.engine = Engine(objective, job.training, self.num_steps, bfloat16)
         self.guard = FiniteGuard(objective, self.device)
-        self.window = _Window(len(job.tasks), self.device)
+        self.log_interval = _LogInterval(len(job.tasks), self.device)
         self.measured: dict[str, Any] = {}
         self.validation: Validation | None = None
         if (asked := job.training.validation) is not None:
@@ -145,13 +145,13 @@ class Trainer:
             return True  # cut off after its last step
         self.callbacks.started(start, self.num_steps)
         self.adapter.train()
-        self.window.restart()
+        self.log_interval.restart()
         config = self.job.training
         batches = self.stream.batches(self.world, start, self.num_steps - start)
         for step in range(start, self.num_steps):
             waiting = time.monotonic()
             samples = next(batches)
-            self.window.data_wait_s += time.monotonic() - waiting
+            self.log_interval.data_wait_s += time.monotonic() - waiting
             self._train_step(step, samples)
             done = step + 1
             self.mixture_losses.end_step(done)
@@ -185,7 +185,7 @@ class Trainer:
             counts_E = losses_E.new_tensor([i < counted for i in part])
             self.engine.backward((objective_E * counts_E).sum() * share, is_last=number == len(parts))
             self.guard.add(batch, losses_E)
-            self.window.add(batch, losses_E, counts_E)
+            self.log_interval.add(batch, losses_E, counts_E)
             self.mixture_losses.add(batch, losses_E, counts_E)
         self.guard.agree(step)
         self.engine.step()
@@ -206,7 +206,7 @@ class Trainer:
             values = self.validation.measure(done, self.engine, self.device, config.micro_batch_tokens)
             self.measured |= {"validation": values, "validation_macro": values["macro"]}
         self.adapter.train()
-        self.window.start += time.monotonic() - start
+        self.log_interval.start += time.monotonic() - start
         is_best = validation_is_due and self.validation is not None and self.validation.best_step == done
         return conflict_is_due or validation_is_due, is_best
 
@@ -231,7 +231,7 @@ class Trainer:
         return {"gradient_cosine": pairs, "gradient_conflict": against / len(pairs)} if pairs else {}
 
     def _log(self, step: int) -> None:
-        sums_T2, tokens, seconds = self.window.collect()
+        sums_T2, tokens, seconds = self.log_interval.collect()
         if self.world.rank:
             return
         per_task = {
@@ -250,7 +250,7 @@ class Trainer:
                 "learning_rate": self.engine.learning_rate,
                 "gradient_norm": self.engine.gradient_norm,
                 "tokens_per_s": tokens / seconds,
-                "data_wait_share": self.window.last_wait_s / seconds,
+                "data_wait_share": self.log_interval.last_wait_s / seconds,
                 **self.measured,
             }
         )
@@ -291,7 +291,7 @@ class Trainer:
         return step
 
 
-class _Window:
+class _LogInterval:
     """Sums since the last log row: per-task loss and count, tokens, waiting time."""
 
     def __init__(self, num_tasks: int, where: torch.device) -> None:

@@ -11,9 +11,9 @@ from pipeline.contracts import Sample, ShardManifest, TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion.shards import write_shard
 from pipeline.stream import LengthGrouping, MixedStream, Weights, read_split
+from pipeline.stream.interleaving import Interleaving
 from pipeline.stream.mixture import Quotas
 from pipeline.stream.order import TaskOrder
-from pipeline.stream.schedule import Schedule
 from pipeline.world import World
 
 SIZES = {"big": [30, 30, 17], "small": [9], "tiny": [1, 1]}
@@ -61,15 +61,15 @@ def test_each_row_comes_exactly_once_an_epoch(sizes: list[int], seed: int, epoch
     block=st.integers(1, 50),
     periods=st.integers(1, 3),
 )
-def test_schedule_gives_each_draw_once_and_in_the_quotas(
+def test_interleaving_gives_each_draw_once_and_in_the_quotas(
     counts: list[int], seed: int, block: int, periods: int
 ) -> None:
     quotas = Quotas(tuple(map(str, range(len(counts)))), tuple(counts), tuple(c / sum(counts) for c in counts))
-    schedule = Schedule(quotas, seed, block)
-    draws = schedule.draws(0, periods * quotas.period)
+    interleaving = Interleaving(quotas, seed, block)
+    draws = interleaving.draws(0, periods * quotas.period)
     assert sorted(draws) == [(t, d) for t, count in enumerate(counts) for d in range(periods * count)]
     middle = len(draws) // 2
-    assert Schedule(quotas, seed, block).draws(middle, len(draws) - middle) == draws[middle:]
+    assert Interleaving(quotas, seed, block).draws(middle, len(draws) - middle) == draws[middle:]
 
 
 @given(batch=st.integers(1, 8), ranks=st.integers(1, 16), workers=st.integers(1, 4), start=st.integers(0, 20))

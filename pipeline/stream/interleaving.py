@@ -18,7 +18,7 @@ from pipeline.stream.mixture import Quotas
 BLOCK_SAMPLES = 1024
 
 
-class Schedule:
+class Interleaving:
     """The interleaving of a mixture's tasks under one seed."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Schedule:
         return found
 
     def drawn(self, position: int) -> tuple[int, ...]:
-        """Return how often each task was drawn before a position, with what was drawn before this schedule."""
+        """Return how often each task was drawn before a position, with what was drawn before this interleaving."""
         period, within = divmod(position, self.quotas.period)
         block, offset = divmod(within, self._block)
         counts = self._drawn_before + period * np.array(self.quotas.counts, dtype=np.int64)
