@@ -61,7 +61,7 @@ def _is_index(kind: str, labels_are: str | None, words: tuple[str, ...]) -> bool
     """Whether an integer within the classes is an index and can be nothing else."""
     if kind == "ordinal" or labels_are == "word":
         return False
-    numbers = [_parsed(word.strip()) for word in words]
+    numbers = [number_of(word.strip()) for word in words]
     return kind == "choice" or labels_are == "index" or all(number in (None, at) for at, number in enumerate(numbers))
 
 
@@ -73,8 +73,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
-def _parsed(value: Any) -> float | None:
-    """Return a finite number or its text as a number."""
+def number_of(value: Any) -> float | None:
+    """Return a finite number, or a text of one as a number; None for all else."""
     if isinstance(value, str) and "_" in value:  # Python's own digit separator
         return None
     try:
@@ -99,8 +99,8 @@ def _word(value: Any, words: Sequence[str]) -> int | None:
     truth = _truth(value)
     if truth is not None:
         return next((at for at, word in enumerate(texts) if word.casefold() in _SAYS[truth]), None)
-    number = _parsed(value)
-    return None if number is None else next((at for at, word in enumerate(texts) if _parsed(word) == number), None)
+    number = number_of(value)
+    return None if number is None else next((at for at, word in enumerate(texts) if number_of(word) == number), None)
 
 
 def _number(value: Any, spec: TaskSpec, num_classes: int) -> float:
@@ -110,7 +110,7 @@ def _number(value: Any, spec: TaskSpec, num_classes: int) -> float:
             value = float(value.replace("_", "?"))
         except ValueError:
             raise Rejected(f"label {name!r} is neither a number nor a label word") from None
-    number = float(truth) if truth is not None else _parsed(value)
+    number = float(truth) if truth is not None else number_of(value)
     if number is None:
         raise Rejected(f"label {name!r} is not a finite number")
     if spec.kind == "ordinal":

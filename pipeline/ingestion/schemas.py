@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample, ShardManifest, TaskSpec, write_atomic
 from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.labels import number_of
 
 SCHEMAS = "schemas"
 """Folder beside the manifest."""
@@ -49,16 +50,21 @@ def record_schema(task: TaskSpec) -> dict[str, Any]:
 
 
 def _label_schema(task: TaskSpec) -> dict[str, Any]:
+    numbers = [value for word in task.label_words if (value := number_of(word.strip())) is not None]
+    words: list[dict[str, Any]] = [{"enum": numbers}] if numbers else []
     if task.kind == "ordinal":
         bounds = {"minimum": min(task.label_values), "maximum": max(task.label_values)}
-        return {"anyOf": [{"type": "number", **bounds}, {"type": "string"}], "description": "A number, also as text."}
+        return {
+            "anyOf": [{"type": "number", **bounds}, {"type": "string"}, *words],
+            "description": "A number, also as text, or a label word.",
+        }
     number: dict[str, Any] = {"type": "integer", "minimum": 0}
     if task.num_classes:
         number["maximum"] = task.num_classes - 1
-    words = f" or one of {[word.strip() for word in task.label_words]}" if task.label_words else " or the answer itself"
+    listed = [word.strip() for word in task.label_words]
     return {
-        "anyOf": [number, {"type": "boolean"}, {"type": "string", "pattern": r"\S"}],
-        "description": f"Index of the class, also as text,{words}.",
+        "anyOf": [number, {"type": "boolean"}, {"type": "string", "pattern": r"\S"}, *words],
+        "description": f"Index of the class, also as text, or {f'one of {listed}' if listed else 'the answer itself'}.",
     }
 
 

@@ -17,6 +17,8 @@ from pipeline.synthetic import synthetic_ads_tasks
 TASKS = (
     TaskSpec(name="pair", template="{a}\n{b}:", label_words=(" no", " yes")),
     TaskSpec(name="quiz", kind="choice", template="{a}:"),
+    TaskSpec(name="stars", kind="multiclass", template="{a}:", label_words=(" 2", " 3", " 4"), labels_are="word"),
+    TaskSpec(name="high", kind="ordinal", template="{a}:", label_words=(" 3", " 4"), label_values=(0, 1)),
     TaskSpec(name="grade", kind="ordinal", template="{a}:", label_words=(" 0", " 1", " 2"), label_values=(0, 1, 2)),
 )
 VALUES = st.one_of(
