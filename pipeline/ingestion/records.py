@@ -94,8 +94,7 @@ def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = 
             elif path.endswith(".gz"):
                 yield from _json_lines(io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20), 0, None)
             else:
-                # A file on S3 has lines of any length only.
-                lines = io.BufferedReader(raw, 1 << 20) if is_remote(source.location) else raw
+                lines = io.BufferedReader(_Stretches(raw), 1 << 20) if is_remote(source.location) else raw
                 yield from _json_lines(lines, unit.start, unit.stop)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         if is_remote(source.location) and is_outage(error):
@@ -104,6 +103,30 @@ def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = 
             f"{source.location} must be a whole file of its kind, reading stopped: {error}; copy it again"
             f"{cause(source)}"
         ) from error
+
+
+class _Stretches(io.RawIOBase):
+    """A file on S3, whose own ``readline`` takes no limit, for a buffer to be laid over it."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _json_lines(stream: Any, start: int, stop: int | None) -> Iterator[Line]:
