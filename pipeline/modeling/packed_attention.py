@@ -4,11 +4,15 @@ The model computes its M nodes as one sequence; here, and only here, they are ga
 nodes are computed in every row that holds them and taken from one: attention is a few hundredths of a layer's work at
 the lengths of prompts. Without packed rows the function is the model's usual scaled dot-product attention.
 
-Axes: M nodes, B rows, S sequence, H heads, D head size.
+Axes: M nodes, B rows, S sequence, H heads, D size of a query's and a key's head, E size of a value's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +23,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "packed_rows"
-_PROBE = 6
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The rows of a :class:`pipeline.modeling.packing.Batch`, handed through the model to its attention."""
+
+    groups: tuple[Tensor, ...]
+    """Rows of like length, each (B, S): the nodes of each row."""
+    owner: Tensor
+    """(M,) for each node one place of it in the groups, flattened one after another."""
+    longest: int
+    """Tokens of the longest row that must be served."""
 
 
 def packed_attention(
@@ -31,100 +46,142 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packed_rows: tuple[tuple[Tensor, ...], Tensor] | None = None,
+    packed_rows: PackedRows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally within each row.
 
     Args:
         module: the model's attention layer.
-        query: (1, H, M, D), position already in it; ``key`` and ``value`` with as many or fewer heads.
+        query: (1, H, M, D), position already in it; ``key`` (D) and ``value`` (E) with as many or fewer heads.
         attention_mask: for the usual attention.
         scaling: of the scores; None for D to the power -1/2.
         dropout: on the attention weights.
-        packed_rows: rows and owners of a :class:`pipeline.modeling.packing.Batch`; None for the usual attention.
+        packed_rows: the batch's rows; None for the usual attention.
         kwargs: what models hand to every attention function.
 
     Returns:
-        (1, M, H, D).
+        (1, M, H, E).
+
+    Raises:
+        NotImplementedError: the model asks for more than plain causal attention over the longest row.
     """
     if packed_rows is None:
+        if (record := _record.get()) is not None:
+            record.attend(attention_mask)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    groups, owner = packed_rows
     window = kwargs.get("sliding_window")
-    longest = max(rows.shape[1] for rows in groups)
-    if any(kwargs.get(name) is not None for name in _UNSUPPORTED) or (window and window < longest):
+    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if asked or (window and window < packed_rows.longest):
         raise NotImplementedError(
-            f"packed rows need plain attention over {longest} tokens, {type(module).__name__} asks for "
-            f"{ {k: v for k, v in kwargs.items() if v is not None} }; set model.packed_rows to false"
+            f"packed rows need plain attention over {packed_rows.longest} tokens, {type(module).__name__} asks for "
+            f"{asked[0] if asked else f'a window of {window}'}"
         )
-    shape = query.shape[1], query.shape[3]
+    num_nodes, dtype = query.shape[2], query.dtype
     # torch's backward of attention in bfloat16 takes two to five times as long on a CPU as in float32.
-    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
-    nodes = [states[0].transpose(0, 1).flatten(1).to(dtype) for states in (query, key, value)]
+    inner = torch.float32 if query.device.type == "cpu" else dtype
+    nodes = [(states[0].transpose(0, 1).flatten(1).to(inner), states.shape[3]) for states in (query, key, value)]
     out = []
-    for rows in groups:
+    for rows in packed_rows.groups:
         # An embedding is the gather whose backward adds up fastest.
-        q, k, v = (F.embedding(rows, x).view(*rows.shape, -1, shape[1]).transpose(1, 2) for x in nodes)
+        q, k, v = (F.embedding(rows, x).view(*rows.shape, -1, size).transpose(1, 2) for x, size in nodes)
         o = F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
         )
-        out.append(o.transpose(1, 2).reshape(-1, shape[0] * shape[1]))
-    return F.embedding(owner, torch.cat(out)).view(1, -1, *shape).to(query.dtype), None
+        out.append(o.transpose(1, 2).flatten(2).flatten(0, 1))
+    owned = F.embedding(packed_rows.owner, torch.cat(out))
+    return owned.view(1, num_nodes, -1, value.shape[3]).to(dtype), None
+
+
+@dataclass
+class MaskRecord:
+    """What attention a model asks for in its usual forward: to be causal over whole rows, and nothing else.
+
+    Windows and chunks are longer than a few tokens, so each mask is asked for its last row at the full length.
+    """
+
+    longest: int
+    """Tokens of the longest row that must be served."""
+    objection: str = ""
+    """Why packed rows would attend otherwise; empty where they would not."""
+    _made: list[Tensor] = field(default_factory=list)
+    _layers: int = 0
+
+    def make(self, mask: Tensor, mask_function: Any, use_vmap: bool) -> Tensor:
+        """Note a mask that the model made of a rule."""
+        last = sdpa_mask(
+            batch_size=1,
+            q_length=1,
+            kv_length=self.longest,
+            q_offset=self.longest - 1,
+            mask_function=mask_function,
+            allow_is_causal_skip=False,
+            use_vmap=use_vmap,
+            device=mask.device,
+        )
+        if last is not None and not bool(last.all()):
+            self.objection = self.objection or f"attention reaches back less than {self.longest} tokens"
+        self._made.append(mask)
+        return mask
+
+    def attend(self, mask: Tensor | None) -> None:
+        """Note a layer's attention and the mask it is given."""
+        self._layers += 1
+        if mask is None or not any(mask.data_ptr() == made.data_ptr() for made in self._made):
+            self.objection = self.objection or "a layer makes a mask of its own"
+
+    def verdict(self) -> str:
+        """Return why packed rows would attend otherwise, empty where they would not."""
+        return self.objection if self._layers else "its attention cannot be exchanged"
+
+
+_record: ContextVar[MaskRecord | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recorded_masks(longest: int) -> Iterator[MaskRecord]:
+    """Record which masks a model whose attention is :data:`NAME` makes and uses within."""
+    record = MaskRecord(longest)
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    record = _record.get()
+    if record is None:
+        return sdpa_mask(*args, **kwargs)
+    kwargs["allow_is_causal_skip"] = False  # a mask that is left out cannot be recognised
+    mask = sdpa_mask(*args, **kwargs)
+    if mask is None:
+        record.objection = "attention is not causal"
+        return None
+    return record.make(mask, kwargs["mask_function"], kwargs.get("use_vmap", False))
 
 
 AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)
 
 
-def take_packed_rows(model: Any) -> bool:
-    """Let a Hugging Face model take packed rows; return whether it can.
+def packed_inputs(
+    input_ids: Tensor, position: Tensor, groups: tuple[Tensor, ...], owner: Tensor, longest: int | None = None
+) -> dict[str, Any]:
+    """Return the arguments with which a model runs over the nodes of a packed batch as one sequence.
 
-    Attention may be its only layer in which tokens meet: a convolution or a state-space layer would carry one row's
-    text into the next. So it is tried: another first row must leave the second one's hidden states as they are.
+    Args:
+        input_ids: (M,) token ids; ``position`` (M,) their places in their rows.
+        position: see ``input_ids``.
+        groups: as in :class:`PackedRows`.
+        owner: as in :class:`PackedRows`.
+        longest: None for that of the groups.
     """
-    config = model.config.get_text_config()
-    if not getattr(model, "_supports_attention_backend", False) or getattr(config, "attn_logit_softcapping", None):
-        return False
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        return False
-    if _rows_stay_apart(model):
-        return True
-    model.set_attn_implementation(before)
-    return False
-
-
-@torch.no_grad()
-def _rows_stay_apart(model: Any) -> bool:
-    was_training, device = model.training, model.get_input_embeddings().weight.device
-    tokens = (torch.arange(2 * _PROBE, device=device) + 1) % model.config.get_text_config().vocab_size
-    position = torch.arange(_PROBE, device=device).repeat(2)
-    owner = torch.arange(2 * _PROBE, device=device)
-    model.eval()
-    try:
-        one, other = (
-            hidden_states(model.base_model, ids, position, (owner.view(2, _PROBE),), owner)[_PROBE:].float()
-            for ids in (tokens, torch.cat([tokens[:_PROBE].flip(0), tokens[_PROBE:]]))
-        )
-    finally:
-        model.train(was_training)
-    rounding = 8 * torch.finfo(model.dtype).eps  # experts that get other tokens may round otherwise
-    return bool((one - other).abs().max() <= rounding * one.abs().max())
-
-
-def hidden_states(decoder: Any, input_ids: Tensor, position: Tensor, rows: tuple[Tensor, ...], owner: Tensor) -> Tensor:
-    """Run a decoder over the nodes of a packed batch and return its last hidden states, (M, hidden)."""
-    unread = torch.empty(1, 1, 1, 1, device=input_ids.device)  # a mask of four axes is handed on as it is
-    out = decoder(
-        input_ids=input_ids[None],
-        position_ids=position[None],
-        attention_mask=unread,
-        use_cache=False,
-        packed_rows=(rows, owner),
-    )
-    states: Tensor = out.last_hidden_state[0]
-    return states
+    return {
+        "input_ids": input_ids[None],
+        "position_ids": position[None],
+        "attention_mask": torch.empty(1, 1, 1, 1, device=input_ids.device),  # of four axes: handed on as it is
+        "packed_rows": PackedRows(groups, owner, longest or max(rows.shape[1] for rows in groups)),
+    }

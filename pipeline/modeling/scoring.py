@@ -1,6 +1,6 @@
 """Label scoring: the language model itself answers each task, no extra head.
 
-The decoder's hidden states reach the output embedding at the answer positions only.
+The model's own forward makes the logits, whatever its head does besides its matrix; only answer positions reach it.
 Axes as in :mod:`pipeline.modeling.packing`: M nodes, E examples, C classes, P answer positions, K terms.
 """
 
@@ -34,50 +34,48 @@ class LabelScorer(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
-        return self._label_scores(self._answer_states(batch), batch)
+        return self._label_scores(self.answer_logits(batch)[0], batch)
 
     def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what :meth:`forward` does, and the hidden state at the end of each example's prompt, (E, H)."""
-        hidden_PH = self._answer_states(batch)
+        logits_PV, hidden_PH = self.answer_logits(batch)
         examples, classes = batch.class_mask.shape
         # The first answer position of an example is its prompt's end; further ones are within long words.
         first_E = torch.full((examples,), len(hidden_PH), device=hidden_PH.device)
         first_E = first_E.scatter_reduce(0, batch.term_slot // classes, batch.term_answer, "amin")
-        return self._label_scores(hidden_PH, batch), hidden_PH[first_E]
+        return self._label_scores(logits_PV, batch), hidden_PH[first_E]
 
-    def _label_scores(self, hidden_PH: Tensor, batch: Batch) -> Tensor:
-        logits_PV = self._logits(hidden_PH)
+    @staticmethod
+    def _label_scores(logits_PV: Tensor, batch: Batch) -> Tensor:
         word_K = logits_PV[batch.term_answer, batch.term_token] - logits_PV.logsumexp(-1)[batch.term_answer]
         examples, classes = batch.class_mask.shape
         scores = word_K.new_zeros(examples * classes).index_add(0, batch.term_slot, word_K * batch.term_weight)
         return scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
-
-    def _logits(self, hidden_PH: Tensor) -> Tensor:
-        """Return what the model's own head would: some model families scale or cap the output embedding's products."""
-        logits_PV: Tensor = self.language_model.get_output_embeddings()(hidden_PH).float()
-        config = self.language_model.config.get_text_config()
-        logits_PV = logits_PV * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-        logits_PV = logits_PV / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        return cap * torch.tanh(logits_PV / cap) if cap else logits_PV
 
     @property
     def language_model(self) -> Any:
         """The Hugging Face model inside, its target layers adapted."""
         return self.adapted.base_model if isinstance(self.adapted, AdapterModel) else self.adapted
 
-    def _answer_states(self, batch: Batch) -> Tensor:
-        decoder = self.language_model.base_model
-        if self.language_model.config._attn_implementation == packed_attention.NAME:
-            with self._routed(batch.token_task[None]):
-                states_MH = packed_attention.hidden_states(
-                    decoder, batch.input_ids, batch.position, batch.rows, batch.owner
-                )
-            return states_MH[batch.answer]
-        input_ids, attention_mask, row_task, answer = batch.padded()
-        with self._routed(row_task):
-            out = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return out.last_hidden_state.flatten(0, 1)[answer]
+    def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the model's logits at the answer positions, (P, V) in fp32, and what reached its output embedding
+        there, (P, H)."""
+        model = self.language_model
+        if model.config._attn_implementation == packed_attention.NAME:
+            inputs = packed_attention.packed_inputs(batch.input_ids, batch.position, batch.rows, batch.owner)
+            task_ids, answer = batch.token_task[None], batch.answer
+        else:
+            input_ids, attention_mask, task_ids, answer = batch.padded()
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        kept: list[Tensor] = []
+
+        def keep_answers(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+            kept.append(args[0].flatten(0, 1)[answer])
+            return (kept[-1][None],)
+
+        with self._routed(task_ids), model.get_output_embeddings().register_forward_pre_hook(keep_answers):
+            logits_1PV = model(**inputs, use_cache=False).logits
+        return logits_1PV[0].float(), kept[0]
 
     def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
         return self.adapted.router.route(task_ids) if isinstance(self.adapted, AdapterModel) else nullcontext()
