@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.ingestion import DataConfig, DriftConfig
 from pipeline.modeling.adapter_config import AdapterConfig
-from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig
+from pipeline.modeling.config import EMBEDDED, BaseModelConfig
 from pipeline.orchestration.config import RayConfig
 from pipeline.promotion.gates import GatesConfig
 from pipeline.settings import Settings

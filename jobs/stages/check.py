@@ -14,11 +14,9 @@ def check(config: RunConfig) -> None:
         InputError: any of these breaks its rule.
     """
     from pipeline.modeling.adapter import METHODS_WITH_TASK_PARTS, check_shape
-    from pipeline.modeling.base_model import load_tokenizer, resolve_base
-    from pipeline.modeling.encoding import Encoder
+    from pipeline.modeling.base_model import check_base
 
-    resolve_base(config.model)
-    Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
+    check_base(config.model, config.tasks)
     config.training.check_ranks()
     config.training.check_tasks([task.name for task in config.tasks])
     if config.training.only_tasks and config.adapter.method not in METHODS_WITH_TASK_PARTS:

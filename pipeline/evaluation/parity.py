@@ -22,7 +22,8 @@ def export_parity(
 ) -> dict[str, float]:
     """Score a holdout sample with every export and with the multi-task model, and compare.
 
-    The exports are loaded by PEFT onto a fresh base; nothing of ``mtl_lora`` takes part in their scores.
+    The exports are loaded by PEFT onto a fresh base and scored by its own forward, as anyone who serves them would:
+    nothing of ``mtl_lora``, of packed rows or of the scorer takes part in their scores.
 
     Args:
         adapter: the predictor's folder.
@@ -58,7 +59,7 @@ def export_parity(
             raise HeldBack(f"an exported task must be as it was written, {name!r} is not: {error}") from error
     expected = _multi_task(adapter, spec, by_task)
     differences = {
-        name: _largest(expected[name], exported_scorer(exports[name], spec).probabilities(part))
+        name: _largest(expected[name], _exported(exports[name], spec, part))
         for name, part in by_task.items()
     }
     apart = {name: gap for name, gap in differences.items() if not gap <= tolerance}
@@ -71,6 +72,45 @@ def export_parity(
     return differences
 
 
+def _exported(folder: Path, spec: Any, samples: Sequence[Sample]) -> list[np.ndarray]:
+    spec = spec.model_copy(update={"base": spec.base.model_copy(update={"packed_rows": False})})
+    return own_probabilities(exported_model(folder, spec), _encoder(spec), samples)
+
+
+def own_probabilities(model: Any, encoder: Any, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """Return class probabilities by their definition: each label word's log-likelihood in the model's own logits.
+
+    Args:
+        model: a Hugging Face causal language model, its layers adapted or not.
+        encoder: a :class:`pipeline.modeling.encoding.Encoder`.
+        samples: of tasks that the encoder knows.
+    """
+    import torch
+
+    answers = []
+    for example in encoder.encode(samples):
+        found: list[torch.Tensor] = []
+        longest = len(example.prompt) + max(map(len, example.words))
+        at_once = max(1, _TOKENS // longest)
+        for first in range(0, len(example.words), at_once):
+            words = example.words[first : first + at_once]
+            rows = [torch.tensor([*example.prompt, *word], device=model.device) for word in words]
+            mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            with torch.inference_mode():
+                log_p = model(input_ids=padded, attention_mask=mask).logits.float().log_softmax(-1)
+            for row, word in enumerate(words):
+                ends = torch.arange(len(word), device=model.device) + len(example.prompt) - 1
+                each = log_p[row, ends, rows[row][-len(word) :]]
+                found.append(each.mean() if example.length_normalized else each.sum())
+        answers.append(torch.stack(found).double().softmax(0).cpu().numpy())
+    return answers
+
+
+_TOKENS = 1024
+"""Most tokens of which the logits over the whole vocabulary are held at once."""
+
+
 def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
     """Return a scorer of an exported task: PEFT's adapter on a fresh base, on CUDA where there is one.
 
@@ -78,6 +118,19 @@ def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
         folder: of the exported task.
         spec: a :class:`pipeline.modeling.predictor.PredictorSpec` with its base and its task.
         batch_tokens: see :class:`pipeline.modeling.scoring.Scorer`.
+
+    Raises:
+        InputError: as in :func:`exported_model`.
+    """
+    return _scorer(exported_model(folder, spec), spec, batch_tokens)
+
+
+def exported_model(folder: Path, spec: Any) -> Any:
+    """Return the base model with an exported task's adapter, put there by PEFT.
+
+    Args:
+        folder: of the exported task.
+        spec: a :class:`pipeline.modeling.predictor.PredictorSpec` with its base.
 
     Raises:
         InputError: a file is damaged, or the adapter does not fit the base: PEFT itself only warns, and leaves
@@ -107,8 +160,8 @@ def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
             f"layers, got {len(given - placed)} tensors without a place and {len(placed - given)} places without a "
             "tensor; name the base and model.num_layers that it was trained on"
         )
-    # The base itself, its layers now PEFT's: the scorer asks it like any Hugging Face model.
-    return _scorer(model.get_base_model(), spec, batch_tokens)
+    # The base itself, its layers now PEFT's, is asked like any Hugging Face model.
+    return model.get_base_model().eval()
 
 
 def _multi_task(adapter: Path, spec: Any, by_task: Mapping[str, list[Sample]]) -> dict[str, list[np.ndarray]]:
@@ -122,12 +175,16 @@ def _multi_task(adapter: Path, spec: Any, by_task: Mapping[str, list[Sample]]) -
 
 
 def _scorer(model: Any, spec: Any, batch_tokens: int = 2048) -> Any:
-    from pipeline.modeling.base_model import load_tokenizer
-    from pipeline.modeling.encoding import Encoder
     from pipeline.modeling.scoring import LabelScorer, Scorer
 
-    encoder = Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length)
-    return Scorer(LabelScorer(model), encoder, batch_tokens)
+    return Scorer(LabelScorer(model), _encoder(spec), batch_tokens)
+
+
+def _encoder(spec: Any) -> Any:
+    from pipeline.modeling.base_model import load_tokenizer
+    from pipeline.modeling.encoding import Encoder
+
+    return Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length)
 
 
 def _largest(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:

@@ -19,7 +19,7 @@ class Encoder:
     """Tokenises samples by their task's template and label words.
 
     Args:
-        tokenizer: the base model's fast tokenizer.
+        tokenizer: the base model's fast tokenizer; where it has ``num_embeddings``, further tokens are refused.
         specs: the tasks; their order gives the task index.
         max_length: longest row in tokens; the longest field of a longer prompt loses its end, never the template.
 
@@ -29,6 +29,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, specs: Sequence[TaskSpec], max_length: int) -> None:
         self.tokenizer, self.specs, self.max_length = tokenizer, tuple(specs), max_length
+        self._num_embeddings: int | None = getattr(tokenizer, "num_embeddings", None)
         self.task_index = {spec.name: index for index, spec in enumerate(specs)}
         self._words = {s.name: self._word_tokens(s, s.label_words) for s in self.specs if s.label_words}
 
@@ -61,7 +62,8 @@ class Encoder:
         """Tokenise samples.
 
         Raises:
-            InputError: a sample's task is unknown, or its prompt cannot be cut to ``max_length``.
+            InputError: a sample's task is unknown, its prompt cannot be cut to ``max_length``, or has a token that
+                the model's embedding has not.
         """
         specs = [self._spec(sample) for sample in samples]
         prompts = [spec.template.format_map(sample.fields) for spec, sample in zip(specs, samples, strict=True)]
@@ -75,6 +77,7 @@ class Encoder:
             ids = self._open(ids)
             if len(ids) > room:
                 ids = self._fit(spec, sample, room)
+            self._refuse_beyond(sample, (*ids, *(token for word in words for token in word)))
             target = _target(spec, sample, len(words))
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
             examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized, sample.weight))
@@ -87,6 +90,15 @@ class Encoder:
                 f"{did_you_mean(sample.task, self.task_index)}"
             )
         return self.specs[self.task_index[sample.task]]
+
+    def _refuse_beyond(self, sample: Sample, ids: Sequence[int]) -> None:
+        highest = max(ids)
+        if self._num_embeddings is not None and highest >= self._num_embeddings:
+            raise InputError(
+                f"a prompt's tokens must be the model's, sample {sample.task}/{sample.key} has the token "
+                f"{self.tokenizer.convert_ids_to_tokens(highest)!r}, of which the model has no vector; take it out of "
+                "the text"
+            )
 
     @staticmethod
     def _choice(text: str) -> str:

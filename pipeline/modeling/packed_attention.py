@@ -104,13 +104,11 @@ class MaskRecord:
 
     longest: int
     """Tokens of the longest row that must be served."""
-    objection: str = ""
-    """Why packed rows would attend otherwise; empty where they would not."""
-    _made: list[Tensor] = field(default_factory=list)
-    _layers: int = 0
+    _made: list[tuple[Tensor, bool]] = field(default_factory=list)
+    _objections: list[str] = field(default_factory=list)
 
     def make(self, mask: Tensor, mask_function: Any, use_vmap: bool) -> Tensor:
-        """Note a mask that the model made of a rule."""
+        """Note a mask that the model made of a rule; some models make more than their layers use."""
         last = sdpa_mask(
             batch_size=1,
             q_length=1,
@@ -121,20 +119,22 @@ class MaskRecord:
             use_vmap=use_vmap,
             device=mask.device,
         )
-        if last is not None and not bool(last.all()):
-            self.objection = self.objection or f"attention reaches back less than {self.longest} tokens"
-        self._made.append(mask)
+        self._made.append((mask, last is not None and bool(last.all())))
         return mask
 
     def attend(self, mask: Tensor | None) -> None:
         """Note a layer's attention and the mask it is given."""
-        self._layers += 1
-        if mask is None or not any(mask.data_ptr() == made.data_ptr() for made in self._made):
-            self.objection = self.objection or "a layer makes a mask of its own"
+        reaches_all = [r for made, r in self._made if mask is not None and mask.data_ptr() == made.data_ptr()]
+        if not reaches_all:
+            self._objections.append("a layer makes a mask of its own")
+        else:
+            self._objections.append("" if reaches_all[0] else f"attention reaches back less than {self.longest} tokens")
 
     def verdict(self) -> str:
         """Return why packed rows would attend otherwise, empty where they would not."""
-        return self.objection if self._layers else "its attention cannot be exchanged"
+        if not self._objections:
+            return "its attention cannot be exchanged"
+        return next(filter(None, self._objections), "")
 
 
 _record: ContextVar[MaskRecord | None] = ContextVar("record", default=None)
@@ -157,10 +157,7 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
         return sdpa_mask(*args, **kwargs)
     kwargs["allow_is_causal_skip"] = False  # a mask that is left out cannot be recognised
     mask = sdpa_mask(*args, **kwargs)
-    if mask is None:
-        record.objection = "attention is not causal"
-        return None
-    return record.make(mask, kwargs["mask_function"], kwargs.get("use_vmap", False))
+    return mask if mask is None else record.make(mask, kwargs["mask_function"], kwargs.get("use_vmap", False))
 
 
 AttentionInterface.register(NAME, packed_attention)
