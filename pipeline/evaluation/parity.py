@@ -59,8 +59,7 @@ def export_parity(
             raise HeldBack(f"an exported task must be as it was written, {name!r} is not: {error}") from error
     expected = _multi_task(adapter, spec, by_task)
     differences = {
-        name: _largest(expected[name], _exported(exports[name], spec, part))
-        for name, part in by_task.items()
+        name: _largest(expected[name], _exported(exports[name], spec, part)) for name, part in by_task.items()
     }
     apart = {name: gap for name, gap in differences.items() if not gap <= tolerance}
     if apart:

@@ -50,7 +50,7 @@ def read_settings(folder: Path, config: BaseModelConfig) -> Any:
     try:
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = text_settings(settings)
-    except Exception as error:  # noqa: BLE001 - configurations check themselves with errors of many types
+    except Exception as error:  # configurations check themselves with errors of many types
         raise InputError(
             f"model.base must have a configuration that transformers reads, {config.base!r} does not: {short(error)}"
         ) from error
@@ -109,7 +109,7 @@ def _cut(text: Any, config: BaseModelConfig) -> None:
             if is_by_layer and ("layer" in name or have > _FEW):
                 setattr(text, name, value[:asked])
         text.num_hidden_layers = asked
-    except Exception as error:  # noqa: BLE001 - see read_settings
+    except Exception as error:  # see read_settings
         raise _uncuttable(config, short(error)) from error
 
 

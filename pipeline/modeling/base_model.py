@@ -170,7 +170,7 @@ def _tokenizer(folder: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - tokenizers end in errors of many types, ImportError among them
+    except Exception as error:  # tokenizers end in errors of many types, ImportError among them
         raise InputError(
             f"model.base must hold a tokenizer that loads, that of {str(folder)!r} does not: {short(error)}"
         ) from error
@@ -215,7 +215,7 @@ def empty_base(config: BaseModelConfig) -> nn.Module:
             model = AutoModelForCausalLM.from_config(
                 settings, dtype=resolve_dtype(config.dtype), trust_remote_code=False
             )
-        except Exception as error:  # noqa: BLE001 - models refuse configurations with errors of many types
+        except Exception as error:  # models refuse configurations with errors of many types
             raise _unloadable(config, short(error)) from error
     return model.requires_grad_(False)
 
@@ -238,16 +238,18 @@ def _whole(config: BaseModelConfig, settings: Any) -> Any:
     """Return the model with every weight from its folder: transformers draws what is missing at random."""
     from transformers import AutoModelForCausalLM
 
+    loaded: Any  # a pair, which its stubs do not say
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             resolve_base(config),
             config=settings,
             dtype=resolve_dtype(config.dtype),
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except Exception as error:  # noqa: BLE001 - damaged weights, missing packages, shapes: errors of many types
+    except Exception as error:  # damaged weights, missing packages, shapes: errors of many types
         raise _unloadable(config, short(error)) from error
+    model, found = loaded
     if config.num_layers is not None:
         check_cut(found["unexpected_keys"], config)
     missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))

@@ -23,7 +23,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "packed_rows"
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+_HARMLESS = ("position_ids", "cache_position")
+"""Tensors that models hand on and plain attention does not read; any other one changes what is attended to."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     window = kwargs.get("sliding_window")
-    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    asked = [n for n, x in kwargs.items() if (n == "softcap" and x) or (isinstance(x, Tensor) and n not in _HARMLESS)]
     if asked or (window and window < packed_rows.longest):
         raise NotImplementedError(
             f"packed rows need plain attention over {packed_rows.longest} tokens, {type(module).__name__} asks for "
@@ -97,30 +98,14 @@ def packed_attention(
 
 @dataclass
 class MaskRecord:
-    """What attention a model asks for in its usual forward: to be causal over whole rows, and nothing else.
+    """What attention a model asks for in its usual forward over one row: to be causal over all of it, and no more."""
 
-    Windows and chunks are longer than a few tokens, so each mask is asked for its last row at the full length.
-    """
-
-    longest: int
-    """Tokens of the longest row that must be served."""
     _made: list[tuple[Tensor, bool]] = field(default_factory=list)
     _objections: list[str] = field(default_factory=list)
 
-    def make(self, mask: Tensor, mask_function: Any, use_vmap: bool) -> Tensor:
+    def make(self, mask: Tensor) -> None:
         """Note a mask that the model made of a rule; some models make more than their layers use."""
-        last = sdpa_mask(
-            batch_size=1,
-            q_length=1,
-            kv_length=self.longest,
-            q_offset=self.longest - 1,
-            mask_function=mask_function,
-            allow_is_causal_skip=False,
-            use_vmap=use_vmap,
-            device=mask.device,
-        )
-        self._made.append((mask, last is not None and bool(last.all())))
-        return mask
+        self._made.append((mask, bool(mask[:, :, -1].all())))
 
     def attend(self, mask: Tensor | None) -> None:
         """Note a layer's attention and the mask it is given."""
@@ -128,7 +113,7 @@ class MaskRecord:
         if not reaches_all:
             self._objections.append("a layer makes a mask of its own")
         else:
-            self._objections.append("" if reaches_all[0] else f"attention reaches back less than {self.longest} tokens")
+            self._objections.append("" if reaches_all[0] else "attention does not reach back over the longest prompts")
 
     def verdict(self) -> str:
         """Return why packed rows would attend otherwise, empty where they would not."""
@@ -141,9 +126,9 @@ _record: ContextVar[MaskRecord | None] = ContextVar("record", default=None)
 
 
 @contextmanager
-def recorded_masks(longest: int) -> Iterator[MaskRecord]:
+def recorded_masks() -> Iterator[MaskRecord]:
     """Record which masks a model whose attention is :data:`NAME` makes and uses within."""
-    record = MaskRecord(longest)
+    record = MaskRecord()
     token = _record.set(record)
     try:
         yield record
@@ -157,7 +142,9 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
         return sdpa_mask(*args, **kwargs)
     kwargs["allow_is_causal_skip"] = False  # a mask that is left out cannot be recognised
     mask = sdpa_mask(*args, **kwargs)
-    return mask if mask is None else record.make(mask, kwargs["mask_function"], kwargs.get("use_vmap", False))
+    if mask is not None:
+        record.make(mask)
+    return mask
 
 
 AttentionInterface.register(NAME, packed_attention)

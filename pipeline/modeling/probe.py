@@ -1,26 +1,29 @@
 """Proof, when a base model is loaded, that label scores will be the model's own; it decides how rows are laid out.
 
-On a few tokens the model is asked twice: plainly, one row at a time without padding, and as the scorer asks. Whatever
+The model is asked a few tokens twice: plainly, one row at a time without padding, and as the scorer asks. Whatever
 an architecture does in its head, its masks or its layers, either both agree or the base is refused, or its rows are
 padded. Axes as in :mod:`pipeline.modeling.scoring`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
 from pipeline.modeling.architecture import short
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.packing import Batch, Example, pack
-from pipeline.modeling.scoring import LabelScorer
+from pipeline.modeling.scoring import LabelScorer, answer_logits
 
-_ROW = 6
-"""Tokens of the rows that are tried."""
+_ROW, _SHARED = 6, 2
+"""Tokens of the longer row that is tried, and those with which the other one begins too."""
 
 
 @torch.no_grad()
@@ -39,38 +42,46 @@ def choose_rows(model: Any, config: BaseModelConfig) -> str | None:
     """
     batch = _batch(model).to(model.device)
     try:
-        own_PV = own_logits(model, batch)
-        is_causal = _is_causal(model)
-    except Exception as error:  # noqa: BLE001 - each architecture that cannot fails in its own way
+        rows = [_forward(model, ids[is_token]) for ids, is_token in _rows(batch)]
+    except Exception as error:  # each architecture that cannot fails in its own way
         raise InputError(
             f"model.base must answer plain text, {config.base!r} ({model.config.model_type}) does not: {short(error)}; "
             "take a causal language model of text"
         ) from error
-    if not is_causal:
+    if not _agree(model, *(row[:_SHARED] for row in rows)):
         raise InputError(
             f"model.base must be a causal language model, in {config.base!r} ({model.config.model_type}) later tokens "
             "change what earlier ones say, as in an encoder; take a decoder such as a Llama, Qwen or GPT model"
         )
+    own_PV = _at_answers(rows, batch)
     if objection := _objection(model, batch, own_PV):
         raise InputError(
             f"model.base must score label words as its own forward does, {config.base!r} ({model.config.model_type}) "
             f"does not: {objection}; take another model"
         )
-    return _take_packed_rows(model, batch, own_PV, config.max_length) if config.packed_rows else None
+    reason = "" if config.packed_rows else None
+    if config.packed_rows and not (reason := _take_packed_rows(model, batch, own_PV, config.max_length)):
+        return None
+    try:
+        _longest_row(model, config.max_length)
+    except Exception as error:  # see above
+        raise InputError(
+            f"model.base must read prompts of model.max_length = {config.max_length} tokens, {config.base!r} "
+            f"({model.config.model_type}) does not: {short(error)}; lower model.max_length"
+        ) from error
+    return reason
 
 
-def own_logits(model: Any, batch: Batch) -> Tensor:
-    """Return the model's own logits at the answer positions, (P, V) in fp32: one row at a time, without padding."""
-    input_ids, mask, _, answer = batch.padded()
-    logits: Tensor | None = None
-    for row, (ids, is_token) in enumerate(zip(input_ids, mask.bool(), strict=True)):
-        found = _forward(model, ids[is_token])
-        if logits is None:
-            logits = found.new_full((*input_ids.shape, found.shape[-1]), float("nan"))
-        logits[row, : len(found)] = found
-    if logits is None:
-        raise ValueError("a batch must have a row, got none")
-    return logits.flatten(0, 1)[answer]
+def _rows(batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the tokens of each row and which of them are no padding."""
+    input_ids, mask, _, _ = batch.padded()
+    return zip(input_ids, mask.bool(), strict=True)
+
+
+def _at_answers(rows: Sequence[Tensor], batch: Batch) -> Tensor:
+    """Return the logits (P, V) at the answer positions of rows' logits, each (tokens, V)."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=float("nan"))
+    return padded.flatten(0, 1)[batch.padded()[3]]
 
 
 def _forward(model: Any, ids: Tensor) -> Tensor:
@@ -84,7 +95,7 @@ def _forward(model: Any, ids: Tensor) -> Tensor:
 def _tokens(model: Any, number: int) -> list[int]:
     """Return different tokens from the middle of the vocabulary, where none are special."""
     size = model.get_input_embeddings().weight.shape[0]
-    return [(size // 3 + 7 * i) % size for i in range(number)]
+    return [size // 3 + (7 * i) % (size // 2) for i in range(number)]
 
 
 def _batch(model: Any) -> Batch:
@@ -93,16 +104,9 @@ def _batch(model: Any) -> Batch:
     return pack(
         [
             Example("probe/long", 0, tuple(t[:_ROW]), ((t[6],), (t[7],)), (1.0, 0.0), False),
-            Example("probe/short", 0, (*t[:2], t[8]), ((t[9], t[10]), (t[11],)), (1.0, 0.0), False),
+            Example("probe/short", 0, (*t[:_SHARED], t[8]), ((t[9], t[10]), (t[11],)), (1.0, 0.0), False),
         ]
     )
-
-
-def _is_causal(model: Any) -> bool:
-    t = torch.tensor(_tokens(model, 2 * _ROW), device=model.device)
-    half = _ROW // 2
-    one, other = (_forward(model, ids)[:half] for ids in (t[:_ROW], torch.cat([t[:half], t[_ROW : _ROW + half]])))
-    return _agree(model, one, other)
 
 
 def _agree(model: Any, one: Tensor, other: Tensor) -> bool:
@@ -128,7 +132,8 @@ def _objection(model: Any, batch: Batch, own_PV: Tensor) -> str:
     return "" if _agree(model, own_PV, found_PV) else f"logits differ by up to {(own_PV - found_PV).abs().max():.2g}"
 
 
-def _take_packed_rows(model: Any, batch: Batch, own_PV: Tensor, longest: int) -> str | None:
+def _take_packed_rows(model: Any, batch: Batch, own_PV: Tensor, longest: int) -> str:
+    """Exchange the model's attention where it can be; return why it cannot, empty where it can."""
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention cannot be exchanged"
     config = model.config
@@ -142,36 +147,59 @@ def _take_packed_rows(model: Any, batch: Batch, own_PV: Tensor, longest: int) ->
             reason = _packed_objection(model, batch, own_PV, longest)
         except Exception as error:  # noqa: BLE001 - a probe that fails says that the model cannot
             reason = short(error)
-    if not reason:
-        return None
-    model.set_attn_implementation(before)
+    if reason:
+        model.set_attn_implementation(before)
     return reason
 
 
 def _packed_objection(model: Any, batch: Batch, own_PV: Tensor, longest: int) -> str:
-    if not _rows_stay_apart(model, longest):
+    found_PV, moved_PV = (_packed_logits(model, b, longest) for b in (batch, _with_another_first_row(batch)))
+    # What is said of the second row must stay as it is: a convolution or a state-space layer would carry the first
+    # one's text into it. Experts that get other tokens may round otherwise.
+    is_second = batch.answer >= _ROW
+    second, moved = found_PV[is_second], moved_PV[is_second]
+    if not bool((second - moved).abs().max() <= 8 * torch.finfo(model.dtype).eps * second.abs().max()):
         return "tokens meet outside of attention"
-    with packed_attention.recorded_masks(longest) as record:
-        plain_PV = own_logits(model, batch)
-    if not _agree(model, own_PV, plain_PV):
+    if not _agree(model, own_PV, found_PV):
+        return "its attention is not plain"
+    plain = [_forward(model, ids[is_token]) for ids, is_token in _rows(batch)]
+    if not _agree(model, own_PV, _at_answers(plain, batch)):
         return "its attention is not the usual one"
-    return record.verdict() or _objection(model, batch, own_PV)
+    with packed_attention.recorded_masks() as record:
+        _longest_row(model, longest)
+    return record.verdict()
 
 
-def _rows_stay_apart(model: Any, longest: int) -> bool:
-    """Whether another first row leaves the second one's logits as they are.
+def _packed_logits(model: Any, batch: Batch, longest: int) -> Tensor:
+    inputs = packed_attention.packed_inputs(batch.input_ids, batch.position, batch.rows, batch.owner, longest)
+    return answer_logits(model, inputs, batch.answer)[0]
 
-    Attention may be the only layer in which tokens meet: a convolution or a state-space layer would carry one row's
-    text into the next.
-    """
-    tokens = torch.tensor(_tokens(model, 2 * _ROW), device=model.device)
-    position = torch.arange(_ROW, device=model.device).repeat(2)
-    owner = torch.arange(2 * _ROW, device=model.device)
-    one, other = (
-        model(
-            **packed_attention.packed_inputs(ids, position, (owner.view(2, _ROW),), owner, longest), use_cache=False
-        ).logits[0, _ROW:]
-        for ids in (tokens, torch.cat([tokens[:_ROW].flip(0), tokens[_ROW:]]))
-    )
-    rounding = 8 * torch.finfo(model.dtype).eps  # experts that get other tokens may round otherwise
-    return bool((one - other).abs().max() <= rounding * one.abs().max())
+
+def _with_another_first_row(batch: Batch) -> Batch:
+    ids = batch.input_ids.clone()
+    ids[_SHARED:_ROW] = ids[_SHARED:_ROW].flip(0)
+    return replace(batch, input_ids=ids)
+
+
+def _longest_row(model: Any, longest: int) -> None:
+    """Run the model over a row of the longest prompts' length, where some architectures change, for its shapes."""
+    row = torch.tensor([_tokens(model, longest)], device=model.device)
+    inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    with _WithoutProducts():
+        answer_logits(model, inputs, torch.tensor([longest - 1], device=model.device))
+
+
+class _WithoutProducts(TorchDispatchMode):
+    """Within it matrix products are zeros: positions and masks depend on none, and take a hundredth of the time."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        first = _FIRST_FACTOR.get(func.overloadpacket)
+        if first is None:
+            return func(*args, **(kwargs or {}))
+        one, other = args[first : first + 2]
+        return one.new_zeros(*one.shape[:-1], other.shape[-1])
+
+
+_FIRST_FACTOR = {torch.ops.aten.mm: 0, torch.ops.aten.bmm: 0, torch.ops.aten.addmm: 1, torch.ops.aten.baddbmm: 1}

@@ -6,7 +6,7 @@ Axes as in :mod:`pipeline.modeling.packing`: M nodes, E examples, C classes, P a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,28 @@ from pipeline.contracts import Sample
 from pipeline.modeling import packed_attention
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import Batch, micro_batches
+
+
+def answer_logits(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a model's own forward and return its logits where they are asked for, which costs its head only those.
+
+    Args:
+        model: a Hugging Face causal language model.
+        inputs: arguments of its forward, B rows of S tokens.
+        answer: (P,) places in the flattened rows.
+
+    Returns:
+        The logits (P, V) in fp32, and what reached the output embedding there, (P, H).
+    """
+    kept: list[Tensor] = []
+
+    def keep_answers(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        kept.append(args[0].flatten(0, 1)[answer])
+        return (kept[-1][None],)
+
+    with model.get_output_embeddings().register_forward_pre_hook(keep_answers):
+        logits_1PV = model(**inputs, use_cache=False).logits
+    return logits_1PV[0].float(), kept[0]
 
 
 class LabelScorer(nn.Module):
@@ -67,15 +89,8 @@ class LabelScorer(nn.Module):
         else:
             input_ids, attention_mask, task_ids, answer = batch.padded()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        kept: list[Tensor] = []
-
-        def keep_answers(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-            kept.append(args[0].flatten(0, 1)[answer])
-            return (kept[-1][None],)
-
-        with self._routed(task_ids), model.get_output_embeddings().register_forward_pre_hook(keep_answers):
-            logits_1PV = model(**inputs, use_cache=False).logits
-        return logits_1PV[0].float(), kept[0]
+        with self._routed(task_ids):
+            return answer_logits(model, inputs, answer)
 
     def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
         return self.adapted.router.route(task_ids) if isinstance(self.adapted, AdapterModel) else nullcontext()

@@ -15,6 +15,7 @@ from pipeline.modeling import packed_attention
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.packing import Example, micro_batches, pack
+from pipeline.modeling.probe import choose_rows
 from pipeline.modeling.scoring import LabelScorer, label_loss
 
 TASKS = ["a", "b"]
@@ -70,7 +71,7 @@ def test_attention_in_bfloat16_is_that_in_float32_rounded_once() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         states = [x.to(dtype).requires_grad_() for x in drawn]
         out, _ = packed_attention.packed_attention(
-            torch.nn.Module(), *states, None, packed_rows=(batch.rows, batch.owner)
+            torch.nn.Module(), *states, None, packed_rows=packed_attention.PackedRows(batch.rows, batch.owner, 9)
         )
         assert out.dtype is dtype
         gradients = torch.autograd.grad(out, states, torch.ones_like(out))
@@ -143,5 +144,6 @@ def test_models_in_which_tokens_meet_outside_of_attention_take_no_packed_rows(fa
         more["layer_types"] = ["conv", "conv", "full_attention", "conv"]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape, **more))
     before = model.config._attn_implementation
-    assert packed_attention.take_packed_rows(model) is takes
+    reason = choose_rows(model.eval(), BaseModelConfig(max_length=16))
+    assert (reason is None) is takes
     assert model.config._attn_implementation == (packed_attention.NAME if takes else before)
