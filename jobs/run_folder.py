@@ -65,7 +65,7 @@ class RunFolder:
         self.adapter = path / "adapter"
         """The trained adapter: what a predictor is loaded from."""
         self.exports = path / "export"
-        """A folder a task, each a plain PEFT LoRA."""
+        """A folder a task, each a plain PEFT LoRA, and how to serve them."""
         self.page = path / "report.html"
         self.result = path / "result.json"
         """Written last: the retraining that made this run is finished."""

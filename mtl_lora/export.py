@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,10 @@ from mtl_lora.core import AdapterCore
 from mtl_lora.files import WEIGHTS_FILE
 from mtl_lora.hashes import write_hashes
 from mtl_lora.layer import is_conv1d
+from mtl_lora.serving import ServedBase, base_name, serving_notice, write_serving
 from mtl_lora.verification import verify_export
 
 __all__ = ["export_all", "export_task", "lora_config", "lora_tensors"]
-
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM accepts for ``--max-lora-rank``."""
 
 
 def _trained_biases(model: AdapterCore) -> dict[str, Tensor]:
@@ -59,15 +59,27 @@ def _target_names(base: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
     return names if selected == set(layers) else sorted(layers)
 
 
-def lora_config(model: AdapterCore, rank: int) -> dict[str, Any]:
-    """Return PEFT's ``adapter_config.json``; ``lora_alpha = r`` because the scaling is inside the tensors."""
+def _served_base(model: AdapterCore) -> ServedBase:
+    """Return the base by the name that it was loaded by, an empty one where it has none."""
+    reference = getattr(getattr(model.base_model, "config", None), "_name_or_path", None)
+    digest = model.base_fingerprint()
+    return ServedBase(base_name(reference) if reference else "", digest["sha256"] if digest else None)
+
+
+def lora_config(model: AdapterCore, rank: int, name: str = "") -> dict[str, Any]:
+    """Return PEFT's ``adapter_config.json``; ``lora_alpha = r`` because the scaling is inside the tensors.
+
+    Args:
+        model: any adapted model.
+        rank: of its exported pairs.
+        name: of the base.
+    """
     layers = model.plain_layers()
-    base_config = getattr(model.base_model, "config", None)
     is_causal = type(model.base_model).__name__.endswith("ForCausalLM")
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if is_causal else None,
-        "base_model_name_or_path": getattr(base_config, "_name_or_path", None) or None,
+        "base_model_name_or_path": name or None,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
@@ -81,9 +93,12 @@ def lora_config(model: AdapterCore, rank: int) -> dict[str, Any]:
     }
 
 
-def _model_card(model: AdapterCore, task: int, config: dict[str, Any], verdict: str) -> str:
-    name, base = model.task_names[task], config["base_model_name_or_path"]
-    head = ["---", "library_name: peft", *([f"base_model: {base}"] if base else []), "tags: [lora, mtl-lora]", "---"]
+def _model_card(
+    model: AdapterCore, task: int, config: dict[str, Any], base: ServedBase, further: list[str], verdict: str
+) -> str:
+    name = model.task_names[task]
+    head = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.name else [])]
+    head += ["tags: [lora, mtl-lora]", "---"]
     facts = [
         f"* One of {len(model.task_names)} tasks trained together with the method `{model.method}`.",
         f"* Rank {config['r']}; the scaling is inside `lora_B`, hence `lora_alpha = r`.",
@@ -91,14 +106,21 @@ def _model_card(model: AdapterCore, task: int, config: dict[str, Any], verdict: 
         f"* Verified before it was written: {verdict}",
         "* `sha256sum -c SHA256SUMS` tells whether the files are still what was written.",
     ]
-    if config["modules_to_save"] or config["bias"] != "none":
-        facts.append("* Holds trained modules or biases besides the LoRA pairs: PEFT serves it, vLLM and LoRAX do not.")
+    facts += [f"* Base: {base.note}"] if base.note else []
+    facts += [f"* `{file}` stands beside the adapter." for file in further]
+    if config["modules_to_save"] or config["bias"] != "none" or config["use_dora"]:
+        facts.append("* Holds more than plain LoRA pairs: PEFT serves it, vLLM and LoRAX do not.")
     use = ["```python", "from peft import PeftModel", "model = PeftModel.from_pretrained(base, FOLDER)", "```"]
     return "\n".join([*head, f"# LoRA for the task `{name}`", "", *facts, "", *use]) + "\n"
 
 
 def export_task(
-    model: AdapterCore, task: int | str, folder: str | os.PathLike[str], example_inputs: Any = None
+    model: AdapterCore,
+    task: int | str,
+    folder: str | os.PathLike[str],
+    example_inputs: Any = None,
+    base: ServedBase | None = None,
+    further_files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write one task as a PEFT LoRA folder: tensors, configuration, model card, and ``SHA256SUMS`` of these.
 
@@ -108,22 +130,27 @@ def export_task(
         folder: replaced as a whole once the new one is verified.
         example_inputs: a dict of keyword or a tuple of positional inputs of the base, on which outputs are compared.
             None makes token ids for a Hugging Face language model; other bases are then compared layer by layer.
+        base: how the base is called elsewhere; None takes the name that it was loaded by, of a folder the last part.
+        further_files: texts by file name that belong to the folder, listed in ``SHA256SUMS`` too.
 
     Raises:
         ExportMismatchError: the folder does not reproduce the model; what stood at ``folder`` is left as it was.
     """
-    target, index = Path(folder), model.task_id(task)
+    target, index, base = Path(folder), model.task_id(task), base or _served_base(model)
+    further = dict(further_files or {})
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         tensors = lora_tensors(model, index)
         rank = next(t.shape[0] for name, t in tensors.items() if name.endswith("lora_A.weight"))
-        config = lora_config(model, rank)
+        config = lora_config(model, rank, base.name)
         save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         (staged / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         verdict = verify_export(model, index, staged, example_inputs)
-        (staged / "README.md").write_text(_model_card(model, index, config, verdict), encoding="utf-8")
-        write_hashes(staged, WEIGHTS_FILE, "adapter_config.json", "README.md")
+        card = _model_card(model, index, config, base, list(further), verdict)
+        for name, text in {**further, "README.md": card}.items():
+            (staged / name).write_text(text, encoding="utf-8")
+        write_hashes(staged, WEIGHTS_FILE, "adapter_config.json", "README.md", *further)
         _put_in_place(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -147,35 +174,19 @@ def _put_in_place(staged: Path, target: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def export_all(model: AdapterCore, folder: str | os.PathLike[str], example_inputs: Any = None) -> dict[str, Path]:
-    """Write every task to ``FOLDER/TASK`` and the serving files; return the folders by task.
+def export_all(
+    model: AdapterCore, folder: str | os.PathLike[str], example_inputs: Any = None, base: ServedBase | None = None
+) -> dict[str, Path]:
+    """Write every task to ``FOLDER/TASK``, ``serving.json`` last; return the folders by task.
 
-    ``serving.json``, written last, lists the adapters and the commands: vLLM's ``--lora-modules``, and for LoRAX,
-    which loads adapters on request, the request parameters of each task. Paths in it are relative to ``FOLDER``.
+    What keeps vLLM from serving them is a warning; :func:`mtl_lora.serving.write_serving` says what the file holds.
 
     Raises:
         ExportMismatchError: as :func:`export_task`.
     """
-    root = Path(folder)
+    root, base = Path(folder), base or _served_base(model)
     root.mkdir(parents=True, exist_ok=True)
-    folders = {name: export_task(model, name, root / name, example_inputs) for name in model.task_names}
-    configs = {name: json.loads((path / "adapter_config.json").read_text()) for name, path in folders.items()}
-    rank = max(config["r"] for config in configs.values())
-    base = next(iter(configs.values()))["base_model_name_or_path"] or "BASE_MODEL"
-    allowed = next((value for value in _VLLM_RANKS if value >= rank), rank)
-    vllm = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(allowed)]
-    vllm += ["--max-loras", str(len(folders)), "--lora-modules", *[f"{name}={name}" for name in folders]]
-    serving = {
-        "schema": 1,
-        "base_model": base,
-        "adapters": [{"name": name, "path": name, "r": config["r"]} for name, config in configs.items()],
-        "vllm": {"command": vllm, "request": {"model": "TASK"}},
-        "lorax": {
-            "command": ["lorax-launcher", "--model-id", base, "--adapter-source", "local"],
-            "requests": {name: {"adapter_id": name, "adapter_source": "local"} for name in folders},
-        },
-    }
-    staged = root / ".serving.json"
-    staged.write_text(json.dumps(serving, indent=2) + "\n", encoding="utf-8")
-    staged.replace(root / "serving.json")
+    folders = {name: export_task(model, name, root / name, example_inputs, base) for name in model.task_names}
+    if notice := serving_notice(write_serving(root, list(folders), base)):
+        warnings.warn(notice, stacklevel=2)
     return folders

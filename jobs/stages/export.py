@@ -1,4 +1,4 @@
-"""Trained adapter → one plain PEFT LoRA a task."""
+"""Trained adapter → one plain PEFT LoRA a task, and how they are asked and served."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run import Run
-from pipeline.progress import Track
+from pipeline.progress import Track, say
 from pipeline.stream import load_manifest, read_split
 
 
 def export(run: Run, adapter: Path) -> dict[str, Path]:
     """Write each task as a plain PEFT LoRA folder, compared by logits with the multi-task model first.
+
+    Each folder holds ``task.json``, how the task is asked; ``serving.json``, written last, how all are served.
 
     Args:
         run: whose tasks are exported.
@@ -20,22 +22,31 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
     Returns:
         Task → its folder.
     """
+    from mtl_lora.serving import serving_notice, write_serving
     from pipeline.modeling.predictor import Predictor
+    from pipeline.serving.base import served_base
+    from pipeline.serving.exported_task import TASK_FILE, ExportedTask
 
     config = run.config
     predictor = Predictor.load(adapter, "cpu")
     adapted: Any = predictor.scorer.model.adapted
+    encoder, base_config = predictor.scorer.encoder, predictor.spec.base
+    base = served_base(base_config, adapted.base_fingerprint()["sha256"], adapter, run.folder.exports)
     split, manifest = config.evaluation.split, load_manifest(config.manifest_path)[0]
     folders = {}
     with Track("export", len(config.tasks), "tasks") as track:
         for task in config.tasks:
             shown = split if manifest.samples_of(task.name, split) else "train"
             sample = next(iter(read_split(config.manifest_path, shown, task=task.name, cache=config.cache)))
-            batch = predictor.scorer.encoder.collate(predictor.scorer.encoder.encode([sample]))
+            batch = encoder.collate(encoder.encode([sample]))
             input_ids, attention_mask, *_ = batch.padded()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            folders[task.name] = adapted.export_task(task.name, run.folder.export(task.name), inputs)
+            asked = ExportedTask.of(task, base_config, base, encoder.label_tokens(task.name))
+            folder = run.folder.export(task.name)
+            folders[task.name] = adapted.export_task(task.name, folder, inputs, base, {TASK_FILE: asked.text})
             track.advance()
+    if notice := serving_notice(write_serving(run.folder.exports, list(folders), base)):
+        say(notice)
     return folders
 
 

@@ -152,7 +152,8 @@ def exported_model(folder: Path, spec: Any) -> Any:
         raise InputError(f"the exported adapter {folder} must fit the base {spec.base.base!r}: {error}") from error
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         given = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 - not a mapping
-    placed = {name for name in get_peft_model_state_dict(model) if ".lora_" in name}
+    # Asked for embeddings too, PEFT would look for the base's name on the Hub.
+    placed = {name for name in get_peft_model_state_dict(model, save_embedding_layers=False) if ".lora_" in name}
     if given != placed:
         raise InputError(
             f"the exported adapter {folder} must fit the base {spec.base.base!r} with {spec.base.num_layers or 'all'} "

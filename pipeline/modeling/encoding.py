@@ -33,6 +33,10 @@ class Encoder:
         self.task_index = {spec.name: index for index, spec in enumerate(specs)}
         self._words = {s.name: self._word_tokens(s, s.label_words) for s in self.specs if s.label_words}
 
+    def label_tokens(self, task: str) -> tuple[tuple[int, ...], ...]:
+        """Return the token ids of each label word of a task; none where its records bring the answers."""
+        return self._words.get(task, ())
+
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
