@@ -103,7 +103,14 @@ class LabelClient:
         import requests
 
         # One token is generated and ignored: not every server takes max_tokens 0.
-        body = {"model": self.model, "prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": prompts,
+            "echo": True,
+            "logprobs": 1,
+            "max_tokens": 1,
+            "temperature": 0,
+        }
         try:
             answer = requests.post(self.url, json=body, headers=self._headers, timeout=self.timeout_s)
         except requests.RequestException as error:

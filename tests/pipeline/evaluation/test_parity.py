@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mtl_lora.hashes import write_hashes
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import HeldBack, InputError
-from pipeline.evaluation.parity import export_parity
+from pipeline.evaluation.parity import export_parity, exported_scorer
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import PredictorSpec
@@ -44,6 +44,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     for name, target in exports.items():
         adapted.export_task(name, target)
     return folder / "adapter", exports
+
+
+@pytest.mark.slow
+def test_an_export_is_loaded_without_a_question_to_the_hub(
+    exported: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(name: str, *_: object, **__: object) -> None:
+        raise AssertionError(f"asked the Hub for {name}")
+
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", asked)
+    spec = PredictorSpec.read(exported[0] / "predictor.json")
+    assert len(exported_scorer(exported[1]["first"], spec).probabilities(SAMPLES[:1])) == 1
 
 
 @pytest.mark.slow

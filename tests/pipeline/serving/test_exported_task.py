@@ -59,5 +59,5 @@ def test_damage_and_other_versions_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_export_without_the_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must hold task.json, found none.*export anew"):
+    with pytest.raises(InputError, match=r"must hold task\.json, found none.*export anew"):
         ExportedTask.read(tmp_path)

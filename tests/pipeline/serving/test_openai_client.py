@@ -165,7 +165,7 @@ def test_a_server_may_ask_for_a_key(
 
 def test_an_absent_server_is_told(exported: tuple[Path, Scorer], tokenizer: Any) -> None:
     client = LabelClient("http://127.0.0.1:9", ExportedTask.read(exported[0] / "clicks"), tokenizer)
-    with pytest.raises(InputError, match="must answer, it did not: .*start the server"):
+    with pytest.raises(InputError, match=r"must answer, it did not: .*start the server"):
         client.probabilities(ROWS["clicks"][:1])
 
 
