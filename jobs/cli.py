@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 held back by a gate.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -18,7 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs import SECRETS
-from pipeline.errors import HeldBack, InputError, did_you_mean, masked
+from jobs.arguments import ConfigFile, Json, Overrides, finish
+from jobs.cluster.verbs import verbs as cluster_verbs
+from jobs.config_verbs import verbs as config_verbs
+from pipeline.errors import HeldBack, InputError, masked
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
@@ -35,33 +37,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-Config = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one (demo, ads_real).")
-]
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Values over the file's.")]
+app.add_typer(cluster_verbs)
+app.add_typer(config_verbs, name="config")
 REFERENCE = "base, run:NAME, models:/NAME@champion, a version number or alias, a folder export/TASK"
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, last on standard output.")]
 
 
 def _run(config: Path, overrides: list[str] | None, as_json: bool, verb: Callable[[RunConfig], Any]) -> None:
     from jobs.config import load_config
 
     try:
-        _finish(verb(load_config(config, overrides or ())), as_json)
+        finish(verb(load_config(config, overrides or ())), as_json)
     except HeldBack as held:
         if held.result is not None:
-            _finish(held.result, as_json)
+            finish(held.result, as_json)
         raise
-
-
-def _finish(result: Any, as_json: bool) -> None:
-    from pipeline.progress import Result, is_followed, send
-
-    if is_followed():
-        send(Result(result))
-    elif as_json:
-        print(json.dumps(result, indent=2, default=str), flush=True)  # noqa: T201
 
 
 def _stage(config: RunConfig, name: str, **options: Any) -> Any:
@@ -95,7 +84,7 @@ def _as_job(
 
     code, result = run_as_job(verb, loaded, extra)
     if result is not None:
-        _finish(result, as_json)
+        finish(result, as_json)
     raise typer.Exit(code)
 
 
@@ -129,27 +118,6 @@ def init(
     else:
         write_atomic(out, text)
         say(f"wrote {out}; look at its tasks, then: mtl-lora plan --config {out}")
-
-
-config_app = typer.Typer(help="The configuration: resolved and explained, or as a schema for editors.")
-app.add_typer(config_app, name="config")
-
-
-@config_app.command("show")
-def config_show(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print the resolved configuration, each value with where it came from."""
-    from jobs.config_views import as_yaml, explained
-
-    rows = explained(config, overrides or ())
-    print(json.dumps(rows, indent=2) if as_json else as_yaml(rows), end="" if not as_json else "\n")  # noqa: T201
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON Schema of a configuration, by which an editor completes and checks the YAML."""
-    from jobs.config_views import schema
-
-    print(json.dumps(schema(), indent=2))  # noqa: T201
 
 
 @app.command()
@@ -351,97 +319,6 @@ def schedule(
     from jobs.weekly.schedule import schedule as run_schedule
 
     run_schedule(load_config(config, overrides or ()))
-
-
-Address = Annotated[
-    str, typer.Option("--address", envvar="RAY_ADDRESS", help="Dashboard of the cluster, http://head:8265.")
-]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id that submit or list shows.")]
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def submit(
-    context: typer.Context,
-    address: Address,
-    verb: Annotated[str, typer.Argument(metavar="VERB", help="Verb to run there, with its own options after it.")],
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log until the end.")] = True,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a secret that the cluster's environment holds; its value never travels."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a verb as a job of a cluster: code and configuration travel along.
-
-    The same work has the same id: a second submit attaches to the first one's job.
-    """
-    from jobs.cluster.submission import submit as submit_job
-    from jobs.config import load_config
-
-    config, overrides, extra = _verb_arguments(verb, context.args)
-    code, found = submit_job(verb, load_config(config, overrides), extra, address, secret or (), wait)
-    if as_json:
-        print(json.dumps(found, indent=2, default=str), flush=True)  # noqa: T201
-    raise typer.Exit(code)
-
-
-def _verb_arguments(verb: str, arguments: list[str]) -> tuple[Path, list[str], list[str]]:
-    """Split a verb's arguments into configuration, overrides and its other options."""
-    command = typer.main.get_command(app).commands.get(verb)  # type: ignore[attr-defined]
-    if command is None or "config" not in {p.name for p in command.params} or verb in ("schedule", "submit"):
-        known = [n for n, c in typer.main.get_command(app).commands.items() if "config" in {p.name for p in c.params}]  # type: ignore[attr-defined]
-        raise InputError(
-            f"submit must be given a verb that has a configuration, got {verb!r}{did_you_mean(verb, known)}"
-        )
-    parsed = command.make_context(verb, list(arguments), resilient_parsing=False).params
-    given = parsed["config"]
-    overrides = list(parsed.get("overrides") or ())
-    extra = [argument for argument in arguments if argument not in overrides]
-    for place in (place for place, argument in enumerate(extra) if argument in ("--config", "-c")):
-        extra[place : place + 2] = []
-        break
-    return Path(given), overrides, [argument for argument in extra if not argument.startswith("--config=")]
-
-
-@app.command()
-def status(job: JobId, address: Address, as_json: Json = False) -> None:
-    """Say how a submitted job is."""
-    from jobs import tables
-    from jobs.cluster.ray_jobs import Jobs
-
-    found = Jobs(address).status(job)
-    tables.show_jobs([found])
-    _finish(found, as_json)
-
-
-@app.command()
-def logs(
-    job: JobId, address: Address, follow: Annotated[bool, typer.Option("--follow", help="Until the end.")] = False
-) -> None:
-    """Show a submitted job's log."""
-    from jobs.cluster.submission import show_log
-
-    raise typer.Exit(show_log(job, address, follow))
-
-
-@app.command()
-def stop(job: JobId, address: Address) -> None:
-    """Stop a submitted job; training saves a checkpoint first."""
-    from jobs.cluster.ray_jobs import Jobs
-    from pipeline.progress import say
-
-    say(f"{job} {'is stopping' if Jobs(address).stop(job) else 'does not run'}")
-
-
-@app.command(name="list")
-def list_jobs(address: Address, as_json: Json = False) -> None:
-    """List the jobs of a cluster."""
-    from jobs import tables
-    from jobs.cluster.ray_jobs import Jobs
-
-    found = Jobs(address).all()
-    tables.show_jobs(found)
-    _finish(found, as_json)
 
 
 @app.command()
