@@ -1,4 +1,4 @@
-"""What a person waits for before the first word: help, refusals and the configuration need none of the heavy packages."""
+"""What a person waits for before the first word: help, refusals and the configuration need nothing heavy."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def test_a_preparation_on_this_machine_alone_imports_neither_ray_nor_deepspeed(t
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(row | {"text_a": f"{split} {row['text_a']}"}) + "\n" for row in rows))
     (tmp_path / "c.yaml").write_text(
-        'name: t\ndata: {source: records, root: .}\ntasks:\n  spam: {template: "{text_a}:", label_words: [" no", " yes"]}\n'
+        "name: t\ndata: {source: records, root: .}\ntasks:\n"
+        '  spam: {template: "{text_a}:", label_words: [" no", " yes"]}\n'
     )
     command = [sys.executable, "-c", PROGRAM % (("ray", "deepspeed", "mlflow", "sklearn", "matplotlib"),)]
     done = subprocess.run(
