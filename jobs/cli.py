@@ -286,11 +286,13 @@ def retrain(
     With `retraining` in the configuration: on the daily partitions that are newer than the champion's.
     """
     from jobs.config import load_config
+    from pipeline.orchestration.environment import inside_job
+
+    loaded = load_config(config, overrides or ())  # what is wrong with it is said before anything heavy is imported
     from jobs.main_job import passed
     from jobs.weekly.loop import backfill as run_back
     from jobs.weekly.loop import nothing_to_do
     from jobs.weekly.loop import retrain as run_all
-    from pipeline.orchestration.environment import inside_job
 
     day = as_of.date() if as_of else None
     if backfill is not None and (day or dry_run):
@@ -299,7 +301,7 @@ def retrain(
         return _run(config, overrides, as_json, lambda c: run_all(c, day, dry_run=True))
     extra = ["--as-of", day.isoformat()] if day else []
     if backfill is None:
-        if not inside_job() and (done := nothing_to_do(load_config(config, overrides or ()), day)) is not None:
+        if not inside_job() and (done := nothing_to_do(loaded, day)) is not None:
             return _run(config, overrides, as_json, lambda _: passed(done))
         return _as_job("retrain", config, overrides, as_json, lambda c: run_all(c, day), tuple(extra))
     first, last = (moment.date() for moment in backfill)

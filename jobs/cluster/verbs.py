@@ -34,11 +34,13 @@ def submit(
 
     The same work has the same id: a second submit attaches to the first one's job.
     """
-    from jobs.cluster.submission import submit as submit_job
     from jobs.config import load_config
 
     config, overrides, extra = _verb_arguments(context.find_root().command, verb, context.args)
-    code, found = submit_job(verb, load_config(config, overrides), extra, address, secret or (), wait)
+    loaded = load_config(config, overrides)  # what is wrong with it is said before Ray is imported
+    from jobs.cluster.submission import submit as submit_job
+
+    code, found = submit_job(verb, loaded, extra, address, secret or (), wait)
     if as_json:
         print(json.dumps(found, indent=2, default=str), flush=True)  # noqa: T201
     raise typer.Exit(code)
