@@ -106,7 +106,9 @@ class AdaptedLinear(nn.Module):
         if ids.dim() == 0:
             return x.reshape(1, -1, self.in_features), ids
         if ids.dim() == 2:
-            if ids.shape == x.shape[:-1] or (x.dim() == 2 and ids.numel() == x.shape[0]):
+            # Latent attention has an axis of length 1, for heads, between rows and tokens: (B, 1, S, I).
+            by_token = x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x
+            if ids.shape == by_token.shape[:-1] or (x.dim() == 2 and ids.numel() == x.shape[0]):
                 return x.reshape(-1, self.in_features), ids.reshape(-1, 1)
         elif x.dim() > 1:
             if x.shape[0] != ids.shape[0] and self.router.allows_expansion and x.shape[0] % ids.shape[0] == 0:
