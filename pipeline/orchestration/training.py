@@ -29,6 +29,7 @@ from pipeline.errors import InputError
 from pipeline.progress import say
 from pipeline.tracking import Tracker
 from pipeline.training.callbacks import CHECKPOINTS, RunCallbacks, failed_file, listen_to_sigterm, stop_file
+from pipeline.training.failures import forget, repeated
 from pipeline.world import World
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def train(job: TrainingJob, run_folder: Path, tracker: Tracker | None) -> Path:
 
     Raises:
         InputError: the cluster has fewer CPUs or GPUs than workers, or a rank met what no restart can fix, such as a
-            loss that is not finite.
+            loss that is not finite or the same error twice at the same step.
         SystemExit: SIGTERM came; everything is saved.
     """
     from pipeline.training.checkpoint import Checkpoints
@@ -81,6 +82,7 @@ def train(job: TrainingJob, run_folder: Path, tracker: Tracker | None) -> Path:
     stop, failed = stop_file(run_folder), failed_file(run_folder)
     with _sigterm_asks(stop):
         failed.unlink(missing_ok=True)
+        forget(stop.parent)
         try:
             trainer.fit()
         except Exception as error:
@@ -152,6 +154,10 @@ def _train_rank(settings: dict[str, Any]) -> None:
             finished = Trainer(job, world, callbacks, run_folder / CHECKPOINTS).run()
         except InputError as error:
             write_atomic(failed_file(run_folder), str(error))
+            raise
+        except Exception as error:
+            if reason := repeated(run_folder / CHECKPOINTS, world.rank, callbacks.step, error):
+                write_atomic(failed_file(run_folder), reason)
             raise
     if not finished and not stop_file(run_folder).exists():
         raise PreemptedError("a rank was told to stop, all have saved; training goes on with other workers")

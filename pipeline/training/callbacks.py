@@ -66,6 +66,8 @@ class RunCallbacks(contextlib.ExitStack):
         self.run_folder, self.world, self.tracker = run_folder, world, tracker
         self.hang_timeout_s, self.leaving = hang_timeout_s, leaving
         self.start_step = 0
+        self.step: int | None = None
+        """The step that this rank is in; None before the first."""
         self.ledger: SampleLedger | None = None
         self.track: Track | None = None
         self.history: History | None = None
@@ -78,15 +80,16 @@ class RunCallbacks(contextlib.ExitStack):
     def started(self, step: int, num_steps: int) -> None:
         """Begin at a step: rows of later ones, which will be written again, are dropped."""
         self._alive()
-        self.start_step = step
+        self.start_step = self.step = step
         if self.world.rank == 0:
             self.history = self.enter_context(History(self.run_folder / HISTORY, self.tracker, step))
             self.track = self.enter_context(Track("train", num_steps, "steps"))
             self.track.done = step
 
     def stops(self) -> bool:
-        """Whether this rank is told to stop; being asked is the sign that it lives."""
+        """Whether this rank is told to stop; being asked is the sign that it lives and has done a step."""
         self._alive()
+        self.step = None if self.step is None else self.step + 1
         return _terminated.is_set() or self.leaving() or stop_file(self.run_folder).exists()
 
     def log(self, row: dict[str, Any]) -> None:

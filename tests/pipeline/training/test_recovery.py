@@ -92,3 +92,35 @@ def test_what_no_restart_can_mend_ends_the_run_at_once(root: Path, address: str)
         assert job.end(timeout_s=120) == 2, job.tail()
     assert "every loss and gradient must be finite" in job.tail()
     assert not list((job.folder / "checkpoints").glob(".failed"))
+
+
+def test_the_same_error_twice_at_a_step_ends_the_run(root: Path, address: str, tmp_path: Path) -> None:
+    import ray
+
+    from pipeline.errors import InputError
+    from pipeline.modeling.adapter_config import AdapterConfig
+    from pipeline.modeling.base_model import BaseModelConfig
+    from pipeline.orchestration.training import train
+    from pipeline.stream import load_manifest
+    from pipeline.training.config import TrainingConfig
+    from pipeline.training.loop import TrainingJob
+
+    # Labels without a label word: the shards were written for other tasks, which the command would have refused.
+    tasks = tuple(
+        task.model_copy(update={"label_words": task.label_words[:1]})
+        for task in load_manifest(root / "shards")[0].tasks
+    )
+    job = TrainingJob(
+        manifest_path=root / "shards",
+        tasks=tasks,
+        base=BaseModelConfig(base=str(root / "base"), dtype="float32"),
+        adapter=AdapterConfig(r=4),
+        training=TrainingConfig(num_workers=2, global_batch_size=16, max_steps=4, max_failures=50),
+        seed=0,
+    )
+    ray.init(address=address, log_to_driver=False)
+    try:
+        with pytest.raises(InputError, match=r"failed twice in step \d+ with IndexError"):
+            train(job, tmp_path, None)
+    finally:
+        ray.shutdown()
