@@ -127,7 +127,8 @@ def _until(process: subprocess.Popen[str], words: str, limit_s: float = 240) -> 
 
 def test_a_missed_run_is_caught_up_once_with_a_notice_and_the_stop_is_graceful(tmp_path: Path) -> None:
     (tmp_path / "partitions").mkdir()
-    first = _start(tmp_path, "0 * * * *")
+    hourly = f"{(dt.datetime.now().minute + 30) % 60} * * * *"  # no time of it comes while this runs
+    first = _start(tmp_path, hourly)
     try:
         _until(first, "retraining ads-relevance at")
     finally:
@@ -140,7 +141,7 @@ def test_a_missed_run_is_caught_up_once_with_a_notice_and_the_stop_is_graceful(t
     job.next_run_time -= dt.timedelta(hours=5)
     store.update_job(job)
     store.shutdown()
-    second = _start(tmp_path, "0 * * * *")
+    second = _start(tmp_path, hourly)
     try:
         seen = _until(second, "retraining ended with exit code 2")  # the folder holds no partition: bad input
         assert "was missed" in seen
