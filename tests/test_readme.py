@@ -1,0 +1,113 @@
+"""What the README tells a person to type is there, and does what it says."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from jobs import cli
+from jobs.config import load_config
+from pipeline.contracts import TaskSpec
+from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+LINES = [line.partition(" #")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()]
+COMMANDS = [line.partition(" -- ")[2] if line.startswith("ray ") else line for line in LINES]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("mtl-lora ")])
+def test_each_command_is_one_that_the_command_takes(line: str) -> None:
+    command: Any = typer.main.get_command(cli.app)
+    _, *arguments = shlex.split(line)
+    while arguments and arguments[0] in getattr(command, "commands", {}):
+        command = command.commands[arguments[0]]
+        name, *arguments = arguments
+    if arguments == ["--install-completion"]:
+        assert any("--install-completion" in option.opts for option in command.params)
+        return
+    if name == "submit":  # its verb's options are checked where it runs
+        _, verb, *arguments = [*arguments[arguments.index("retrain") - 1 :]]
+        command = typer.main.get_command(cli.app).commands[verb]  # type: ignore[attr-defined]
+    command.make_context(name, list(arguments))
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make ")])
+def test_each_make_target_is_there(line: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert line.split()[1] in targets
+
+
+def test_each_file_and_folder_that_is_linked_is_there() -> None:
+    linked = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    assert linked
+    assert [link for link in linked if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])
+def test_each_piece_of_python_can_be_read(code: str) -> None:
+    ast.parse(code)
+
+
+def test_the_adapter_alone_does_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape))
+    values = {"base": base, "inputs": {"input_ids": torch.ones(2, 3, dtype=torch.long)}}
+    values["task_ids"] = torch.tensor([1, 0])
+    monkeypatch.chdir(tmp_path)
+    exec(next(block for kind, block in BLOCKS if "MTLLoRAConfig" in block), values)
+    assert (tmp_path / "clicks-lora" / "adapter_config.json").is_file()
+
+
+def _records(task: TaskSpec, split: str) -> list[dict[str, Any]]:
+    rows = []
+    for i in range(24):
+        row: dict[str, Any] = {field: f"{split} {field} number {i}" for field in task.text_fields}
+        if task.kind == "choice":
+            row[task.choices_field] = ["this one", "that one"]
+        row[task.label_field] = task.label_values[i % 3] if task.label_values else i % (task.num_classes or 2)
+        for field, value in ((task.group_field, f"g{i // 4}"), (task.weight_field, 1.5)):
+            if field:
+                row[field] = value
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "yaml"])
+def test_each_configuration_prepares_data_of_its_form(mtl_lora: Run, tmp_path: Path, block: str) -> None:  # noqa: F811
+    root = tmp_path / "data"
+    (tmp_path / "c.yaml").write_text(block)
+    settings = [f"data.root={root}", f"run_root={tmp_path}/runs"]
+    for task in load_config(tmp_path / "c.yaml", settings).tasks:
+        (root / task.name).mkdir(parents=True)
+        for split in ("train", "test"):
+            lines = [json.dumps(row) + "\n" for row in _records(task, split)]
+            (root / task.name / f"{split}.jsonl").write_text("".join(lines))
+    done = mtl_lora("prepare", "--config", str(tmp_path / "c.yaml"), "--json", *settings)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["rejected"] == []
+
+
+def test_a_strangers_first_steps(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "spam").mkdir()
+    for split in ("train", "test"):
+        rows = [{"text": f"{split} message {i}", "label": i % 2} for i in range(60)]
+        (tmp_path / "spam" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = str(tmp_path / "run.yaml")
+    assert mtl_lora("init", str(tmp_path), "--out", config).code == 0
+    planned = mtl_lora("plan", "--no-calibrate", "--config", config, f"run_root={tmp_path}/runs", "model.num_layers=1")
+    assert planned.code in (0, 3), planned.err  # 3: this machine is too small, which is an answer too
+    assert "60" in planned.err
+    shown = mtl_lora("config", "show", "--config", config)
+    assert 'source: "records"  # file' in shown.out
