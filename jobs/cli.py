@@ -156,7 +156,20 @@ def plan(
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train the adapter, as a Ray job (on a local cluster where no address is given)."""
-    _as_job("train", config, overrides, as_json, lambda c: {"adapter": str(_stage(c, "train"))})
+
+    def verb(run: RunConfig) -> dict[str, Any]:
+        from jobs import tables
+        from jobs.run import Run
+        from pipeline.progress import say
+
+        adapter = _stage(run, "train")
+        tables.show_training(Run(run).history())
+        say(
+            f"next: mtl-lora evaluate --config {config}, or everything that is left: mtl-lora retrain --config {config}"
+        )
+        return {"adapter": str(adapter)}
+
+    _as_job("train", config, overrides, as_json, verb)
 
 
 @app.command()

@@ -115,11 +115,16 @@ def main_job(run: Run) -> dict[str, Any]:
 def _outcome(run: Run, made: dict[str, Any]) -> dict[str, Any]:
     """Show what came out and return it as plain values."""
     decision: PromotionDecision = made["promote"]
+    tables.show_training(run.history())
     tables.show_evaluation(made["evaluate"].trained, made["evaluate"].base)
     tables.show_decision(decision)
     say(f"model   models:/{run.registry.name}@champion in {run.config.tracking.shown}")
     say(f"exports {run.folder.exports}: {', '.join(made['export'])}")
     say(f"report  {made['report']}")
+    say(
+        f"next: open the report; ask the model as the README shows; serve {run.folder.exports / 'serving.json'}; or, for"
+    )
+    say("your own data: mtl-lora init path/to/records --out run.yaml")
     links = {"version": decision.candidate, "report": str(made["report"])}
     return {"verdict": decision.verdict, "reasons": list(decision.reasons), **links}
 

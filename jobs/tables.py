@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -62,6 +64,34 @@ def show_drift(found: DriftReport) -> None:
         marks = {"ok": "", "warn": " warn", "hold": " hold"}
         table.add_row(task, *(f"{m.value:.3f}{marks[m.verdict]}" for m in measured.values()))
     _print(table)
+
+
+def show_training(history: Sequence[Mapping[str, Any]]) -> None:
+    """Show how each task's loss came down, from the rows of a training log (``step``, ``loss``, ``task_loss``)."""
+    if len(history) < 2:
+        return
+    curves = {"all": [row["loss"] for row in history]}
+    for task in dict.fromkeys(task for row in history for task in row.get("task_loss", {})):
+        curves[task] = [row["task_loss"][task] for row in history if row["task_loss"].get(task) is not None]
+    table = Table(title=f"Loss over {history[-1]['step']} steps")
+    for column in ("task", "first", "course", "last"):
+        table.add_column(column, justify="right" if column in ("first", "last") else "left")
+    for name, losses in curves.items():
+        if losses:
+            table.add_row(name, f"{losses[0]:.3f}", sparkline(losses), f"{losses[-1]:.3f}")
+    _print(table)
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Return values as a line of at most ``width`` block characters, the lowest value the lowest block."""
+    count = min(width, len(values))
+    means = [fmean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
+    low, high = min(means), max(means)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
+
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def show_evaluation(trained: EvaluationReport, base: EvaluationReport | None) -> None:
