@@ -121,10 +121,8 @@ def _outcome(run: Run, made: dict[str, Any]) -> dict[str, Any]:
     say(f"model   models:/{run.registry.name}@champion in {run.config.tracking.shown}")
     say(f"exports {run.folder.exports}: {', '.join(made['export'])}")
     say(f"report  {made['report']}")
-    say(
-        f"next: open the report; ask the model as the README shows; serve {run.folder.exports / 'serving.json'}; or, for"
-    )
-    say("your own data: mtl-lora init path/to/records --out run.yaml")
+    say(f"serving {run.folder.exports / 'serving.json'}")
+    say("next: open the report; or begin with your own data: mtl-lora init path/to/records --out run.yaml")
     links = {"version": decision.candidate, "report": str(made["report"])}
     return {"verdict": decision.verdict, "reasons": list(decision.reasons), **links}
 
