@@ -295,7 +295,9 @@ class TaskResult(Contract):
     intervals: dict[str, tuple[float, float] | None] = Field(default_factory=dict)
     """95 % interval of every metric by name."""
     undefined: dict[str, str] = Field(default_factory=dict)
-    """Why a metric is undefined, by name."""
+    """Why a metric, or its interval alone, is undefined, by name."""
+    rarer_class: int | None = None
+    """Samples of the rarer class of a binary task; with groups, how many hold some. None: an earlier release."""
 
 
 class MacroResult(Contract):
@@ -333,6 +335,8 @@ class Difference(Contract):
     standard_error: float | None
     p_value: float | None
     """Two-sided, of no difference."""
+    degrees_of_freedom: float | None = None
+    """Of Student's t, by which the interval was made; None for the normal distribution."""
     reason: str | None = None
 
 
@@ -345,6 +349,8 @@ class TaskDifference(Difference):
     """Adjusted for all tasks compared (Holm 1979)."""
     verdict: Literal["better", "worse", "no difference shown", "undefined"]
     """By the adjusted p-value at 5 %."""
+    rarer_class: int | None = None
+    """As in :class:`TaskResult`."""
 
 
 class Comparison(Contract):
@@ -373,6 +379,13 @@ class PromotionDecision(Contract):
     champion: str | None
     tasks: dict[str, str]
     """Verdict a task, in words."""
+    evidence: tuple[str, ...] = ()
+    """What it rests on, in words: champion, anchor, how often this holdout was looked at. Empty in earlier releases."""
+    anchor: str | None = None
+    """The best earlier champion, that the candidate was held against beside the champion; the champion where that is
+    the best itself."""
+    becomes_anchor: bool = False
+    """Whether later candidates are held against this one instead, once it is champion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 

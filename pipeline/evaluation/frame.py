@@ -6,6 +6,7 @@ Axes: N samples, C classes (padded with zeros where a choice task offers fewer).
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError, did_you_mean
 
+PARTS = 200
+"""Groups, or parts of as many groups, that are left out one after the other."""
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -33,6 +36,10 @@ SCHEMA = pa.schema(
         ("group", pa.string()),
     ]
 )
+
+
+_ROUNDING = 1e-4
+"""How far outside 0 to 1 rounding may carry a probability."""
 
 
 def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
@@ -101,6 +108,7 @@ class TaskScores:
         labels: (N,) class index; the number itself for ordinal tasks.
         probabilities: (N, C) class probabilities, zero beyond a sample's own choices.
         groups: (N,) cluster codes from zero, or None where no sample names a group.
+        clusters: name of each cluster, by which tasks know a group that they share; None for a sample without one.
     """
 
     spec: TaskSpec
@@ -108,6 +116,7 @@ class TaskScores:
     labels: Floats
     probabilities: Floats
     groups: Ints | None = None
+    clusters: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -153,8 +162,11 @@ class TaskScores:
 
     def take(self, rows: NDArray[np.bool_] | Ints) -> TaskScores:
         """Return the named rows, in that order; cluster codes are numbered anew."""
-        groups = None if self.groups is None else np.unique(self.groups[rows], return_inverse=True)[1]
-        return TaskScores(self.spec, self.keys[rows], self.labels[rows], self.probabilities[rows], groups)
+        groups, clusters = None, self.clusters
+        if self.groups is not None:
+            kept, groups = np.unique(self.groups[rows], return_inverse=True)
+            clusters = tuple(self.clusters[code] for code in kept) if self.clusters else ()
+        return TaskScores(self.spec, self.keys[rows], self.labels[rows], self.probabilities[rows], groups, clusters)
 
 
 def by_task(scores: pd.DataFrame, specs: Sequence[TaskSpec]) -> dict[str, TaskScores]:
@@ -187,23 +199,42 @@ def _task_scores(spec: TaskSpec, part: pd.DataFrame) -> TaskScores:
             f"task {spec.name!r}: a row must have one score a class, {spec.num_classes}, "
             f"got {sorted(set(widths.tolist()))}; score with the task specs that trained it"
         )
-    if not np.isfinite(flat).all():
+    # Negated, so that NaN counts as outside; a sum in float32 may end a little above 1.
+    outside = ~((flat >= -_ROUNDING) & (flat <= 1 + _ROUNDING))
+    if outside.any():
         raise InputError(
-            f"task {spec.name!r}: scores must be finite, got {int((~np.isfinite(flat)).sum())} that are not"
+            f"task {spec.name!r}: scores must be finite probabilities from 0 to 1, got {int(outside.sum())} that are "
+            f"not, first {flat[outside][0]:g}; score() must return softmax probabilities, no logits"
         )
     if spec.kind != "ordinal" and ((labels < 0) | (labels >= widths) | (labels % 1 != 0)).any():
         raise InputError(f"task {spec.name!r}: a label must be a class index below the number of scores")
-    return TaskScores(spec, part["key"].to_numpy(object), labels, probabilities, _group_codes(part["group"]))
+    return TaskScores(spec, part["key"].to_numpy(object), labels, probabilities, *_group_codes(part["group"]))
 
 
-def _group_codes(column: pd.Series) -> Ints | None:
+def _group_codes(column: pd.Series) -> tuple[Ints | None, tuple[str | None, ...]]:
     if column.isna().all():
-        return None
+        return None, ()
     codes, known = pd.factorize(column, sort=True)
     alone = codes < 0  # a sample without a group is a cluster of its own
     codes = codes.astype(np.int64)
     codes[alone] = len(known) + np.arange(alone.sum())
-    return codes
+    return codes, (*map(str, known), *(None,) * int(alone.sum()))
+
+
+def shared_parts(samples: Mapping[str, TaskScores]) -> dict[str, Ints | None]:
+    """Return the part, below :data:`PARTS`, that each sample's group belongs to, (N,) a task; None without groups.
+
+    A group that several tasks hold is in one part.
+    """
+    named = sorted({name for sample in samples.values() for name in sample.clusters if name is not None})
+    known = {name: number for number, name in enumerate(named)}
+    free = itertools.count(len(named))
+    return {
+        name: None
+        if sample.groups is None
+        else np.array([next(free) if c is None else known[c] for c in sample.clusters])[sample.groups] % PARTS
+        for name, sample in samples.items()
+    }
 
 
 def keys_sha256(sample: TaskScores) -> str:

@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from pipeline.contracts import EvaluationReport, MacroResult, Metric, TaskResult, TaskSpec
-from pipeline.evaluation.delong import auc_interval
-from pipeline.evaluation.frame import Floats, TaskScores, by_task, keys_sha256
+from pipeline.evaluation.delong import auc_interval, part_sums, placements
+from pipeline.evaluation.frame import PARTS, Floats, Ints, TaskScores, by_task, keys_sha256, shared_parts
 from pipeline.evaluation.intervals import (
     REPLICATES,
     bca_interval,
     left_out_weights,
-    percentile_interval,
+    part_effects,
     plain_value,
     replicate,
     share_interval,
 )
 from pipeline.evaluation.metrics import reason, statistics
+from pipeline.evaluation.paired import rarer_class, too_few
 
 NAMED = ("auc", "accuracy", "logloss", "ece")
 """Metrics with a field of their own in :class:`TaskResult`; the others stand in ``more``."""
@@ -61,7 +63,6 @@ def summarize(
     """
     parts = by_task(scores, specs)
     results: dict[str, TaskResult] = {}
-    draws: list[Floats] = []
     for spec in specs:
         best = (best_attainable or {}).get(spec.name)
         if spec.name not in parts:
@@ -70,13 +71,12 @@ def summarize(
                 n=0, metric=metric_of(spec), value=None, ci95=None, reason=nothing, best_attainable=best
             )
             continue
-        results[spec.name], draw = task_result(parts[spec.name], task_rng(seed, spec.name), replicates, best)
-        draws.append(draw)
+        results[spec.name] = task_result(parts[spec.name], task_rng(seed, spec.name), replicates, best)
     return EvaluationReport(
         model=model,
         data={**data, "keys_sha256": {name: keys_sha256(part) for name, part in parts.items()}},
         tasks=results,
-        macro=_macro(results, draws),
+        macro=_macro(results, parts),
     )
 
 
@@ -87,10 +87,8 @@ def metric_of(spec: TaskSpec) -> Metric:
     return spec.metric
 
 
-def task_result(
-    sample: TaskScores, rng: np.random.Generator, replicates: int, best: float | None = None
-) -> tuple[TaskResult, Floats]:
-    """Return one task's metrics, and the bootstrap replicates of the metric that stands for it."""
+def task_result(sample: TaskScores, rng: np.random.Generator, replicates: int, best: float | None = None) -> TaskResult:
+    """Return one task's metrics with their intervals."""
     known = statistics(sample)
     values = {name: plain_value(statistic, len(sample)) for name, statistic in known.items()}
     draws = replicate(sample, known, rng, replicates)
@@ -106,13 +104,15 @@ def task_result(
             intervals[name] = None
         elif name == "auc":
             intervals[name] = auc_interval(sample.labels, sample.score, sample.groups)
+            if intervals[name] is None:
+                undefined[name] = too_few(sample, name) or "no interval"
         elif name in SHARES and (sample.groups is None or values[name] in (0.0, 1.0)):
             intervals[name] = share_interval(values[name], units)
         else:
             jackknife = np.concatenate([part[name] for part in left_out])
             intervals[name] = bca_interval(draws[name], values[name], jackknife, units)
     shown = {name: None if math.isnan(value) else value for name, value in values.items()}
-    result = TaskResult(
+    return TaskResult(
         n=len(sample),
         metric=metric,
         value=shown[metric],
@@ -122,16 +122,42 @@ def task_result(
         more={name: value for name, value in shown.items() if name not in NAMED},
         intervals=intervals,
         undefined=undefined,
+        rarer_class=rarer_class(sample),
         **{name: shown.get(name) for name in NAMED},
     )
-    return result, draws[metric]
 
 
-def _macro(results: Mapping[str, TaskResult], draws: Sequence[Floats]) -> MacroResult:
+def _macro(results: Mapping[str, TaskResult], samples: Mapping[str, TaskScores]) -> MacroResult:
+    """Average the tasks' metrics; the interval is the normal one, with what shared groups add taken jointly."""
     missing = [name for name, result in results.items() if result.value is None]
     if missing or not results:
         why = f"undefined for {', '.join(missing)}" if missing else "no tasks"
         return MacroResult(value=None, ci95=None, reason=why)
     value = float(np.mean([result.value for result in results.values()]))
     averages = ", ".join(f"{name} ({result.metric})" for name, result in results.items())
-    return MacroResult(value=value, ci95=percentile_interval(np.mean(draws, axis=0)), averages=averages)
+    unsure = [name for name, result in results.items() if result.ci95 is None]
+    if unsure:
+        why = f"no interval for {', '.join(unsure)}"
+        return MacroResult(value=value, ci95=None, reason=why, averages=averages)
+    reach = float(ndtri(0.975))
+    alone, joint = 0.0, np.zeros(PARTS)
+    for name, parts in shared_parts(samples).items():
+        low, high = results[name].ci95 or (0.0, 0.0)
+        error = (high - low) / (2 * reach)
+        effects = None if parts is None else _effects(samples[name], parts)
+        if effects is None:
+            alone += error**2
+        else:
+            joint += effects * (error / math.sqrt(float(np.square(effects).sum())))
+    half = reach * math.sqrt(alone + float(np.square(joint).sum())) / len(results)
+    return MacroResult(value=value, ci95=(max(-1.0, value - half), min(1.0, value + half)), averages=averages)
+
+
+def _effects(sample: TaskScores, parts: Ints) -> Floats | None:
+    """Return what each part of the groups adds to a task's metric; None where nothing varies."""
+    metric = metric_of(sample.spec)
+    if metric == "auc":
+        effects: Floats | None = part_sums(parts, placements(sample.labels, sample.score).influence, PARTS)
+    else:
+        effects = part_effects(statistics(sample)[metric], parts)
+    return effects if effects is not None and effects.any() else None

@@ -15,7 +15,7 @@ from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.evaluation.auc_bootstrap import paired_auc_bootstrap
 from pipeline.evaluation.compare import compare, holm
-from pipeline.evaluation.delong import auc_difference, auc_interval, placements, variance
+from pipeline.evaluation.delong import auc_difference, auc_interval, placements, spread
 from pipeline.evaluation.frame import COLUMNS
 from pipeline.evaluation.intervals import bootstrap_weights
 from tests.pipeline.evaluation.simulated import scores, specs
@@ -39,20 +39,20 @@ def test_delong_variance_agrees_with_the_paired_formula_of_all_pairs() -> None:
     v10 = np.stack([psi(s).mean(axis=1) for s in (first, second)])
     v01 = np.stack([psi(s).mean(axis=0) for s in (first, second)])
     cov = np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]
-    difference, error = auc_difference(labels, first, second)
-    assert difference == pytest.approx(roc_auc_score(labels, first) - roc_auc_score(labels, second), abs=1e-12)
-    assert error**2 == pytest.approx(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1], rel=1e-12)
+    found = auc_difference(labels, first, second)
+    assert found.difference == pytest.approx(roc_auc_score(labels, first) - roc_auc_score(labels, second), abs=1e-12)
+    assert found.spread.variance == pytest.approx(cov[0, 0] + cov[1, 1] - 2 * cov[0, 1], rel=1e-12)
     one = placements(labels, first)
-    assert variance(one.influence, one.positive)[0] == pytest.approx(cov[0, 0], rel=1e-12)
+    assert spread(one.influence, one.positive).variance == pytest.approx(cov[0, 0], rel=1e-12)
 
 
-def test_clusters_of_one_sample_give_nearly_the_unclustered_variance() -> None:
+def test_clusters_of_one_sample_give_the_unclustered_variance() -> None:
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, 400)
     p = placements(labels, rng.normal(size=400) + labels)
-    assert variance(p.influence, p.positive, np.arange(400))[0] == pytest.approx(
-        variance(p.influence, p.positive)[0], rel=0.01
-    )
+    alone, clustered = spread(p.influence, p.positive), spread(p.influence, p.positive, np.arange(400))
+    assert clustered.variance == pytest.approx(alone.variance, rel=1e-9)
+    assert clustered.degrees_of_freedom == pytest.approx(alone.degrees_of_freedom, rel=1e-9)
 
 
 def test_copied_clusters_leave_the_clustered_interval_as_it_was() -> None:

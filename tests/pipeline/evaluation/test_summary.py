@@ -153,7 +153,7 @@ def test_a_share_of_few_samples_is_never_sure(right: int) -> None:
     said[:, 0] = said[:, 2] = 0.2
     labels = np.array([1.0] * right + [2.0] * (8 - right))
     sample = TaskScores(spec, np.array([str(i) for i in range(8)], dtype=object), labels, said)
-    result, _ = task_result(sample, np.random.default_rng(0), 200)
+    result = task_result(sample, np.random.default_rng(0), 200)
     low, high = result.intervals["accuracy"]
     expected = binomtest(right, 8).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
