@@ -44,6 +44,9 @@ class PromotionConfig(Settings):
     model_name: str = Field(default="ads-relevance", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the registered model."""
     gates: GatesConfig = GatesConfig()
+    anchor: int | None = Field(default=None, ge=1)
+    """Version that candidates are held against beside the champion, so that small falls do not add up; null for the
+    best earlier champion that the ledger knows. Name another where its files are gone, or to accept a lower level."""
     """Limits that a candidate is held to before it may become champion."""
 
 
@@ -158,6 +161,8 @@ class RunConfig(Settings):
                 "publish must be an s3:// folder for shards that this run prepares, got "
                 f"publish {self.publish!r} with manifest {self.manifest!r}; leave one of them out, or name a bucket"
             )
+        if self.tasks and (unknown := self.promotion.gates.unknown_names(names)) is not None:
+            raise ValueError(unknown)
         if not self.tasks and self.data.source != "synthetic_ads":
             raise ValueError("tasks must name at least one task, got none; give each a template and label_words")
         if self.retraining is not None and (self.data.source != "records" or self.data.windows):

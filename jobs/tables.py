@@ -139,10 +139,10 @@ def _difference(found: Difference) -> str:
 
 
 def show_decision(decision: PromotionDecision) -> None:
-    """Show a promotion decision with its reasons."""
+    """Show a promotion decision with its reasons and what it rests on."""
     console.print(f"[bold]{decision.verdict}[/bold] {decision.candidate}", soft_wrap=True)
-    for reason in decision.reasons:
-        console.print(f"  {reason}", markup=False, soft_wrap=True)
+    for words in (*decision.reasons, *decision.evidence):
+        console.print(f"  {words}", markup=False, soft_wrap=True)
 
 
 def _cell(result: TaskResult) -> str:

@@ -1,4 +1,4 @@
-"""Challenger and champion on the same samples, in pairs."""
+"""The challenger against champion, anchor and untrained base on the same samples, in pairs."""
 
 from __future__ import annotations
 
@@ -6,43 +6,57 @@ from dataclasses import dataclass
 
 from jobs.run import Run
 from jobs.scoring import Scored, model_of, own_models, score, version_model
-from pipeline.contracts import Comparison, EvaluationReport
+from pipeline.contracts import Comparison
 from pipeline.evaluation.compare import compare as compare_scores
-from pipeline.promotion.registry import Version
+from pipeline.promotion.evidence import Evidence, Opponent
+from pipeline.promotion.versions import Version
 
 
 @dataclass(frozen=True)
-class Opponent:
-    """The champion that a challenger is held against.
+class Compared:
+    """What a challenger is held against.
 
     Args:
-        version: it is.
-        report: what it scored on the run's samples; None where the challenger is champion itself.
-        comparison: the paired differences, challenger less champion; None likewise.
+        champion: the present one; None where there is none yet.
+        evidence: all that the gates need; None where the challenger is champion itself.
     """
 
-    version: Version
-    report: EvaluationReport | None = None
-    comparison: Comparison | None = None
+    champion: Version | None
+    evidence: Evidence | None
 
 
-def compare(run: Run, version: Version) -> Opponent | None:
-    """Score the champion on the run's samples and compare the run with it, in pairs.
+def compare(run: Run, version: Version) -> Compared:
+    """Score champion and anchor on the run's samples and compare the run with them and with the base, in pairs.
 
     Args:
         run: of the challenger.
         version: the challenger.
-
-    Returns:
-        None where there is no champion yet.
     """
-    champion = run.registry.champion()
-    if champion is None:
-        return None
-    if champion.number == version.number:
-        return Opponent(champion)
-    ours, theirs = score(run, own_models(run, run.folder.adapter)[0], version_model(run, run.registry, champion))
-    return Opponent(champion, theirs.report, paired(run, ours, theirs, str(version.number), str(champion.number)))
+    registry, champion = run.registry, run.registry.champion()
+    if champion is not None and champion.number == version.number:
+        return Compared(champion, None)
+    anchor = registry.anchor([task.name for task in run.config.tasks], run.config.promotion.anchor)
+    opponents = [v for v in (champion, anchor) if v is not None]
+    models = {v.number: version_model(run, registry, v) for v in opponents}
+    ours, base, *theirs = score(run, *own_models(run, run.folder.adapter), *models.values())
+    scored = dict(zip(models, theirs, strict=True))
+
+    def held_against(other: Version | None) -> Opponent | None:
+        if other is None:
+            return None
+        name, found = str(other.number), scored[other.number]
+        comparison = paired(run, ours, found, str(version.number), name)
+        return Opponent(name, found.report, comparison, registry.tasks_of(other))
+
+    untrained = paired(run, ours, base, str(version.number)) if run.config.promotion.gates.beat_base else None
+    evidence = Evidence(
+        base=Opponent(base.words, base.report, untrained),
+        champion=held_against(champion),
+        anchor=held_against(anchor) if anchor is not None and anchor != champion else None,
+        looks=registry.looks(version.number),
+        ever_answered={task for _, origin in registry.versions() for task in origin.tasks},
+    )
+    return Compared(champion, evidence)
 
 
 def paired(run: Run, ours: Scored, theirs: Scored, candidate: str = "", reference: str = "") -> Comparison:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.run import Run
 from jobs.run_folder import DECISION
-from jobs.stages.compare import Opponent
+from jobs.stages.compare import Compared
 from jobs.stages.evaluate import Evaluation
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
@@ -23,28 +23,21 @@ _PARITY_SAMPLES = 8
 
 
 def decide(
-    run: Run, version: Version, opponent: Opponent | None, evaluation: Evaluation, exports: Mapping[str, Path]
+    run: Run, version: Version, compared: Compared, evaluation: Evaluation, exports: Mapping[str, Path]
 ) -> PromotionDecision:
     """Decide on the challenger by the gates; before it may pass, each exported task must answer as the adapter does.
 
     Args:
         run: of the challenger.
         version: the challenger.
-        opponent: the champion, None where there is none yet.
-        evaluation: what the challenger and the untrained base scored.
+        compared: what the challenger is held against.
+        evaluation: what it scored.
         exports: task → its exported folder.
     """
-    if opponent is not None and opponent.version.number == version.number:
+    if compared.evidence is None:
         return _standing(run, version)
-    champion = opponent.version if opponent else None
-    decision = policy.decide(
-        evaluation.trained,
-        evaluation.base,
-        opponent.report if opponent else None,
-        run.config.promotion.gates,
-        against_champion=opponent.comparison if opponent else None,
-        champion_tasks=run.registry.tasks_of(champion) if champion else (),
-    ).model_copy(update={"candidate": str(version.number), "champion": str(champion.number) if champion else None})
+    decision = policy.decide(evaluation.trained, compared.evidence, run.config.promotion.gates)
+    decision = decision.model_copy(update={"candidate": str(version.number)})
     decision = policy.after(decision, policy.not_deposed(version.number, run.registry.deposed(version.number)))
     if decision.verdict == "PROMOTE":
         decision = policy.after(decision, _parity(run, exports))

@@ -41,6 +41,7 @@ def register(run: Run, evaluation: Evaluation) -> Version:
         base_fingerprint=fingerprint(config.model),
         macro=report.macro.value,
         metrics={name: result.value for name, result in report.tasks.items()},
+        holdout=report.data.get("keys_sha256", {}),
         git_commit=git_commit(),
     )
     card = model_card(run.registry.name, config.tasks, report, provenance)

@@ -41,6 +41,7 @@ class Facts:
         today: by this machine's clock.
         as_of: later days are not looked at.
         champion: the present one; None where there is none yet.
+        anchor: the best earlier champion, the champion itself where there is no better.
         earlier_manifest: of the shards that the champion was trained on, where they stand still.
     """
 
@@ -48,6 +49,7 @@ class Facts:
     today: dt.date
     as_of: dt.date
     champion: Version | None = None
+    anchor: Version | None = None
     earlier_manifest: Path | None = None
 
 
@@ -85,6 +87,7 @@ class RetrainingPlan:
         config: the loop's configuration.
         window: the days.
         champion: that it begins with and is held against; None where there is none yet.
+        anchor: that a candidate is held against beside the champion; the champion where there is no better.
         drift_against: manifest of the earlier data; None for no comparison.
         read: partitions trained and scored on.
         replayed: older partitions of which a share is mixed in.
@@ -93,6 +96,7 @@ class RetrainingPlan:
     config: RunConfig
     window: Window
     champion: Version | None
+    anchor: Version | None
     drift_against: str | None
     read: tuple[Partition, ...]
     replayed: tuple[Partition, ...]
@@ -109,6 +113,12 @@ class RetrainingPlan:
             return ()
         known = self.champion.provenance.tasks
         return tuple(task.name for task in self.config.tasks if task.name not in known)
+
+    @property
+    def scored(self) -> list[str]:
+        """The models that are scored on the holdout, each one pass over it."""
+        versions = {v.number: v for v in (self.champion, self.anchor) if v is not None}
+        return ["challenger", "untrained base", *(f"version {number}" for number in versions)]
 
     def run_config(self, settings: RetrainingConfig, digests: Digests, warm_start: Path | None) -> RunConfig:
         """Return the configuration of the run that does it; its name holds a digest of all that decides its outcome.
@@ -166,6 +176,8 @@ class RetrainingPlan:
             "replay": [day.isoformat() for day in window.replay] if window.replay else None,
             "bytes": self.bytes,
             "champion": self.champion.number if self.champion else None,
+            "anchor": self.anchor.number if self.anchor else None,
+            "scored": self.scored,
             "warm_start": run.training.warm_start is not None,
             "new_tasks": list(self.new_tasks),
             "unchanged_tasks": [task.name for task in run.tasks if task.name not in trained] if trained else [],
@@ -185,7 +197,8 @@ def gather_facts(config: RunConfig, settings: RetrainingConfig, registry: Regist
     champion = registry.champion()
     manifest = RunFolder(config.run_root / champion.provenance.run).manifest if champion else None
     earlier = manifest if manifest is not None and manifest.is_file() else None
-    return Facts(partitions, today, as_of or today, champion, earlier)
+    anchor = registry.anchor([task.name for task in config.tasks], config.promotion.anchor)
+    return Facts(partitions, today, as_of or today, champion, anchor, earlier)
 
 
 def gather_digests(plan: RetrainingPlan) -> Digests:
@@ -232,7 +245,7 @@ def plan_retraining(config: RunConfig, settings: RetrainingConfig, facts: Facts)
             against = str(facts.earlier_manifest)
     read = tuple(p for p in facts.partitions if window.train[0] <= p.day <= window.holdout[1])
     replayed = tuple(p for p in facts.partitions if window.replay and window.replay[0] <= p.day <= window.replay[1])
-    return RetrainingPlan(config, window, facts.champion, against, read, replayed)
+    return RetrainingPlan(config, window, facts.champion, facts.anchor, against, read, replayed)
 
 
 def check_files(config: RunConfig, settings: RetrainingConfig, days: Sequence[Partition], known: Sequence[str]) -> None:

@@ -14,6 +14,8 @@ from pipeline.errors import InputError
 Action = Literal["promote", "rollback", "fence"]
 _SIGNED = ("action", "version", "previous", "why", "who", "after", "lease", "decision", "before_sha256")
 """Tags that an entry's hash covers, in order."""
+ANCHOR = " anchor "
+"""Before the anchor's number in an entry's decision."""
 OWN = ("action", "after", "sha256")
 """A version with one of these tags was an entry, whatever became of it."""
 
@@ -40,7 +42,8 @@ class Entry:
         who: user who asked.
         time: when, UTC.
         lease: number of the lease it was written under; None without one.
-        decision: the verdict it rests on, ``PROMOTE`` and the decision's sha256; empty for a rollback.
+        decision: the verdict it rests on, ``PROMOTE``, the decision's sha256 and the anchor from then on; empty for a
+            rollback.
         before_sha256: hash of the entries that counted before it; None in entries of earlier releases.
         sha256: of itself; None in entries of earlier releases.
         intact: whether it still has the hash it was written with.
@@ -66,6 +69,12 @@ class Entry:
         return json.dumps(
             [self.number, self.after, self.action, self.version, self.previous, self.why, self.who, self.lease]
         )
+
+    @property
+    def anchor(self) -> int | None:
+        """The version that later candidates are held against while this one is champion; None where it does not say."""
+        words = self.decision.split(ANCHOR)
+        return int(words[1]) if len(words) == 2 else None
 
 
 def standing(entries: Iterable[Entry]) -> list[Entry]:

@@ -24,6 +24,7 @@ from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
 from pipeline.progress import say
 from pipeline.promotion.entries import (
+    ANCHOR,
     OWN,
     Action,
     Entry,
@@ -123,7 +124,8 @@ class Ledger:
         tags = {"version": str(version.version), "previous": str(previous or ""), "why": json.dumps(list(why))}
         if decision is not None:
             digest = hashlib.sha256(decision.model_dump_json(by_alias=True).encode()).hexdigest()
-            tags["decision"] = f"{decision.verdict} {digest}"
+            anchor = version.version if decision.becomes_anchor else decision.anchor
+            tags["decision"] = f"{decision.verdict} {digest}" + (f"{ANCHOR}{anchor}" if anchor else "")
         text = f"{action}: version {version.version} after {previous or 'none'}"
         written = self._write(action, tags, after, before, text, version.source, version.run_id)
         chain = self.standing()

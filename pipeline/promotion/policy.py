@@ -6,73 +6,65 @@ rejects, and nothing is assumed in a candidate's favour.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator
 
-from pipeline.contracts import Comparison, EvaluationReport, PromotionDecision, TaskDifference, TaskResult
+from pipeline.contracts import EvaluationReport, PromotionDecision
+from pipeline.errors import did_you_mean
 from pipeline.promotion.entries import Entry
+from pipeline.promotion.evidence import Evidence, Finding, Opponent, interval_at, pair, percent
 from pipeline.promotion.gates import GatesConfig
 from pipeline.promotion.provenance import Provenance
-
-Verdict = Literal["PASS", "HOLD", "REJECT"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one gate found.
-
-    Args:
-        verdict: PASS, HOLD where evidence is missing, REJECT where it speaks against the candidate.
-        words: the finding with its numbers.
-        task: the task judged; empty for the whole model.
-    """
-
-    verdict: Verdict
-    words: str
-    task: str = ""
+from pipeline.promotion.task_gates import task_findings
 
 
-def decide(
-    candidate: EvaluationReport,
-    base: EvaluationReport | None,
-    champion: EvaluationReport | None,
-    gates: GatesConfig,
-    *,
-    against_champion: Comparison | None = None,
-    champion_tasks: Collection[str] = (),
-) -> PromotionDecision:
+def decide(candidate: EvaluationReport, evidence: Evidence, gates: GatesConfig) -> PromotionDecision:
     """Decide on a candidate.
 
     Args:
         candidate: what it scored.
-        base: what the untrained model scored on the same samples.
-        champion: what the present champion scored on the same samples; None where there is none yet.
+        evidence: what it is held against.
         gates: the limits.
-        against_champion: the paired comparison of candidate and champion.
-        champion_tasks: every task that the champion's version answers, also those it was not scored on here.
 
     Returns:
         PROMOTE where all gates pass, REJECT where one finds against the candidate, else HOLD.
     """
-    findings = list(_same_holdout(candidate, base, champion, against_champion))
+    findings = [*_same_holdout(candidate, evidence), *_names(candidate, evidence, gates)]
     for name, result in candidate.tasks.items():
-        findings += _task_findings(name, result, base, champion, against_champion, gates)
-    findings += _lost_tasks(candidate, [*(champion.tasks if champion else ()), *champion_tasks], gates)
-    findings += _gain(against_champion, gates) if champion is not None else ()
-    findings += _latency(candidate, champion, gates)
+        findings += task_findings(name, result, evidence, gates)
+    findings += _lost_tasks(candidate, evidence.champion, gates)
+    findings += _gain(evidence, gates)
+    findings += _latency(candidate, evidence.champion, gates)
+    anchor = evidence.anchor or evidence.champion
     rejects = [f for f in findings if f.verdict == "REJECT"]
     holds = [f for f in findings if f.verdict == "HOLD"]
     passed = [f.words for f in findings if f.verdict == "PASS" and not f.task]
-    count = len(candidate.tasks)
-    passed.append(f"all {count} tasks pass" + (" against champion and base" if champion else " against the base"))
+    against = (
+        "champion, anchor and base" if evidence.anchor else "champion and base" if evidence.champion else "the base"
+    )
+    passed.append(f"all {len(candidate.tasks)} tasks pass against {against}")
     return PromotionDecision(
         verdict="REJECT" if rejects else "HOLD" if holds else "PROMOTE",
         reasons=tuple(f"{f.task}: {f.words}" if f.task else f.words for f in rejects + holds) or tuple(passed),
         candidate=candidate.model,
-        champion=champion.model if champion else None,
+        champion=evidence.champion.name if evidence.champion else None,
         tasks={name: "; ".join(f.words for f in findings if f.task == name) for name in candidate.tasks},
+        evidence=evidence.words,
+        anchor=anchor.name if anchor else None,
+        becomes_anchor=becomes_anchor(candidate, evidence),
     )
+
+
+def becomes_anchor(candidate: EvaluationReport, evidence: Evidence) -> bool:
+    """Whether a candidate, once champion, is what later ones are held against for good.
+
+    It is where there is no anchor yet, where it answers a task that the anchor does not, or where it is no worse on any
+    task, shown by each paired interval. Else the anchor stays: a fall that a margin allowed is no new starting point.
+    """
+    anchor = evidence.anchor or evidence.champion
+    if anchor is None or not candidate.tasks.keys() <= anchor.report.tasks.keys():
+        return True
+    found = [anchor.comparison.tasks.get(name) for name in candidate.tasks] if anchor.comparison else [None]
+    return all(d is not None and d.ci95 is not None and interval_at(d, evidence.alpha)[0] >= 0 for d in found)
 
 
 def after(decision: PromotionDecision, finding: Finding) -> PromotionDecision:
@@ -162,20 +154,23 @@ def champion_fall(now: EvaluationReport, then: Provenance, version: int, max_dro
     return hold_untrained(reasons, version, {name: fallen.get(name, "as before") for name in now.tasks})
 
 
-def _same_holdout(
-    candidate: EvaluationReport,
-    base: EvaluationReport | None,
-    champion: EvaluationReport | None,
-    comparison: Comparison | None,
-) -> Iterator[Finding]:
+def _same_holdout(candidate: EvaluationReport, evidence: Evidence) -> Iterator[Finding]:
     """Everything that is compared must have been scored on one manifest, split and set of samples a task."""
     ours = candidate.data
     if not ours.get("manifest_sha256"):
         yield Finding("HOLD", "the evaluation must name its data, manifest_sha256 is missing; evaluate again")
-    others = ((base, "the untrained base"), (champion, "the champion"), (comparison, "the comparison"))
+    others = (
+        (evidence.base, "the untrained base"),
+        (evidence.champion, "the champion"),
+        (evidence.anchor, "the anchor"),
+    )
     for other, what in others:
-        if other is not None and not _same_data(ours, other.data):
+        if other is None:
+            continue
+        if not _same_data(ours, other.report.data):
             yield Finding("HOLD", f"{what} was evaluated on another holdout; score both on the same samples")
+        if other.comparison is not None and not _same_data(ours, other.comparison.data):
+            yield Finding("HOLD", f"the comparison with {what} is of another holdout; score both on the same samples")
 
 
 def _same_data(ours: dict, theirs: dict) -> bool:
@@ -185,78 +180,24 @@ def _same_data(ours: dict, theirs: dict) -> bool:
     return all(ours.get(k) == theirs.get(k) for k in keys) and all(mine[k] == other[k] for k in shared)
 
 
-def _task_findings(
-    name: str,
-    result: TaskResult,
-    base: EvaluationReport | None,
-    champion: EvaluationReport | None,
-    comparison: Comparison | None,
-    gates: GatesConfig,
-) -> Iterator[Finding]:
-    if result.value is None or result.ci95 is None:
-        yield Finding("HOLD", f"{_title(result)} is undefined: {result.reason}", name)
-        return
-    if result.n < gates.min_samples:
-        yield Finding("HOLD", f"{result.n} test samples, the gate asks for {gates.min_samples}", name)
-    if champion is not None and name in champion.tasks:
-        yield _not_worse(name, comparison.tasks.get(name) if comparison else None, gates)
-    if gates.beat_base:
-        yield _beats_base(name, result, base.tasks.get(name) if base else None, gates)
-    yield from _calibration(name, result, gates)
+def _names(candidate: EvaluationReport, evidence: Evidence, gates: GatesConfig) -> Iterator[Finding]:
+    """A gate for a task that nobody knows guards nothing, and without a task there is nothing to guard."""
+    if not candidate.tasks:
+        yield Finding("HOLD", "no task was evaluated; configure tasks and evaluate again")
+    elif (unknown := gates.unknown_names(candidate.tasks)) is not None:
+        yield Finding("HOLD", unknown)
+    known = {*evidence.ever_answered, *(evidence.champion.tasks if evidence.champion else ())}
+    for name in gates.retired:
+        if evidence.ever_answered and name not in known:
+            yield Finding(
+                "HOLD",
+                f"promotion.gates.retired must name tasks that a version answered, got {name!r}"
+                f"{did_you_mean(name, known)}; correct the name or leave it out",
+            )
 
 
-def _not_worse(name: str, found: TaskDifference | None, gates: GatesConfig) -> Finding:
-    """Non-inferiority: the whole paired interval lies above minus the margin. Each task is held to it at the full
-    level, since all of them must pass."""
-    if found is None:
-        return Finding("HOLD", "no paired comparison with the champion; compare both on the same samples", name)
-    if found.difference is None or found.ci95 is None:
-        return Finding("HOLD", f"the difference to the champion is undefined: {found.reason}", name)
-    margin = gates.margins.get(name, gates.margin)
-    words = f"{found.difference:+.4f} against the champion, 95 % interval {_pair(found.ci95)}, margin {margin:g}"
-    if found.ci95[0] >= -margin:
-        return Finding("PASS", words, name)
-    if found.ci95[1] < 0:
-        return Finding("REJECT", f"worse than the champion: {words}", name)
-    return Finding("HOLD", f"may be worse than the champion by more than the margin: {words}", name)
-
-
-def _beats_base(name: str, result: TaskResult, base: TaskResult | None, gates: GatesConfig) -> Finding:
-    if base is None:
-        return Finding("HOLD", "no evaluation of the untrained base; evaluate it on the same samples", name)
-    if base.value is None or base.ci95 is None or result.value is None or result.ci95 is None:
-        return Finding("HOLD", f"the base's {_title(base)} is undefined: {base.reason}", name)
-    against = f"{_title(result)} {result.value:.4f} against the base's {base.value:.4f}"
-    if result.ci95[0] > base.ci95[1]:
-        return Finding("PASS", f"{against}, intervals apart", name)
-    if result.ci95[1] < base.ci95[0]:
-        return Finding("REJECT", f"worse than the untrained base: {against}, intervals apart", name)
-    ceiling = result.best_attainable if result.best_attainable is not None else 1.0
-    if base.value >= ceiling - gates.ceiling_gap:
-        return Finding("PASS", f"{against}, which is at the ceiling of {ceiling:.4f}", name)
-    return Finding("HOLD", f"{against}, intervals overlap; train longer or score more samples", name)
-
-
-def _calibration(name: str, result: TaskResult, gates: GatesConfig) -> Iterator[Finding]:
-    limits = gates.calibration_ratio
-    if limits is not None and "calibration_ratio" in result.more:
-        value, interval = result.more["calibration_ratio"], result.intervals.get("calibration_ratio")
-        if value is None or interval is None:
-            yield Finding("HOLD", "the calibration ratio is undefined", name)
-        else:
-            words = f"calibration ratio {value:.3f}, 95 % interval {_pair(interval)}, limits {_pair(limits)}"
-            apart = interval[1] < limits[0] or interval[0] > limits[1]
-            yield Finding("PASS" if limits[0] <= value <= limits[1] else "REJECT" if apart else "HOLD", words, name)
-    if gates.max_ece is not None:
-        if result.ece is None:
-            yield Finding("HOLD", "the calibration error is undefined", name)
-        else:
-            words = f"calibration error {result.ece:.4f}, limit {gates.max_ece:g}"
-            yield Finding("PASS" if result.ece <= gates.max_ece else "REJECT", words, name)
-
-
-def _lost_tasks(candidate: EvaluationReport, answered: Iterable[str], gates: GatesConfig) -> Iterator[Finding]:
-    for name in dict.fromkeys(answered):
+def _lost_tasks(candidate: EvaluationReport, champion: Opponent | None, gates: GatesConfig) -> Iterator[Finding]:
+    for name in dict.fromkeys((*champion.report.tasks, *champion.tasks)) if champion else ():
         if name not in candidate.tasks and name not in gates.retired:
             yield Finding(
                 "HOLD",
@@ -265,10 +206,11 @@ def _lost_tasks(candidate: EvaluationReport, answered: Iterable[str], gates: Gat
             )
 
 
-def _gain(comparison: Comparison | None, gates: GatesConfig) -> Iterator[Finding]:
-    """A gain is shown where the two-sided 95 % interval (macro) or the Holm-adjusted p-value (tasks) excludes none."""
-    if gates.gain == "none":
+def _gain(evidence: Evidence, gates: GatesConfig) -> Iterator[Finding]:
+    """A gain is shown where the two-sided interval (macro) or the Holm-adjusted p-value (tasks) excludes none."""
+    if gates.gain == "none" or evidence.champion is None:
         return
+    comparison, alpha = evidence.champion.comparison, evidence.alpha
     if comparison is None:
         yield Finding("HOLD", "no paired comparison with the champion; compare both on the same samples")
         return
@@ -277,22 +219,29 @@ def _gain(comparison: Comparison | None, gates: GatesConfig) -> Iterator[Finding
         if macro.difference is None or macro.ci95 is None:
             yield Finding("HOLD", f"the macro difference is undefined: {macro.reason}")
             return
-        words = f"macro {macro.difference:+.4f} against the champion, 95 % interval {_pair(macro.ci95)}"
-        shown, lost = macro.ci95[0] > 0, macro.ci95[1] < 0
-        yield Finding("PASS" if shown else "REJECT" if lost else "HOLD", words if shown else f"no gain shown: {words}")
+        low, high = interval_at(macro, alpha)
+        words = f"macro {macro.difference:+.4f} against the champion, {percent(alpha)} interval {pair((low, high))}"
+        yield Finding(
+            "PASS" if low > 0 else "REJECT" if high < 0 else "HOLD", words if low > 0 else f"no gain shown: {words}"
+        )
         return
     for name in gates.gain:
         found = comparison.tasks.get(name)
-        if found is None or found.p_holm is None:
+        if found is None or found.p_holm is None or found.difference is None:
             yield Finding("HOLD", f"a gain is asked of task {name!r}, whose difference is missing or undefined")
-        elif found.verdict != "better":
-            verdict: Verdict = "REJECT" if found.verdict == "worse" else "HOLD"
-            yield Finding(verdict, f"no gain shown on {name}: {found.difference:+.4f}, adjusted p = {found.p_holm:.3g}")
+            continue
+        words = f"{name}: {found.difference:+.4f}, adjusted p = {found.p_holm:.3g}, level {alpha:.3g}"
+        if found.p_holm > alpha or found.difference == 0:
+            yield Finding("HOLD", f"no gain shown on {words}")
         else:
-            yield Finding("PASS", f"{name} {found.difference:+.4f}, adjusted p = {found.p_holm:.3g}")
+            yield Finding(
+                "PASS" if found.difference > 0 else "REJECT",
+                words if found.difference > 0 else f"no gain shown on {words}",
+            )
 
 
-def _latency(candidate: EvaluationReport, champion: EvaluationReport | None, gates: GatesConfig) -> Iterator[Finding]:
+def _latency(candidate: EvaluationReport, opponent: Opponent | None, gates: GatesConfig) -> Iterator[Finding]:
+    champion = opponent.report if opponent else None
     if gates.max_latency_ms is None:
         return
     for report, whose in ((candidate, "the candidate's"), (champion, "the champion's")):
@@ -303,11 +252,3 @@ def _latency(candidate: EvaluationReport, champion: EvaluationReport | None, gat
     against = f", the champion's {champion.latency_ms:.1f} ms" if champion and champion.latency_ms is not None else ""
     words = f"{candidate.latency_ms:.1f} ms a row{against}, limit {gates.max_latency_ms:g} ms"
     yield Finding("PASS" if candidate.latency_ms <= gates.max_latency_ms else "REJECT", words)
-
-
-def _title(result: TaskResult) -> str:
-    return {"auc": "AUC", "macro_f1": "macro-F1", "f1": "F1"}.get(result.metric, result.metric)
-
-
-def _pair(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:.4g} to {interval[1]:.4g}"

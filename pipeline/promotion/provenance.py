@@ -23,7 +23,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 _TAG = {"schema_version": "schema", "parent": "parent_version"}
 """Tags that are named otherwise than their fields."""
-_JSON = ("tasks", "metrics", "files")
+_JSON = ("tasks", "metrics", "files", "holdout")
 _WINDOW = ".."
 """Between the first and the last day of a window."""
 
@@ -82,6 +82,8 @@ class Provenance(Contract):
     """Macro mean over the tasks at its own evaluation; None where it was undefined."""
     metrics: dict[TaskName, Finite | None] = Field(default_factory=dict)
     """Each task's own metric at that evaluation; None where it was undefined."""
+    holdout: dict[TaskName, Sha256] = Field(default_factory=dict)
+    """Digest of each task's samples that it was evaluated on, by which another look at them is known."""
     parent: Annotated[int, Field(ge=1)] | None = None
     """Version that was champion when it was registered."""
     git_commit: str = ""
@@ -108,8 +110,8 @@ class Provenance(Contract):
         return found
 
     def shown(self) -> dict[str, str]:
-        """Return it as names and words for a reader: its tags without the schema and the files' hashes."""
-        return {name: text for name, text in sorted(self.tags().items()) if name not in ("schema", "files")}
+        """Return it as names and words for a reader: its tags, but the schema and hashes of files and samples."""
+        return {name: text for name, text in sorted(self.tags().items()) if name not in ("schema", "files", "holdout")}
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Provenance | Foreign:

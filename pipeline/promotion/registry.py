@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack, InputError
 from pipeline.progress import say
+from pipeline.promotion.anchor import anchor_of, looks_before
 from pipeline.promotion.entries import Action, Entry, champions
 from pipeline.promotion.fetch import PREDICTOR_FILE, check_whole, fetch
 from pipeline.promotion.integrity import check_files, digests
@@ -143,9 +144,30 @@ class Registry:
 
     def find(self, identity: Identity) -> Version | None:
         """Return the newest version of a trained run, None where there is none."""
-        versions = [(v, Provenance.from_tags(v.tags)) for v in search_versions(self._client, self.name)]
-        found = [v for v, origin in versions if isinstance(origin, Provenance) and origin.identity == identity]
-        return self.version(max(int(v.version) for v in found)) if found else None
+        found = [number for number, origin in self.versions() if origin.identity == identity]
+        return self.version(max(found)) if found else None
+
+    def versions(self) -> list[tuple[int, Provenance]]:
+        """Return the number of every version with what it was made from; foreign ones are left out."""
+        found = [(int(v.version), Provenance.from_tags(v.tags)) for v in search_versions(self._client, self.name)]
+        return [(number, origin) for number, origin in found if isinstance(origin, Provenance)]
+
+    def anchor(self, wanted: Collection[str], named: int | None = None) -> Version | None:
+        """Return the best earlier champion that answers the wanted tasks, as far as the champion does.
+
+        Args:
+            wanted: tasks that are judged.
+            named: a version to take instead.
+
+        Returns:
+            The champion itself where there is no better; None where there is no champion yet.
+        """
+        number = named or anchor_of(self.ledger.chain(), lambda n: self.tasks_of(self.version(n)), wanted)
+        return None if number is None else self.version(number)
+
+    def looks(self, number: int) -> int:
+        """Return how many other versions were judged on a version's holdout before it."""
+        return looks_before(number, self.versions())
 
     def tasks_of(self, version: Version) -> tuple[str, ...]:
         """Return the tasks that a version answers: by its provenance, or by its files where that does not say.

@@ -9,6 +9,7 @@ from scipy.special import expit
 from pipeline.contracts import TaskSpec
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.summary import summarize
+from pipeline.promotion.evidence import Evidence, Opponent
 from pipeline.promotion.gates import GatesConfig
 from pipeline.promotion.policy import decide
 from tests.benchmarks.timing import hardware, row, side_by_side, versions
@@ -41,7 +42,8 @@ def promotions(weeks: int, num: int, challenger: float, champion: float, gates: 
         ours, theirs = _week(rng, num, (challenger, champion))
         against = compare(ours, theirs, TASKS, candidate_name="c", reference_name="h", data=DATA)
         reports = [summarize(f, TASKS, model=m, data=DATA, replicates=40) for m, f in (("c", ours), ("h", theirs))]
-        verdicts.append(decide(reports[0], None, reports[1], gates, against_champion=against).verdict)
+        evidence = Evidence(champion=Opponent("h", reports[1], against))
+        verdicts.append(decide(reports[0], evidence, gates).verdict)
     return {name: verdicts.count(name) / weeks for name in ("PROMOTE", "HOLD", "REJECT")}
 
 

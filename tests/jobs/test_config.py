@@ -115,6 +115,17 @@ def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
         load_config(_records(tmp_path, twice))
 
 
+@pytest.mark.parametrize("gates", ["margins: {adz: 0.1}", "gain: [adz]", "retired: [ad]"])
+def test_gates_of_tasks_that_are_not_configured_are_refused(tmp_path: Path, gates: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "name: r\ndata: {source: records, root: x}\ntasks:\n  ad: {template: '{x}', label_words: [' a', ' b']}\n"
+        f"promotion: {{gates: {{{gates}}}}}\n"
+    )
+    with pytest.raises(InputError, match=r"promotion\.gates\.(margins|gain|retired) must name .*'ad"):
+        load_config(path)
+
+
 def test_task_without_label_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="task 'a': label_words must list at least 2 words"):
         load_config(_records(tmp_path, '  a:\n    template: "{text_a}:"\n'))

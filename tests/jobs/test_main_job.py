@@ -26,6 +26,7 @@ SMALL = (
     "training.ledger=true",
     "promotion.gates.beat_base=false",
     "promotion.gates.min_samples=1",
+    "promotion.gates.min_rarer_class=1",
 )
 
 

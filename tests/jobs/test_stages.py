@@ -45,6 +45,7 @@ LENIENT = (
     "data.synthetic.rows_per_day=24",
     "promotion.gates.beat_base=false",
     "promotion.gates.min_samples=1",
+    "promotion.gates.min_rarer_class=1",
     "promotion.gates.gain=none",
     "promotion.gates.margin=1",
 )

@@ -72,6 +72,16 @@ def test_with_a_champion_its_days_are_replayed_and_not_read_again(tmp_path: Path
     assert plan.drift_against == str(tmp_path / "manifest.json")
 
 
+def test_the_plan_says_which_models_are_scored_on_the_holdout(tmp_path: Path) -> None:
+    facts, champion = _facts(*_days(4), champion=_champion()), _champion()
+    for anchor, scored in ((replace(champion, number=1), ["version 3", "version 1"]), (champion, ["version 3"])):
+        plan = _plan(_config(tmp_path), replace(facts, anchor=anchor))
+        assert isinstance(plan, RetrainingPlan)
+        summary = plan.summary(plan.config, None)
+        assert summary["anchor"] == anchor.number
+        assert summary["scored"] == ["challenger", "untrained base", *scored]
+
+
 @pytest.mark.parametrize(("count", "words"), [(0, "has come whole"), (1, "no day is left to train on")])
 def test_nothing_new_is_said_in_words(tmp_path: Path, count: int, words: str) -> None:
     found = _plan(_config(tmp_path), _facts(*_days(1 + count), champion=_champion()))

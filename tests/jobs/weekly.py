@@ -62,7 +62,9 @@ def settings(folder: Path, tasks: int = 4, **more: Any) -> Path:
             "ledger": True,
         },
         "retraining": {"max_champion_drop": 0.9, "replay_share": 0.5, "lease_ttl_s": 5},
-        "promotion": {"gates": {"beat_base": False, "gain": "none", "margin": 1.0, "min_samples": 1}},
+        "promotion": {
+            "gates": {"beat_base": False, "gain": "none", "margin": 1.0, "min_samples": 1, "min_rarer_class": 1}
+        },
         "drift": {"thresholds": {name: {"warn": 9, "hold": 99} for name in ("label_psi", "length_psi", "new_words")}},
     }
     for key, value in more.items():

@@ -126,6 +126,7 @@ class Season:
                     "gain": "none",
                     "margin": 1.0 if self.short else 0.2,
                     "min_samples": 20,
+                    "min_rarer_class": 1 if self.short else 10,
                     "retired": self.retired,
                 },
             },

@@ -11,9 +11,9 @@ from pipeline.contracts import EvaluationReport, MacroResult, PromotionDecision,
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.summary import summarize
 from pipeline.promotion.entries import Entry
+from pipeline.promotion.evidence import Evidence, Finding, Opponent
 from pipeline.promotion.gates import GatesConfig
 from pipeline.promotion.policy import (
-    Finding,
     after,
     champion_already,
     champion_fall,
@@ -38,16 +38,23 @@ def base_report(noise=8.0, one_class=""):
     return report(scores(noise, seed=77, one_class=one_class), "base")
 
 
-def judged(candidate, champion=None, gates=GATES, base_noise=8.0, latency_ms=(None, None), **more):
-    base = base_report(base_noise, more.pop("one_class", ""))
-    against, opponent = None, None
+def paired(candidate, reference, name):
+    return compare(candidate, reference, specs(), candidate_name="c", reference_name=name, data=DATA, replicates=200)
+
+
+def base_of(noise=8.0, one_class=""):
+    return Opponent("base", base_report(noise, one_class))
+
+
+def judged(
+    candidate, champion=None, gates=GATES, base_noise=8.0, latency_ms=(None, None), champion_tasks=(), one_class=""
+):
+    opponent = None
     if champion is not None:
-        opponent = report(champion, "7").model_copy(update={"latency_ms": latency_ms[1]})
-        against = compare(
-            candidate, champion, specs(), candidate_name="c", reference_name="7", data=DATA, replicates=200
-        )
+        theirs = report(champion, "7").model_copy(update={"latency_ms": latency_ms[1]})
+        opponent = Opponent("7", theirs, paired(candidate, champion, "7"), champion_tasks)
     ours = report(candidate, "c").model_copy(update={"latency_ms": latency_ms[0]})
-    return decide(ours, base, opponent, gates, against_champion=against, **more)
+    return decide(ours, Evidence(base_of(base_noise, one_class), opponent), gates)
 
 
 CHAMPION = {"noise": 0.8, "seed": 1}
@@ -83,9 +90,13 @@ def test_a_base_at_the_ceiling_need_not_be_beaten() -> None:
     frame = scores(0.5, seed=1)
     best = {name: result.value for name, result in report(frame, "x").tasks.items()}
     same = summarize(frame, specs(), model="c", data=DATA, best_attainable=best, replicates=200)
-    decision = decide(same, report(frame, "base"), None, GatesConfig())
+    base = Opponent("base", report(frame, "base"), paired(frame, frame, "base"))
+    decision = decide(same, Evidence(base), GatesConfig())
     assert decision.verdict == "PROMOTE"
     assert "at the ceiling" in decision.tasks["query_ad"]
+    unpaired = decide(same, Evidence(Opponent("base", report(frame, "base"))), GatesConfig())
+    assert unpaired.verdict == "HOLD"
+    assert "no paired comparison with the untrained base" in unpaired.tasks["query_ad"]
 
 
 def test_miscalibration_rejects_though_the_order_is_better() -> None:
@@ -106,19 +117,17 @@ def test_one_class_holds_with_the_reason() -> None:
 @pytest.mark.parametrize("other", [{"manifest_sha256": "b" * 64}, {"split": "valid"}])
 def test_another_holdout_holds_though_every_number_is_better(other: dict) -> None:
     candidate, champion = scores(0.3, seed=2), scores(0.8, seed=1)
-    against = compare(candidate, champion, specs(), candidate_name="c", reference_name="7", data=DATA)
-    base = base_report()
+    against = paired(candidate, champion, "7")
     for ours, theirs in ((other, {}), ({}, other)):
-        decision = decide(
-            report(candidate, "c", **ours), base, report(champion, "7", **theirs), GATES, against_champion=against
-        )
+        opponent = Opponent("7", report(champion, "7", **theirs), against)
+        decision = decide(report(candidate, "c", **ours), Evidence(base_of(), opponent), GATES)
         assert decision.verdict == "HOLD"
         assert any("another holdout" in r for r in decision.reasons)
 
 
 def test_other_samples_of_the_same_manifest_are_another_holdout() -> None:
     base = report(scores(8.0, seed=77, holdout=5), "base")
-    decision = decide(report(scores(0.3, seed=2), "c"), base, None, GATES)
+    decision = decide(report(scores(0.3, seed=2), "c"), Evidence(Opponent("base", base)), GATES)
     assert decision.verdict == "HOLD"
     assert "untrained base was evaluated on another holdout" in decision.reasons[0]
 
@@ -132,6 +141,7 @@ def test_other_samples_of_the_same_manifest_are_another_holdout() -> None:
         ({"max_latency_ms": 5.0}, {"latency_ms": (4.0, None)}, "HOLD"),
         ({"max_latency_ms": 5.0}, {}, "HOLD"),
         ({"min_samples": 901}, {}, "HOLD"),
+        ({"min_rarer_class": 450}, {}, "HOLD"),
         ({"gain": ("query_ad",)}, {}, "PROMOTE"),
         ({"gain": ("query_ad", "no_such_task")}, {}, "HOLD"),
     ],
@@ -148,12 +158,11 @@ def test_an_equal_candidate_passes_where_no_gain_is_asked_and_the_margin_allows(
 
 def test_missing_evidence_holds() -> None:
     candidate, champion = scores(0.3, seed=2), scores(0.8, seed=1)
-    base, ours, theirs = base_report(), report(candidate, "c"), report(champion, "7")
-    assert decide(ours, None, None, GATES).verdict == "HOLD"
-    assert "no paired comparison" in " ".join(decide(ours, base, theirs, GATES).reasons)
+    base, ours, theirs = base_of(), report(candidate, "c"), report(champion, "7")
+    assert decide(ours, Evidence(), GATES).verdict == "HOLD"
+    assert "no paired comparison" in " ".join(decide(ours, Evidence(base, Opponent("7", theirs)), GATES).reasons)
     fewer = summarize(candidate[candidate.task != "query_ad"], specs()[1:], model="c", data=DATA)
-    against = compare(candidate, champion, specs(), candidate_name="c", reference_name="7", data=DATA)
-    decision = decide(fewer, base, theirs, GATES, against_champion=against)
+    decision = decide(fewer, Evidence(base, Opponent("7", theirs, paired(candidate, champion, "7"))), GATES)
     assert decision.verdict == "HOLD"
     assert any("the champion answers task 'query_ad'" in r for r in decision.reasons)
 

@@ -81,7 +81,12 @@ def everything() -> ReportPage:
         manifest=MANIFEST,
         **models,
         decision=PromotionDecision(
-            verdict="HOLD", reasons=("no gain & no loss",), candidate="c", champion="h", tasks={"pick": "as before"}
+            verdict="HOLD",
+            reasons=("no gain & no loss",),
+            candidate="c",
+            champion="h",
+            tasks={"pick": "as before"},
+            evidence=("champion: version 9", "anchor: version 3, the best earlier champion", "look 2 at this holdout"),
         ),
         comparison=compare(
             frames["candidate"],
@@ -151,6 +156,7 @@ def test_the_whole_page_is_self_contained_and_escapes_what_it_is_given(tmp_path:
     for words in (
         "HOLD",
         "no gain &amp; no loss",
+        "champion: version 9; anchor: version 3, the best earlier champion; look 2 at this holdout.",
         "Paired differences",
         "ROC curve",
         "Confusion",
