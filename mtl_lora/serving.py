@@ -46,6 +46,7 @@ def base_name(reference: str) -> str:
     A folder gives its own name, a snapshot in a Hub's cache (``models--OWNER--NAME/snapshots/COMMIT``) the Hub's.
 
     Example:
+        >>> from mtl_lora.serving import base_name
         >>> base_name("/data/models/llama-3-8b/")
         'llama-3-8b'
         >>> base_name("owner/name")
