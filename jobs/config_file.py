@@ -54,11 +54,11 @@ def _read_yaml(path: Path) -> DictConfig:
     except GrammarParseError as error:
         reason = str(error).replace("\n", " ")
         raise InputError(
-            f"between ${{ and }} must stand a plain name or an interpolation in {path}: {reason}; mend it"
+            f"between ${{ and }} must stand a plain name or an interpolation in {path}: {reason}; fix it"
         ) from error
     except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         reason = str(error).replace("\n", " ")
-        raise InputError(f"{path} must be YAML in which no key (no task) comes twice: {reason}; mend it") from error
+        raise InputError(f"{path} must be YAML in which no key (no task) comes twice: {reason}; fix it") from error
     if not isinstance(raw, DictConfig):
         raise InputError(f"{path} must hold a mapping of keys, got a {type(raw).__name__}; see jobs/configs")
     return raw

@@ -1,6 +1,6 @@
 """A first configuration from a look at the data: ``mtl-lora init DATA``.
 
-Look at the first records of each file, guess what they ask, and write a commented YAML that a person then mends.
+Look at the first records of each file, guess what they ask, and write a commented YAML that a person then fixes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def first_config(data: Path, name: str = "") -> str:
     files = _find(data)
     guesses = {task: _guess(task, _look(splits)) for task, splits in files.items()}
     lines = [
-        f"# Proposed from {data.name}: up to {_LOOKED_AT:,} records of each file were looked at. Mend what was",
+        f"# Proposed from {data.name}: up to {_LOOKED_AT:,} records of each file were looked at. Fix what was",
         "# guessed wrong, then: mtl-lora plan --config THIS_FILE",
         f"name: {_name(name or data.name.partition('.')[0])}",
         "data:",
@@ -109,7 +109,7 @@ def _find(data: Path) -> dict[str, dict[str, Path]]:
         found.setdefault(task, {}).setdefault(split, path)
     if not found:
         raise InputError(
-            f"DATA must be a record file or hold some, named {', '.join(SUFFIXES)}, found none at {data}; mend the path"
+            f"DATA must be a record file or hold some, named {', '.join(SUFFIXES)}, found none at {data}; fix the path"
         )
     return found
 

@@ -23,8 +23,8 @@ from jobs.run import Run
 from pipeline.contracts import EvaluationReport
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.features import write_features
-from pipeline.evaluation.frame import read_scores, write_scores
 from pipeline.evaluation.predict import evenly_spaced, score_table
+from pipeline.evaluation.score_table import read_scores, write_scores
 from pipeline.evaluation.summary import summarize
 from pipeline.progress import Track
 from pipeline.stream import load_manifest, read_split

@@ -1,4 +1,4 @@
-"""Errors a user can mend: each message states the rule, the value found, and the remedy."""
+"""Errors a user can fix: each message states the rule, the value found, and the remedy."""
 
 from __future__ import annotations
 

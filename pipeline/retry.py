@@ -64,7 +64,7 @@ def persistently(action: Callable[[], T], what: str, patience_s: float = PATIENC
         raise InputError(f"{what} must be there, found nothing ({error}); prepare or upload the data anew") from error
     except Exception as error:  # told apart right here
         if is_transient(error):
-            raise InputError(f"{what} must answer within {patience_s:g} s, it did not: {error}; mend it") from error
+            raise InputError(f"{what} must answer within {patience_s:g} s, it did not: {error}; fix it") from error
         if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             raise InputError(
                 f"{what} must be readable with the credentials at hand, it was refused: {error}; "

@@ -47,7 +47,7 @@ def trigger_of(config: ScheduleConfig) -> CronTrigger:
         zone = ZoneInfo(config.timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
         raise InputError(
-            f"schedule.timezone must be a name such as Europe/Paris, got {config.timezone!r}; mend it"
+            f"schedule.timezone must be a name such as Europe/Paris, got {config.timezone!r}; fix it"
         ) from error
     try:
         *fields, weekday = config.cron.split()
@@ -55,7 +55,7 @@ def trigger_of(config: ScheduleConfig) -> CronTrigger:
         trigger = CronTrigger.from_crontab(" ".join([*fields, named]), timezone=zone)
     except ValueError as error:
         raise InputError(
-            f"schedule.cron must be five fields such as '0 3 * * 1', got {config.cron!r}: {error}; mend it"
+            f"schedule.cron must be five fields such as '0 3 * * 1', got {config.cron!r}: {error}; fix it"
         ) from error
     if named != "*" and not re.fullmatch(r"(\*|1-31)(/1)?", fields[2]):
         raise InputError(
@@ -63,7 +63,7 @@ def trigger_of(config: ScheduleConfig) -> CronTrigger:
             "cron fires on either, this scheduler where both are met; put * for one of them"
         )
     if trigger.get_next_fire_time(None, dt.datetime.now(zone)) is None:
-        raise InputError(f"schedule.cron must name a time that comes, {config.cron!r} never fires; mend it")
+        raise InputError(f"schedule.cron must name a time that comes, {config.cron!r} never fires; fix it")
     return trigger
 
 

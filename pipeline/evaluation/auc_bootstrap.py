@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from pipeline.evaluation.frame import Floats, Ints
+from pipeline.evaluation.score_table import Floats, Ints
 
 
 def paired_auc_bootstrap(

@@ -14,9 +14,9 @@ import pandas as pd
 
 from pipeline.contracts import Comparison, Difference, TaskDifference, TaskSpec
 from pipeline.errors import InputError
-from pipeline.evaluation.frame import TaskScores, by_task, keys_sha256, shared_parts
 from pipeline.evaluation.intervals import REPLICATES
 from pipeline.evaluation.paired import Paired, paired_difference, rarer_class, student_difference
+from pipeline.evaluation.score_table import TaskScores, by_task, keys_sha256, shared_parts
 from pipeline.evaluation.summary import metric_of, task_rng
 
 ALPHA = 0.05

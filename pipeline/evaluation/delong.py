@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtri, owens_t, stdtrit
 
-from pipeline.evaluation.frame import Floats, Ints
 from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.score_table import Floats, Ints
 
 LEAST = 10
 """Fewest samples of a class, or clusters that hold it, from which an interval is read."""

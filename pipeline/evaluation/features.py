@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.contracts import write_atomic
-from pipeline.evaluation.frame import Floats
+from pipeline.evaluation.score_table import Floats
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from numpy.random import Generator
 from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import binomtest
 
-from pipeline.evaluation.frame import PARTS, Floats, Ints, TaskScores
 from pipeline.evaluation.ranking import Statistic
+from pipeline.evaluation.score_table import PARTS, Floats, Ints, TaskScores
 
 REPLICATES = 1000
 BLOCK_CELLS = 1_000_000
@@ -91,7 +91,7 @@ def part_effects(statistic: Statistic, parts: Ints) -> Floats | None:
 
     Args:
         statistic: of sample weights.
-        parts: (N,) part of each sample, below :data:`pipeline.evaluation.frame.PARTS`.
+        parts: (N,) part of each sample, below :data:`pipeline.evaluation.score_table.PARTS`.
 
     Returns:
         (PARTS,) effects, zero for a part without samples; None where the statistic is undefined without some part.

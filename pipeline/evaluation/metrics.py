@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.evaluation.frame import Floats, TaskScores
 from pipeline.evaluation.ranking import (
     Statistic,
     auc_statistic,
@@ -19,6 +18,7 @@ from pipeline.evaluation.ranking import (
     ratio,
     spearman_statistic,
 )
+from pipeline.evaluation.score_table import Floats, TaskScores
 
 ECE_BINS = 15
 """Equal-width bins of the expected calibration error (Guo et al. 2017, arXiv 1706.04599, use 15)."""

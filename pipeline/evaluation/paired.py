@@ -19,10 +19,10 @@ from scipy.special import stdtr, stdtrit
 from pipeline.contracts import Difference
 from pipeline.evaluation.auc_bootstrap import paired_auc_bootstrap
 from pipeline.evaluation.delong import LEAST, auc_difference, auc_interval, class_units, part_sums
-from pipeline.evaluation.frame import PARTS, Floats, Ints, TaskScores
 from pipeline.evaluation.intervals import Interval, bca_interval, bootstrap_weights, left_out_weights, part_effects
 from pipeline.evaluation.metrics import reason, statistics
 from pipeline.evaluation.ranking import Statistic
+from pipeline.evaluation.score_table import PARTS, Floats, Ints, TaskScores
 
 ALPHA = 0.05
 """Level of the intervals."""

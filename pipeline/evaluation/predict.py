@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
-from pipeline.evaluation.frame import COLUMNS, check_scores
+from pipeline.evaluation.score_table import COLUMNS, check_scores
 
 CHUNK = 512
 """Samples handed to the scorer at once: enough for it to batch by length, few enough to show progress."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.frame import Floats, Ints
+from pipeline.evaluation.score_table import Floats, Ints
 
 Statistic = Callable[[Floats], Floats]
 

@@ -13,7 +13,6 @@ from scipy.special import ndtri
 
 from pipeline.contracts import EvaluationReport, MacroResult, Metric, TaskResult, TaskSpec
 from pipeline.evaluation.delong import auc_interval, part_sums, placements
-from pipeline.evaluation.frame import PARTS, Floats, Ints, TaskScores, by_task, keys_sha256, shared_parts
 from pipeline.evaluation.intervals import (
     REPLICATES,
     bca_interval,
@@ -25,6 +24,7 @@ from pipeline.evaluation.intervals import (
 )
 from pipeline.evaluation.metrics import reason, statistics
 from pipeline.evaluation.paired import rarer_class, too_few
+from pipeline.evaluation.score_table import PARTS, Floats, Ints, TaskScores, by_task, keys_sha256, shared_parts
 
 NAMED = ("auc", "accuracy", "logloss", "ece")
 """Metrics with a field of their own in :class:`TaskResult`; the others stand in ``more``."""

@@ -75,7 +75,7 @@ def find_partitions(root: str, complete_file: str | None = COMPLETE) -> list[Par
         found.append(Partition(day, records, sum(files[name] for name in records), whole))
     if not found:
         raise InputError(
-            f"data.root must hold daily partitions DATE/TASK.jsonl.gz, found none in {root}; bring one or mend the path"
+            f"data.root must hold daily partitions DATE/TASK.jsonl.gz, found none in {root}; bring one or fix the path"
         )
     return sorted(found, key=lambda partition: partition.day)
 

@@ -50,7 +50,7 @@ def check_limits(
             f"task {task!r}: at most {config.max_rejected_share:.1%} of its records"
             f"{'' if config.max_rejected is None else f' and {config.max_rejected} in number'} may be invalid, got "
             f"{rejected} of {total}: {'; '.join(f'{n} x {why}' for why, n in reasons.most_common(5))} (first: "
-            f"{source.name} line {line}){cause(source, missing_fields(first.rejects[task], asked))}; mend them, or "
+            f"{source.name} line {line}){cause(source, missing_fields(first.rejects[task], asked))}; fix them, or "
             "raise data.max_rejected_share"
         )
 

@@ -189,7 +189,7 @@ class _Scan:
             raise InputError(
                 f"each record's {field!r} must be a configured task, got {named!r} in {source.location} "
                 f"line {line.number}{self._after()}{did_you_mean(str(named), self.by_name)}; "
-                "configure the task or mend the record"
+                "configure the task or fix the record"
             )
         if source.task != ANY_TASK:
             return self.by_name[source.task]

@@ -94,7 +94,7 @@ def check_shape(config: AdapterConfig, folder: Path) -> None:
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
             f"training.warm_start must be the folder of a trained adapter, {folder / CONFIG_FILE} is missing; "
-            "mend the path"
+            "fix the path"
         )
     description = adapter_description(folder)
     saved = {"method": description.get("method", "mtl_lora"), **description["config"]}

@@ -14,7 +14,7 @@ import numpy as np
 
 from mtl_lora import MTLLoRAError
 from pipeline.errors import InputError
-from pipeline.evaluation.frame import Floats
+from pipeline.evaluation.score_table import Floats
 
 MIXING, TRANSFORM = "lora_mixing", "lora_transform"
 

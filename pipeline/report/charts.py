@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from sklearn.metrics import roc_curve
 
-from pipeline.evaluation.frame import Floats, TaskScores
 from pipeline.evaluation.metrics import ECE_BINS
+from pipeline.evaluation.score_table import Floats, TaskScores
 from pipeline.report.drawing import INK, TASKS, Chart, plane, plot
 
 MODELS = ("base", "champion", "candidate")

@@ -7,7 +7,7 @@ from itertools import count
 import jinja2
 import yaml
 
-from pipeline.evaluation.frame import by_task
+from pipeline.evaluation.score_table import by_task
 from pipeline.report import charts, drawing
 from pipeline.report.content import ReportPage
 from pipeline.report.sections import (

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.contracts import EvaluationReport, ShardManifest, TaskResult, TaskSpec
 from pipeline.evaluation.features import TaskFeatures, plane, separation
-from pipeline.evaluation.frame import TaskScores
+from pipeline.evaluation.score_table import TaskScores
 from pipeline.report import charts
 from pipeline.report.adapter_view import AdapterView
 from pipeline.report.drawing import Chart

@@ -174,7 +174,7 @@ def _weighted(mixture: Weights, tasks: tuple[str, ...]) -> Quotas:
         raise InputError(f"mixture weights must name every task, {missing} are missing; give them a weight (or 0)")
     weights = np.array([mixture.weights[t] for t in tasks], dtype=float)
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
-        raise InputError(f"mixture weights must be >= 0 with one above 0, got {mixture.weights}; mend the weights")
+        raise InputError(f"mixture weights must be >= 0 with one above 0, got {mixture.weights}; fix the weights")
     return _rounded(tasks, weights / weights.sum(), mixture.block_samples)
 
 

@@ -62,7 +62,7 @@ class Segments:
                 )
         values = [losses.get(task, math.nan) for task in self._first.tasks]
         if not all(value > 0 and math.isfinite(value) for value in values):
-            raise InputError(f"losses must be finite and > 0 for every task, got {dict(losses)}; stop or mend the run")
+            raise InputError(f"losses must be finite and > 0 for every task, got {dict(losses)}; stop or fix the run")
         self.updates.append({"step": step, "losses": {t: float(losses[t]) for t in self._first.tasks}})
         first = self.updates[0]["losses"]
         ratios = np.array([losses[task] / first[task] for task in self._first.tasks])

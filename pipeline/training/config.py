@@ -96,7 +96,7 @@ class TrainingConfig(Settings):
     """Fewest ranks to go on with while nodes are missing, and back to ``num_workers``; null: wait for all."""
     max_failures: int = Field(default=2, ge=-1)
     """How often lost workers are replaced, going on from the newest checkpoint; -1: always. A node that Ray
-    drains counts too. An error that no restart can mend, such as bad input, ends the run at once."""
+    drains counts too. An error that no restart can fix, such as bad input, ends the run at once."""
     hang_timeout_s: float = Field(default=600.0, gt=0)
     """A rank that ends no step for so long counts as hung and is replaced; loading must take less, too."""
     warm_start: Path | None = None

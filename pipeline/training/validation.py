@@ -13,9 +13,9 @@ import torch
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
-from pipeline.evaluation.frame import COLUMNS, by_task
 from pipeline.evaluation.intervals import plain_value
 from pipeline.evaluation.metrics import reason, statistics
+from pipeline.evaluation.score_table import COLUMNS, by_task
 from pipeline.evaluation.summary import metric_of
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import micro_batches

@@ -9,9 +9,9 @@ from scipy.special import expit, ndtr, stdtrit
 
 from pipeline.contracts import TaskSpec
 from pipeline.evaluation.delong import auc_difference, auc_interval
-from pipeline.evaluation.frame import TaskScores
 from pipeline.evaluation.intervals import bca_interval, left_out_weights, plain_value, replicate, share_interval
 from pipeline.evaluation.metrics import statistics
+from pipeline.evaluation.score_table import TaskScores
 from pipeline.evaluation.summary import SHARES
 from tests.benchmarks.timing import hardware, row, side_by_side, versions
 

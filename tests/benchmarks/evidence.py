@@ -13,9 +13,9 @@ from jobs.config_file import PACKAGED
 from pipeline.contracts import Comparison, EvaluationReport, MacroResult, TaskResult, TaskSpec
 from pipeline.evaluation.compare import compare_tasks
 from pipeline.evaluation.delong import auc_interval
-from pipeline.evaluation.frame import TaskScores
 from pipeline.evaluation.paired import rarer_class
 from pipeline.evaluation.ranking import auc
+from pipeline.evaluation.score_table import TaskScores
 from pipeline.promotion.evidence import Evidence, Opponent
 from pipeline.promotion.gates import GatesConfig
 from pipeline.promotion.policy import decide

@@ -8,7 +8,7 @@ from jobs.config import RunConfig
 from jobs.run import Run
 from jobs.scoring import BASE, OWN, UNTRAINED, weights_sha256
 from jobs.stages.compare import compare
-from pipeline.evaluation.frame import write_scores
+from pipeline.evaluation.score_table import write_scores
 from pipeline.evaluation.summary import summarize
 from pipeline.promotion.policy import decide
 from pipeline.promotion.registry import Registry

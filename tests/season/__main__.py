@@ -31,8 +31,8 @@ import yaml
 
 from jobs.config import RunConfig, load_config
 from pipeline.contracts import EvaluationReport, ShardManifest, TaskSpec
-from pipeline.evaluation.frame import write_scores
 from pipeline.evaluation.predict import predict
+from pipeline.evaluation.score_table import write_scores
 from pipeline.evaluation.summary import summarize
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.predictor import Predictor
@@ -299,7 +299,7 @@ def run(season: Season, events: Sequence[Event]) -> None:
     season.start_server()
     season.bring(HISTORY_DAYS)
     for week, event in enumerate(events, start=1):
-        if week > 1 and events[week - 2] == Event.FLIPPED:  # the partitions of the week before come again, mended
+        if week > 1 and events[week - 2] == Event.FLIPPED:  # the partitions of the week before come again, fixed
             for back in range(1, 8):
                 season.write_day(season.brought - dt.timedelta(days=back))
         if event == Event.NEW:

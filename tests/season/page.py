@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.contracts import EvaluationReport, ShardManifest, write_atomic
 from pipeline.evaluation.compare import compare
-from pipeline.evaluation.frame import read_scores
+from pipeline.evaluation.score_table import read_scores
 from pipeline.promotion.registry import Registry
 
 LAST_WEEKS = 4

@@ -16,8 +16,8 @@ from pipeline.errors import InputError
 from pipeline.evaluation.auc_bootstrap import paired_auc_bootstrap
 from pipeline.evaluation.compare import compare, holm
 from pipeline.evaluation.delong import auc_difference, auc_interval, placements, spread
-from pipeline.evaluation.frame import COLUMNS
 from pipeline.evaluation.intervals import bootstrap_weights
+from pipeline.evaluation.score_table import COLUMNS
 from tests.pipeline.evaluation.simulated import scores, specs
 
 DATA = {"manifest_sha256": "0" * 64, "split": "test"}

@@ -15,9 +15,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from pipeline.contracts import TaskSpec
-from pipeline.evaluation.frame import TaskScores, by_task
 from pipeline.evaluation.metrics import statistics
 from pipeline.evaluation.ranking import auc, auc_statistic, average_precision_statistic
+from pipeline.evaluation.score_table import TaskScores, by_task
 
 EXACT = 1e-12
 

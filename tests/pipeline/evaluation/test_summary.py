@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from pipeline.contracts import EvaluationReport, Sample, TaskSpec
 from pipeline.errors import InputError
 from pipeline.evaluation.delong import auc_interval
-from pipeline.evaluation.frame import TaskScores, read_scores, write_scores
 from pipeline.evaluation.predict import latency_ms, predict
+from pipeline.evaluation.score_table import TaskScores, read_scores, write_scores
 from pipeline.evaluation.summary import summarize, task_result
 from tests.pipeline.evaluation.simulated import scores, specs
 

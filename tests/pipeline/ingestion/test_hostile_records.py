@@ -1,4 +1,4 @@
-"""Whatever a file of records holds, preparing it ends in samples and rejects, or in an error that a user can mend."""
+"""Whatever a file of records holds, preparing it ends in samples and rejects, or in an error that a user can fix."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from pipeline.contracts import TaskSpec
-from pipeline.evaluation.frame import TaskScores
+from pipeline.evaluation.score_table import TaskScores
 from pipeline.report import charts, drawing
 from pipeline.report.drawing import COLOURS, INK, Chart, plot, svg
 
