@@ -46,6 +46,8 @@ PACKAGES = (
     "contracts.py",
     "errors.py",
     "progress.py",
+    "record.py",
+    "settings.py",
     "world.py",
     "__init__.py",
     "modeling",

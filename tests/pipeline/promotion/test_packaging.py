@@ -65,6 +65,18 @@ def test_requirements_name_what_the_model_s_code_imports_and_no_more(packaged: P
     assert named - set().union(*owners) <= {"tokenizers"}  # the model's tokenizer.json is bound to its version
 
 
+def test_every_module_that_the_packaged_code_imports_travels_with_it(packaged: Path) -> None:
+    code = packaged / "code"
+    for path in code.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name and name.split(".")[0] in OWN:
+                    place = code / name.replace(".", "/")
+                    assert place.with_suffix(".py").is_file() or place.is_dir(), f"{path.relative_to(code)}: {name}"
+
+
 def test_nothing_in_the_package_is_unpickled_or_trains(packaged: Path) -> None:
     files = [str(path.relative_to(packaged)) for path in packaged.rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".bin", ".pt", ".joblib", ".pyc"))]
