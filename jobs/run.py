@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config import RunConfig
 from jobs.run_folder import RunFolder
-from pipeline.stream import manifest_sha256
-from pipeline.tracking import Tracker, git_commit, read_history
+from pipeline.stream import load_manifest, manifest_sha256
+from pipeline.stream.stream import manifest_location
+from pipeline.tracking import DataSet, Tracker, git_commit, read_history
 
 if TYPE_CHECKING:
     from pipeline.promotion.registry import Registry
@@ -59,12 +61,23 @@ class Run:
         config, known = self.config, self.folder.binding
         if known.get("mlflow_uri") == config.tracking.shown:
             return Tracker(config.tracking.uri, known["mlflow_run_id"])
-        tags = {"git_commit": git_commit(), "manifest_sha256": manifest_sha256(config.manifest_path)}
+        data_sets = self.data_sets()
+        tags = {"git_commit": git_commit(), "manifest_sha256": data_sets["training"].manifest_sha256}
         parameters = config.shown()
         parameters["tasks"] = ", ".join(task.name for task in config.tasks)
         tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
+        tracker.log_data(*data_sets.values())
         self.folder.note(config.digest(), mlflow_uri=config.tracking.shown, mlflow_run_id=tracker.run_id)
         return tracker
+
+    def data_sets(self) -> dict[str, DataSet]:
+        """Return the samples of the shards as they are now: those for ``training`` and those for ``evaluation``."""
+        place = manifest_location(self.config.manifest_path)
+        manifest, digest, _ = load_manifest(place, self.config.cache.patience_s)
+        place = place if is_remote(place) else str(Path(place).resolve())
+        splits = {"training": "train", "evaluation": self.config.evaluation.split}
+        counts = {split: {t.name: manifest.samples_of(t.name, split) for t in manifest.tasks} for split in splits.values()}
+        return {context: DataSet(context, split, place, digest, counts[split]) for context, split in splits.items()}
 
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of the training history."""

@@ -15,10 +15,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlparse
 
 from pipeline.contracts import write_atomic
 from pipeline.errors import masked
@@ -45,6 +47,25 @@ class TrackingConfig(Settings):
     def shown(self) -> str:
         """The URI without a password, for eyes and files."""
         return masked(self.uri)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Samples that a run reads.
+
+    Args:
+        context: what they are read for, ``training`` or ``evaluation``.
+        split: of the shards.
+        manifest: absolute path or URL of the shards' manifest.
+        manifest_sha256: of its bytes, which name every shard by digest.
+        samples: how many each task has.
+    """
+
+    context: str
+    split: str
+    manifest: str
+    manifest_sha256: str
+    samples: Mapping[str, int]
 
 
 class Tracker:
@@ -118,6 +139,21 @@ class Tracker:
         rows = [Metric(k, float(v), now, step) for k, v in metrics.items() if v is not None and abs(v) < float("inf")]
         if rows:
             self._client.log_batch(self.run_id, metrics=rows)
+
+    def log_data(self, *data_sets: DataSet) -> None:
+        """Log data sets as the run's inputs; one that it has already is not logged again."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for data in data_sets:
+            scheme = urlparse(data.manifest).scheme or "local"
+            profile = {"samples": sum(data.samples.values()), "tasks": dict(data.samples)}
+            profile |= {"manifest_sha256": data.manifest_sha256}
+            # MLflow stores 36 characters of a digest.
+            digest, source = data.manifest_sha256[:36], json.dumps({"uri": data.manifest})
+            dataset = Dataset(data.split, digest, scheme, source, profile=json.dumps(profile))
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", data.context)]))
+        self._client.log_inputs(self.run_id, inputs)
 
     def log_artifact(self, path: Path) -> None:
         """Store one file with the run."""

@@ -26,6 +26,7 @@ def register(run: Run, evaluation: Evaluation) -> Version:
     if (made := run.registry.find(identity(run))) is not None:
         run.registry.challenge(made.number)
         return made
+    tracker.log_data(run.data_sets()["evaluation"])  # other samples than at first, where some were appended
     from pipeline.modeling.base_model import fingerprint
 
     config, report = run.config, evaluation.trained

@@ -25,6 +25,7 @@ from pipeline.promotion.fetch import PREDICTOR_FILE, check_whole, fetch
 from pipeline.promotion.integrity import check_files, digests
 from pipeline.promotion.lease import Lease
 from pipeline.promotion.ledger import Ledger
+from pipeline.promotion.logged_model import MODEL_ID, link, log_model
 from pipeline.promotion.packaging import PREDICTOR, package
 from pipeline.promotion.provenance import Identity, Provenance
 from pipeline.promotion.versions import (
@@ -37,7 +38,6 @@ from pipeline.promotion.versions import (
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-ARTIFACT = "model"
 
 
 class Registry:
@@ -80,11 +80,11 @@ class Registry:
         card: str = "",
         bundle_base: bool | None = None,
     ) -> Version:
-        """Store a predictor's folder with a run and register it as the next version, alias ``challenger``.
+        """Store a predictor's folder as a LoggedModel and register it as the next version, alias ``challenger``.
 
         Args:
             folder: adapter, its configuration and ``predictor.json``.
-            run_id: MLflow run that holds the files.
+            run_id: MLflow run that made it; its parameters, data sets and test metrics are shown with the model.
             provenance: what it was made from; ``parent`` is the present champion where none is given.
             card: model card in Markdown; it becomes the version's description and ``MODEL_CARD.md`` beside it.
             bundle_base: see :func:`pipeline.promotion.packaging.package`.
@@ -109,20 +109,27 @@ class Registry:
                     f"the weights to register must be those that were evaluated, {folder / WEIGHTS_FILE} has sha256 "
                     f"{files[WEIGHTS_FILE][:12]}…, evaluated was {weights[:12]}…; evaluate again"
                 )
-            self._client.log_artifacts(run_id, str(model), ARTIFACT)
-        source = f"{self._client.get_run(run_id).info.artifact_uri}/{ARTIFACT}"
+            logged = log_model(self._client, run_id, self.name, model, provenance.manifest_sha256)
         ensure_model(self._client, self.name, "Multi-task adapter of a frozen language model; mixed tasks in one call.")
         parent = provenance.parent or (champion.number if champion else None)
         known = {"parent": parent, "mlflow_version": mlflow.__version__, "adapter_sha256": weights, "files": files}
         whole = provenance.model_copy(update=known)
+        # Its files' own place and not models:/ID, which sqlite looks up in whatever store the process is set to.
         made = self._client.create_model_version(
-            self.name, source, run_id, tags=whole.tags(), description=card[:_DESCRIPTION]
+            self.name,
+            logged.artifact_location,
+            run_id,
+            tags=whole.tags() | {MODEL_ID: logged.model_id},
+            description=card[:_DESCRIPTION],
+            model_id=logged.model_id,
         )
         self.challenge(int(made.version))
         return self.version(int(made.version))
 
     def challenge(self, number: int) -> None:
-        """Point the alias ``challenger`` at a version that is not champion."""
+        """Point the alias ``challenger`` at a version that is not champion; its LoggedModel shows it."""
+        if model_id := self._client.get_model_version(self.name, str(number)).tags.get(MODEL_ID):
+            link(self._client, model_id, self.name, number)
         chain = self.ledger.chain()
         if not chain or chain[-1].version != number:
             self._client.set_registered_model_alias(self.name, CHALLENGER, str(number))
