@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.config import RunConfig
 from jobs.run_folder import RunFolder
+from pipeline.storage import is_remote
 from pipeline.stream import load_manifest, manifest_sha256
 from pipeline.stream.stream import manifest_location
 from pipeline.tracking import DataSet, Tracker, git_commit, read_history
@@ -76,7 +77,9 @@ class Run:
         manifest, digest, _ = load_manifest(place, self.config.cache.patience_s)
         place = place if is_remote(place) else str(Path(place).resolve())
         splits = {"training": "train", "evaluation": self.config.evaluation.split}
-        counts = {split: {t.name: manifest.samples_of(t.name, split) for t in manifest.tasks} for split in splits.values()}
+        counts = {
+            split: {t.name: manifest.samples_of(t.name, split) for t in manifest.tasks} for split in splits.values()
+        }
         return {context: DataSet(context, split, place, digest, counts[split]) for context, split in splits.items()}
 
     def history(self) -> list[dict[str, Any]]:

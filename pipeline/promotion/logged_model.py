@@ -66,7 +66,7 @@ def link(client: Any, model_id: str, name: str, number: int) -> None:
 
 
 def _content(package: Path) -> str:
-    """Digest what is packed but for ``MLmodel``, which bears the time; the weights stand in it by their listed hashes."""
+    """Digest what is packed, the weights by their listed hashes; ``MLmodel`` bears the time and is left out."""
     files = [path for path in package.iterdir() if path.is_file() and path.name != "MLmodel"]
     texts = {path.name: path.read_text() for path in [*files, package / "artifacts" / f"{DIGESTS}.json"]}
     return hashlib.sha256(json.dumps([texts, digests(package / "code")], sort_keys=True).encode()).hexdigest()
@@ -87,9 +87,7 @@ def _attach(client: Any, run: Any, model: Any, manifest_sha256: str) -> None:
     data = _evaluated(run, manifest_sha256)
     # As they were measured, with time and step: the run has them already, and MLflow stores the same row once.
     rows = [client.get_metric_history(run.info.run_id, key)[-1] for key in run.data.metrics if key.startswith(MEASURED)]
-    metrics = [
-        Metric(r.key, r.value, r.timestamp, r.step, model.model_id, *data, run_id=run.info.run_id) for r in rows
-    ]
+    metrics = [Metric(r.key, r.value, r.timestamp, r.step, model.model_id, *data, run_id=run.info.run_id) for r in rows]
     for first in range(0, len(metrics), 1000):
         client.log_batch(run.info.run_id, metrics=metrics[first : first + 1000])
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import masked
-from pipeline.tracking import History, Tracker, TrackingConfig, read_history, send_history
+from pipeline.tracking import DataSet, History, Tracker, TrackingConfig, read_history, send_history
 from tests.pipeline.promotion.test_registry_live import server
 
 
@@ -19,6 +20,12 @@ def _row(step: int) -> dict:
 
 def _tracker(uri: str, folder: Path) -> Tracker:
     return Tracker.start(TrackingConfig(uri=uri), "run", {"training": {"zero_stage": 2}}, {}, folder / "artifacts")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A fresh sqlite store, made once."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
 
 
 def _steps(tracker: Tracker, key: str) -> list[tuple[int, float]]:
@@ -39,8 +46,8 @@ def test_rows_after_the_step_are_dropped_and_a_torn_line_too(tmp_path: Path) -> 
     assert [row["step"] for row in read_history(path)] == [10, 20, 30]
 
 
-def test_resumed_history_is_sent_once(tmp_path: Path) -> None:
-    path, tracker = tmp_path / "history.jsonl", _tracker(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
+def test_resumed_history_is_sent_once(store: str, tmp_path: Path) -> None:
+    path, tracker = tmp_path / "history.jsonl", _tracker(store, tmp_path)
     for start in (0, 2, 2):  # killed twice after step 4, each time with a checkpoint at step 2
         with History(path, tracker, start) as history:
             for step in range(start + 1, 5):
@@ -49,6 +56,32 @@ def test_resumed_history_is_sent_once(tmp_path: Path) -> None:
     assert _steps(tracker, "loss") == [(step, 1 / step) for step in range(1, 5)]
     assert _steps(tracker, "loss/a") == [(step, 2 / step) for step in range(1, 5)]
     assert _steps(tracker, "samples") == [(step, 16.0 * step) for step in range(1, 5)]
+
+
+def test_data_sets_of_a_run_say_what_for_where_from_and_which(store: str, tmp_path: Path) -> None:
+    import mlflow
+
+    tracker = _tracker(store, tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text("{}")
+    train = DataSet("training", "train", str(manifest), "a" * 64, {"a": 3, "b": 4})
+    test = DataSet("evaluation", "test", "s3://bucket/manifest.json", "a" * 64, {"a": 1, "b": 1})
+    for _ in range(2):
+        tracker.log_data(train, test)
+    tracker.log_data(replace(test, manifest_sha256="b" * 64))
+    inputs = tracker._client.get_run(tracker.run_id).inputs.dataset_inputs
+    found = {(i.dataset.name, i.dataset.digest, *(tag.value for tag in i.tags)) for i in inputs}
+    assert found == {
+        ("train", "a" * 36, "training"),
+        ("test", "a" * 36, "evaluation"),
+        ("test", "b" * 36, "evaluation"),
+    }
+    assert len(inputs) == 3
+    sources = {i.dataset.name: mlflow.data.get_source(i.dataset) for i in inputs}
+    assert sources["test"].uri == "s3://bucket/manifest.json"
+    assert Path(sources["train"].load(tmp_path / "loaded")).read_text() == "{}"
+    profile = next(json.loads(i.dataset.profile) for i in inputs if i.dataset.name == "train")
+    assert profile == {"samples": 7, "tasks": {"a": 3, "b": 4}, "manifest_sha256": "a" * 64}
 
 
 def test_passwords_in_addresses_are_not_said(

@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -95,6 +96,47 @@ def test_a_packaged_model_whose_files_were_changed_does_not_load(packaged: Path,
         file.write(b" ")
     with pytest.raises(InputError, match=f"{name.partition('/')[2]} was changed"):
         mlflow.pyfunc.load_model(str(model))
+
+
+@pytest.fixture(scope="module")
+def loaded(packaged: Path) -> Any:
+    import mlflow
+
+    return mlflow.pyfunc.load_model(str(packaged))
+
+
+def test_rows_predict_without_the_columns_of_tasks_that_are_not_asked(loaded: Any) -> None:
+    ads = pd.DataFrame({"task": ["query_ad"], "query": ["red shoes"], "ad": ["buy red shoes"], "clicks": [3]})
+    picks = pd.DataFrame({"task": ["pick"], "query": ["two and two"], "choices": [["three", "four"]]})
+    found = [loaded.predict(frame) for frame in (ads, picks, pd.concat([ads, picks]), pd.concat([picks, ads]))]
+    assert [list(one["task"]) for one in found] == [["query_ad"], ["pick"], ["query_ad", "pick"], ["pick", "query_ad"]]
+    labels = {"query_ad": found[0]["label_word"][0], "pick": found[1]["label_word"][0]}
+    assert all(word == labels[task] for one in found for task, word in zip(one["task"], one["label_word"], strict=True))
+
+
+def test_answers_are_what_the_signature_says(loaded: Any) -> None:
+    signature = loaded.metadata.signature
+    assert [(c.name, c.required) for c in signature.inputs] == [
+        ("task", True),
+        ("ad", False),
+        ("query", False),
+        ("choices", False),
+    ]
+    found = loaded.predict(loaded.input_example)
+    assert list(found) == signature.outputs.input_names()
+    assert list(found["task"]) == [task.name for task in TASKS]
+    kinds = {"string": str, "double": float, "long": int}
+    for column in signature.outputs:
+        values = [v for cell in found[column.name] for v in (cell if column.name == "probabilities" else [cell])]
+        name = column.type.dtype.name if column.name == "probabilities" else column.type.name
+        assert {type(value.item() if hasattr(value, "item") else value) for value in values} == {kinds[name]}
+
+
+def test_rows_without_a_task_are_refused(loaded: Any) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=r"missing inputs \['task'\]"):
+        loaded.predict(pd.DataFrame({"query": ["red shoes"], "ad": ["buy red shoes"]}))
 
 
 CLEAN = """
