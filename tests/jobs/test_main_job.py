@@ -87,6 +87,24 @@ def test_champion_answers_mixed_tasks_from_anywhere(run: RunConfig, tmp_path: Pa
     assert answer["score"].between(0, 1).all()
 
 
+def test_champion_s_logged_model_shows_data_metrics_and_version(run: RunConfig) -> None:
+    from mlflow import MlflowClient
+
+    client, report = MlflowClient(run.tracking.uri), json.loads((run.folder / "evaluation.json").read_text())
+    version = client.get_model_version_by_alias("ads-relevance", "champion")
+    model, made = client.get_logged_model(version.tags["model_id"]), client.get_run(version.run_id)
+    digest = version.tags["manifest_sha256"][:36]
+    inputs = {(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in made.inputs.dataset_inputs}
+    assert inputs == {("train", digest, "training"), ("test", digest, "evaluation")}
+    named = {m.key: (m.value, m.dataset_name, m.dataset_digest) for m in model.metrics}
+    wanted = {f"test/{name}/{result['metric']}": result["value"] for name, result in report["tasks"].items()}
+    wanted["test/macro"] = report["macro"]["value"]
+    assert named == {key: (value, "test", digest) for key, value in wanted.items() if value is not None}
+    assert model.params == made.data.params
+    assert [one.model_id for one in made.outputs.model_outputs] == [model.model_id]
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "ads-relevance", "version": version.version}]
+
+
 def test_exported_task_answers_as_the_multi_task_model(run: RunConfig) -> None:
     from peft import PeftModel
 
