@@ -40,7 +40,8 @@ from pipeline.promotion.entries import (
 )
 from pipeline.promotion.versions import ensure_model, search_versions
 
-_FENCE_SOURCE = "ledger:/fence"
+_SOURCE = "ledger:/"
+"""No file stands behind an entry; a server refuses sources in its own artifact store that no run has made."""
 
 
 class Ledger:
@@ -127,7 +128,7 @@ class Ledger:
             anchor = version.version if decision.becomes_anchor else decision.anchor
             tags["decision"] = f"{decision.verdict} {digest}" + (f"{ANCHOR}{anchor}" if anchor else "")
         text = f"{action}: version {version.version} after {previous or 'none'}"
-        written = self._write(action, tags, after, before, text, version.source, version.run_id)
+        written = self._write(action, tags, after, before, text)
         chain = self.standing()
         if mine := [entry for entry in chain if entry.number == written]:
             return mine[0]
@@ -157,7 +158,7 @@ class Ledger:
         while not any(entry.action == "fence" and entry.lease == lease for entry in chain):
             self._check_lease(chain, lease)
             last = chain[-1].number if chain else 0  # another entry may come before ours: then once more, after that
-            self._write("fence", {}, last, lambda: lease, f"lease {lease} taken over", _FENCE_SOURCE)
+            self._write("fence", {}, last, lambda: lease, f"lease {lease} taken over")
             chain = self.standing()
 
     def _write(
@@ -167,8 +168,6 @@ class Ledger:
         after: int,
         before: Callable[[], int | None],
         description: str,
-        source: str,
-        run_id: str | None = None,
     ) -> int:
         ensure_model(self._client, self.name, "Append-only: one version a change of champion. Do not edit or delete.")
         earlier = ""
@@ -184,7 +183,7 @@ class Ledger:
         }
         tags["lease"] = str(before() or "")
         made = self._client.create_model_version(
-            self.name, source, run_id, tags={**tags, "sha256": signature(tags)}, description=description
+            self.name, f"{_SOURCE}{action}", tags={**tags, "sha256": signature(tags)}, description=description
         )
         return int(made.version)
 
