@@ -9,6 +9,7 @@ from jobs.config import RunConfig
 from jobs.run import Run
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
+from pipeline.progress import say
 from pipeline.promotion.policy import champion_fall
 from pipeline.promotion.registry import Registry, Version
 
@@ -70,4 +71,7 @@ def check_fall(run: Run, champion: Version, max_drop: float) -> PromotionDecisio
     from jobs.scoring import score, version_model
 
     (found,) = score(run, version_model(run, run.registry, champion))
+    for name, result in found.report.tasks.items():
+        if result.ci95 is None:
+            say(f"{name}: whether the champion fell on the newest days is not known: {result.reason}")
     return champion_fall(found.report, champion.provenance, champion.number, max_drop)

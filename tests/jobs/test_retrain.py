@@ -58,14 +58,14 @@ def test_three_weeks(tmp_path: Path) -> None:
 
     # As if the champion had been near perfect on one task: then its labels must have changed. Held before anything is
     # trained, the champion stays, the reason names the task.
-    metrics = second.provenance.metrics | {"query_ad_relevance": 0.999}
+    metrics = second.provenance.metrics | {"query_keyword_relevance": 0.999}
     registry = registry_of(path)
     registry._client.set_model_version_tag(registry.name, str(second.number), "metrics", json.dumps(metrics))
     second = registry.champion()
     bring(tmp_path / "partitions", 5, 2, tasks=4)
     path = settings(tmp_path, tasks=4, retraining={"max_champion_drop": 0.05})
     out = retrain(path, code=3)
-    assert "query_ad_relevance: the champion scored 0.999" in out
+    assert "query_keyword_relevance: the champion scored 0.999" in out
     assert "query_vertical: the champion" not in out
     assert registry.champion() == second
     held = [p for p in load_config(path).run_root.glob("weekly-2026-01-11-*") if (p / "result.json").is_file()]
