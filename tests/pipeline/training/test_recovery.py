@@ -89,7 +89,7 @@ def test_terminated_driver_saves_and_killed_cluster_is_survived(root: Path, whol
 def test_what_no_restart_can_mend_ends_the_run_at_once(root: Path, address: str) -> None:
     config = write_config(root, "burst", learning_rate=1e30, gradient_clipping=0.0, max_failures=-1)
     with RunningJob(config, address=address) as job:
-        assert job.end(timeout_s=120) == 2, job.tail()
+        assert job.end(timeout_s=240) == 2, job.tail()
     assert "every loss and gradient must be finite" in job.tail()
     assert not list((job.folder / "checkpoints").glob(".failed"))
 
