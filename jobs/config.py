@@ -44,6 +44,7 @@ class PromotionConfig(Settings):
     model_name: str = Field(default="ads-relevance", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the registered model."""
     gates: GatesConfig = GatesConfig()
+    """What a candidate must show before it may become champion."""
     anchor: int | None = Field(default=None, ge=1)
     """Version that candidates are held against beside the champion, so that small falls do not add up; null for the
     best earlier champion that the ledger knows. Name another where its files are gone, or to accept a lower level."""
