@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 ConfigFile = Annotated[
-    Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one (demo, ads_real).")
+    Path, typer.Option("--config", "-c", help="YAML file, or the name of a packaged one (demo, ads, glue …).")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Values over the file's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, last on standard output.")]

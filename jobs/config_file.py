@@ -1,4 +1,4 @@
-"""A configuration's file and its overrides become plain values."""
+"""A configuration's file, those that it extends, and its overrides become plain values."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from pipeline.errors import InputError
 
 PACKAGED = Path(__file__).parent / "configs"
+EXTENDS = "extends"
+"""Key of a file that names one or more others, packaged or by their path from it: each one's values stand over those of
+the one before it, and the file's own over all."""
 
 
 def read_resolved(path: Path, overrides: Sequence[str]) -> Any:
@@ -22,7 +25,7 @@ def read_resolved(path: Path, overrides: Sequence[str]) -> Any:
     Raises:
         InputError: the file is missing or no YAML, an override cannot be applied, or an interpolation has no value.
     """
-    raw = _read_yaml(_find(path))
+    raw = _read_whole(_find(path))
     for override in overrides:
         _override(raw, override)
     return _interpolated(raw)
@@ -34,8 +37,31 @@ def read_values(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or no YAML.
     """
-    values = OmegaConf.to_container(_read_yaml(_find(path)), resolve=False)
+    values = OmegaConf.to_container(_read_whole(_find(path)), resolve=False)
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _read_whole(path: Path, extending: tuple[Path, ...] = ()) -> DictConfig:
+    """Return a file's values over those of the files that it extends."""
+    if path.resolve() in extending:
+        chain = " → ".join(each.name for each in (*extending, path))
+        raise InputError(f"a file must not extend itself, got {chain}; take one {EXTENDS} out")
+    raw = _read_yaml(path)
+    if EXTENDS not in raw:
+        return raw
+    named = OmegaConf.to_container(raw, resolve=False)[EXTENDS]  # type: ignore[index, call-overload]
+    names = [named] if isinstance(named, str) else named
+    if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)):
+        raise InputError(
+            f"{EXTENDS} must name a configuration or a list of them, got {named!r} in {path}; write {EXTENDS}: ads"
+        )
+    beside = [path.parent / name for name in names]
+    files = [place if place.is_file() else _find(Path(name)) for place, name in zip(beside, names, strict=True)]
+    whole = OmegaConf.merge(*(_read_whole(file, (*extending, path.resolve())) for file in files), raw)
+    if not isinstance(whole, DictConfig):
+        raise InputError(f"{path} must hold a mapping of keys, as {names} do; see jobs/configs")
+    del whole[EXTENDS]
+    return whole
 
 
 def _find(path: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import RunConfig, in_full, load_config
-from jobs.config_file import read_values
+from jobs.config_file import EXTENDS, read_values
 
 Origin = str
 """``default``, ``file``, ``override`` or ``resolved``: filled in from this machine or its environment."""
@@ -60,6 +60,11 @@ def schema() -> dict[str, Any]:
     """Return the JSON Schema of a configuration file, every key with its description."""
     found = RunConfig.model_json_schema(by_alias=True)
     found |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mtl-lora configuration"}
+    name = {"type": "string"}
+    found["properties"][EXTENDS] = {
+        "anyOf": [name, {"type": "array", "items": name, "minItems": 1}],
+        "description": "Configurations, packaged or by their path from this file, over whose values this file's stand.",
+    }
     tasks = found["properties"]["tasks"]
     named = {key: value for key, value in found["$defs"]["TaskSpec"].items() if key != "required"}
     named["properties"] = {key: value for key, value in named["properties"].items() if key != "name"}

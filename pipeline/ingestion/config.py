@@ -36,8 +36,9 @@ class DataConfig(Settings):
     source: Literal["synthetic_ads", "records"] = "synthetic_ads"
     """``synthetic_ads`` makes records; ``records`` reads JSONL, CSV or Parquet files, gzip or not."""
     root: str | None = None
-    """Folder or ``s3://`` URL; ``TASK/SPLIT.jsonl.gz`` (also .jsonl, .csv, .csv.gz, .parquet) is looked up in it,
-    with ``windows`` ``DATE/TASK.jsonl.gz``, and ``SPLIT.jsonl.gz`` where records name their task."""
+    """Folder or ``s3://`` URL; ``TASK/SPLIT.jsonl.gz`` (also .jsonl, .csv, .csv.gz, .parquet) is looked up in it and
+    in its folders (``SUITE/TASK/…``), with ``windows`` ``DATE/TASK.jsonl.gz``, and ``SPLIT.jsonl.gz`` where records
+    name their task."""
     files: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Task → split → path or glob, relative to ``root``, instead of the default layout. The task ``*`` stands for
     files whose records name their task in ``task_field``."""

@@ -75,9 +75,9 @@ def _candidates(config: DataConfig, task: str) -> dict[str, list[str]]:
     """Return for each split the places to look at: the first that exists is taken."""
     if task in config.files:
         return {split: [pattern] for split, pattern in config.files[task].items()}
-    head = "" if task == ANY_TASK else f"{task}/"
+    heads = [""] if task == ANY_TASK else [f"{task}/", f"*/{task}/"]
     splits = dict.fromkeys((*SPLITS, *config.windows)) if not config.windows else dict.fromkeys(config.windows)
-    return {split: [f"{head}{split}{suffix}" for suffix in SUFFIXES] for split in splits}
+    return {split: [f"{head}{split}{suffix}" for head in heads for suffix in SUFFIXES] for split in splits}
 
 
 def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) -> list[SourceFile]:
@@ -86,6 +86,11 @@ def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) ->
         location = candidate if alone else join(config.root or ".", candidate)
         fs, path = filesystem(location)
         matches = _matches(fs, path)
+        if len(matches) > 1 and task not in config.files:
+            raise InputError(
+                f"task {task!r} must stand in one folder of {config.root}, found it in {matches}; name the one in "
+                f"data.root, or the files in data.files.{task}"
+            )
         if matches:
             return [_source(config, task, split, fs, match, location) for match in matches]
     if split == "test" and task not in config.files:
