@@ -7,11 +7,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mtl_lora.errors import ConfigError
+from mtl_lora.patterns import matching_key
 
 __all__ = ["CONFIG_VERSION", "MTLLoRAConfig"]
 
 CONFIG_VERSION = 1
 """Version of the saved form; a reader refuses a version that it does not know."""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_expression(text: str, rule: str, remedy: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{rule}, got {text!r}: {error}; {remedy}") from error
 
 
 def _as_names(value: str | Sequence[str], field: str) -> tuple[str, ...]:
@@ -38,6 +50,12 @@ class MTLLoRAConfig:
         target_modules: as PEFT takes them: names (the last parts of a module's path), one regular expression on the
             full path, or ``"all-linear"`` for every linear layer but the output head.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732).
+        layers_to_transform: numbers of the layers (blocks) whose targets are adapted; empty for all. Only with names,
+            as in PEFT.
+        layers_pattern: what the list of layers is called (``layers``, ``h``); empty for whatever is numbered first.
+        rank_pattern: other ranks than ``r``, by name or regular expression on the last parts of a path; the first key
+            that matches counts, as in PEFT.
+        alpha_pattern: other numerators than ``lora_alpha``, likewise.
         modules_to_save: names of modules that train in full and are saved with the adapter.
         bias: which biases train: ``"none"``, ``"lora_only"`` (of adapted layers) or ``"all"``.
         train_layer_norms: whether every normalisation layer trains, as in the authors' image-text runs.
@@ -55,6 +73,10 @@ class MTLLoRAConfig:
     transform: Literal["full", "diagonal"] = "full"
     target_modules: str | Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
     use_rslora: bool = False
+    layers_to_transform: Sequence[int] | int = ()
+    layers_pattern: Sequence[str] | str = ()
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
     modules_to_save: Sequence[str] = ()
     bias: Literal["none", "lora_only", "all"] = "none"
     train_layer_norms: bool = False
@@ -65,9 +87,10 @@ class MTLLoRAConfig:
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", _as_names(self.target_modules, "target_modules"))
         self._check_tasks()
+        self._check_patterns()
         for field in ("r", "num_up_projections"):
             value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is_count(value):
                 raise ConfigError(f"{field} must be an integer >= 1, got {value!r}; the paper's scripts use 8 and 3")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"temperature must be > 0, got {self.temperature}; the paper's scripts use 0.1")
@@ -82,13 +105,43 @@ class MTLLoRAConfig:
         if not self.target_modules:
             raise ConfigError("target_modules must name a module, got none; 'all-linear' takes every linear layer")
         if isinstance(self.target_modules, str):
-            try:
-                re.compile(self.target_modules)
-            except re.error as error:
+            _check_expression(
+                self.target_modules,
+                "target_modules as text must be 'all-linear' or a regular expression",
+                "names stand in a list",
+            )
+
+    def _check_patterns(self) -> None:
+        numbers = self.layers_to_transform
+        numbers = (numbers,) if isinstance(numbers, int) else tuple(numbers)
+        if any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers):
+            raise ConfigError(f"layers_to_transform must hold integers >= 0, got {list(numbers)}; the first layer is 0")
+        patterns = self.layers_pattern
+        patterns = (patterns,) if isinstance(patterns, str) and patterns else tuple(patterns)
+        object.__setattr__(self, "layers_to_transform", numbers)
+        object.__setattr__(self, "layers_pattern", patterns)
+        object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
+        object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
+        if numbers and isinstance(self.target_modules, str):
+            raise ConfigError(
+                "layers_to_transform needs target_modules as a list of names, as in PEFT, got "
+                f"{self.target_modules!r}; list the names, or let the expression say the layers"
+            )
+        if patterns and not numbers:
+            raise ConfigError(f"layers_pattern needs layers_to_transform, got {list(patterns)} alone; say which layers")
+        for field in ("layers_pattern", "rank_pattern", "alpha_pattern"):
+            for key in getattr(self, field):
+                _check_expression(key, f"{field} must hold names or regular expressions", "write a name")
+        for key, value in self.rank_pattern.items():
+            if not _is_count(value):
                 raise ConfigError(
-                    "target_modules as text must be 'all-linear' or a regular expression, got "
-                    f"{self.target_modules!r}: {error}; names stand in a list"
-                ) from error
+                    f"rank_pattern must hold integers >= 1, got {value!r} for {key!r}; leave it out for r"
+                )
+        for key, alpha in self.alpha_pattern.items():
+            if isinstance(alpha, bool) or not (math.isfinite(alpha) and alpha > 0):
+                raise ConfigError(
+                    f"alpha_pattern must hold numbers > 0, got {alpha!r} for {key!r}; leave it out for lora_alpha"
+                )
 
     def _check_tasks(self) -> None:
         if not self.task_names:
@@ -111,6 +164,20 @@ class MTLLoRAConfig:
     def scaling(self) -> float:
         """The factor of the low-rank path: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` when rank-stabilised."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def for_layer(self, path: str) -> "MTLLoRAConfig":
+        """Return the configuration of one layer: its rank and alpha by the patterns, none left.
+
+        Args:
+            path: of the layer in the base.
+        """
+        rank, alpha = matching_key(self.rank_pattern, path), matching_key(self.alpha_pattern, path)
+        return self.replace(
+            r=self.r if rank is None else self.rank_pattern[rank],
+            lora_alpha=self.lora_alpha if alpha is None else self.alpha_pattern[alpha],
+            rank_pattern={},
+            alpha_pattern={},
+        )
 
     def replace(self, **changes: Any) -> "MTLLoRAConfig":
         """Return a checked copy with some fields changed."""

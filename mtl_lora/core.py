@@ -41,7 +41,7 @@ class AdapterCore(nn.Module):
         self.router = Router()
         self.adapter_config = config
         self.base_model = base
-        paths = find_targets(base, config.target_modules)
+        paths = find_targets(base, config)
         saved_paths = find_named(base, config.modules_to_save)
         base.requires_grad_(False)
         self.layer_types: dict[str, type[nn.Module]] = {}
@@ -49,10 +49,10 @@ class AdapterCore(nn.Module):
             layer = base.get_submodule(path)
             self.layer_types[path] = type(layer)
             dtype = adapter_dtype or torch.promote_types(layer.weight.dtype, torch.float32)  # type: ignore[arg-type]
-            replace_module(base, path, self._make_layer(layer, dtype))
+            replace_module(base, path, self._make_layer(layer, config.for_layer(path), dtype))
         self._finish(saved_paths)
 
-    def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
+    def _make_layer(self, layer: nn.Module, config: MTLLoRAConfig, dtype: torch.dtype) -> AdaptedLinear:
         raise NotImplementedError
 
     def _finish(self, saved_paths: Sequence[str]) -> None:

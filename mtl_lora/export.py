@@ -6,6 +6,7 @@ aside, read back, compared with the model by outputs, and only then put in place
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -20,6 +21,7 @@ from mtl_lora.core import AdapterCore
 from mtl_lora.files import WEIGHTS_FILE
 from mtl_lora.hashes import write_hashes
 from mtl_lora.layer import is_conv1d
+from mtl_lora.patterns import layer_number
 from mtl_lora.serving import ServedBase, base_name, serving_notice, write_serving
 from mtl_lora.verification import verify_export
 
@@ -52,11 +54,17 @@ def lora_tensors(model: AdapterCore, task: int) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in tensors.items()}
 
 
-def _target_names(base: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
-    """Return the shortest names that select exactly the adapted layers: last parts where they do, else full paths."""
+def _targets(base: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[Any]]:
+    """Return by PEFT's keys what selects exactly the adapted layers: last parts of their paths where these do, alone
+    or with the numbers of layers; else full paths."""
     names = sorted({path.rsplit(".", 1)[-1] for path in layers})
-    selected = {path for path, _ in base.named_modules() if path.rsplit(".", 1)[-1] in names}
-    return names if selected == set(layers) else sorted(layers)
+    selected = {path: layer_number(path) for path, _ in base.named_modules() if path.rsplit(".", 1)[-1] in names}
+    if set(selected) == set(layers):
+        return {"target_modules": names}
+    numbers = {layer_number(path) for path in layers}
+    if {path for path, number in selected.items() if number in numbers} == set(layers) and None not in numbers:
+        return {"target_modules": names, "layers_to_transform": sorted(n for n in numbers if n is not None)}
+    return {"target_modules": sorted(layers)}
 
 
 def _served_base(model: AdapterCore) -> ServedBase:
@@ -66,14 +74,35 @@ def _served_base(model: AdapterCore) -> ServedBase:
     return ServedBase(base_name(reference) if reference else "", digest["sha256"] if digest else None)
 
 
-def lora_config(model: AdapterCore, rank: int, name: str = "") -> dict[str, Any]:
-    """Return PEFT's ``adapter_config.json``; ``lora_alpha = r`` because the scaling is inside the tensors.
+def _ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return each layer's rank by its path, from exported tensors."""
+    suffix = ".lora_A.weight"
+    pairs = {name.removesuffix(suffix): t.shape[0] for name, t in tensors.items() if name.endswith(suffix)}
+    return {name.removeprefix("base_model.model."): rank for name, rank in pairs.items()}
+
+
+def _rank_pattern(ranks: Mapping[str, int], most: int) -> dict[str, int]:
+    """Return PEFT's pattern for the layers whose rank is not the most: by last parts of paths where these tell it."""
+    others = {path: rank for path, rank in ranks.items() if rank != most}
+    short: dict[str, set[int]] = {}
+    for path, rank in ranks.items():
+        short.setdefault(path.rsplit(".", 1)[-1], set()).add(rank)
+    if all(len(found) == 1 for found in short.values()):
+        return {re.escape(name): rank for name, (rank,) in sorted(short.items()) if rank != most}
+    # A whole path would match as the end of a longer one, too: the longest come first.
+    return {re.escape(path): others[path] for path in sorted(others, key=lambda p: (-len(p), p))}
+
+
+def lora_config(model: AdapterCore, ranks: Mapping[str, int], name: str = "") -> dict[str, Any]:
+    """Return PEFT's ``adapter_config.json``; every alpha is its rank because the scaling is inside the tensors.
 
     Args:
         model: any adapted model.
-        rank: of its exported pairs.
+        ranks: of its exported pairs, by the layer's path. ``r`` is the largest, which is what servers make room for.
         name: of the base.
     """
+    rank = max(ranks.values())
+    pattern = _rank_pattern(ranks, rank)
     layers = model.plain_layers()
     is_causal = type(model.base_model).__name__.endswith("ForCausalLM")
     return {
@@ -82,13 +111,14 @@ def lora_config(model: AdapterCore, rank: int, name: str = "") -> dict[str, Any]
         "base_model_name_or_path": name or None,
         "r": rank,
         "lora_alpha": rank,
+        **({"rank_pattern": pattern, "alpha_pattern": pattern} if pattern else {}),
         "lora_dropout": 0.0,
         "use_rslora": False,
         "use_dora": model.method == "dora",
         "bias": "lora_only" if _trained_biases(model) else "none",
         "fan_in_fan_out": any(is_conv1d(layer) for layer in layers.values()),
         "modules_to_save": _modules_to_save(model) or None,
-        "target_modules": _target_names(model.base_model, layers),
+        **_targets(model.base_model, layers),
         "inference_mode": True,
     }
 
@@ -99,9 +129,10 @@ def _model_card(
     name = model.task_names[task]
     head = ["---", "library_name: peft", *([f"base_model: {base.name}"] if base.name else [])]
     head += ["tags: [lora, mtl-lora]", "---"]
+    at_most = " or less, by `rank_pattern`" if "rank_pattern" in config else ""
     facts = [
         f"* One of {len(model.task_names)} tasks trained together with the method `{model.method}`.",
-        f"* Rank {config['r']}; the scaling is inside `lora_B`, hence `lora_alpha = r`.",
+        f"* Rank {config['r']}{at_most}; the scaling is inside `lora_B`, hence `lora_alpha = r`.",
         f"* Adapted modules: {', '.join(config['target_modules'][:12])}",
         f"* Verified before it was written: {verdict}",
         "* `sha256sum -c SHA256SUMS` tells whether the files are still what was written.",
@@ -142,8 +173,7 @@ def export_task(
     staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         tensors = lora_tensors(model, index)
-        rank = next(t.shape[0] for name, t in tensors.items() if name.endswith("lora_A.weight"))
-        config = lora_config(model, rank, base.name)
+        config = lora_config(model, _ranks(tensors), base.name)
         save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         (staged / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         verdict = verify_export(model, index, staged, example_inputs)

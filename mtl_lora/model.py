@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_lora import export, saving, tasks
+from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.core import AdapterCore
 from mtl_lora.layer import AdaptedLinear, MTLLoRALinear
 
@@ -86,5 +87,5 @@ class MTLLoRAModel(AdapterModel):
 
     method = "mtl_lora"
 
-    def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
-        return MTLLoRALinear(layer, self.adapter_config, self.router, dtype)
+    def _make_layer(self, layer: nn.Module, config: MTLLoRAConfig, dtype: torch.dtype) -> AdaptedLinear:
+        return MTLLoRALinear(layer, config, self.router, dtype)

@@ -1,7 +1,9 @@
 """How exported tasks are served: ``serving.json`` beside them, and what a server would refuse. Needs no torch.
 
 vLLM's rules are those of its ``vllm/lora/peft_helper.py`` (``_validate_features``, ``validate_legal``) and
-``vllm/config/lora.py``; LoRAX (``server/lorax_server/adapters/lora.py``) reads the LoRA pairs and nothing else.
+``vllm/config/lora.py``; it makes room for one rank, ``r``, in which a layer's pair may be smaller. LoRAX
+(``server/lorax_server/adapters/lora.py``) reads the LoRA pairs and nothing else, stacks those of all layers, and passes
+over a kind of module that lacks its pair in any layer.
 """
 
 import json
@@ -10,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mtl_lora.patterns import layer_number
 
 __all__ = ["SERVING_FILE", "ServedBase", "base_name", "serving_notice", "write_serving"]
 
@@ -91,8 +95,17 @@ def _vllm(base: str, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     return found
 
 
+def _is_partial(config: Mapping[str, Any]) -> bool:
+    paths = config.get("target_modules", ())
+    return bool(config.get("layers_to_transform")) or any(layer_number(f"{path}.") is not None for path in paths)
+
+
 def _lorax(base: str, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     ignored = {what: None for config in configs.values() for what in _beyond_pairs(config)}
+    if any(config.get("rank_pattern") for config in configs.values()):
+        ignored["ranks that differ between layers (rank_pattern), which it stacks"] = None
+    if any(map(_is_partial, configs.values())):
+        ignored["adapters in some layers only, without which it leaves a module out everywhere"] = None
     if ignored:
         return {"command": None, "ignores": list(ignored), "requests": {}}
     return {

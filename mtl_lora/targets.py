@@ -14,6 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import FrozenExpertsWarning, TargetError
 from mtl_lora.layer import AdaptedLinear, is_conv1d, plain_linear
+from mtl_lora.patterns import is_named, layer_number, matching_key
 
 __all__ = [
     "expert_parameters",
@@ -108,10 +109,6 @@ def warn_of_frozen_experts(model: nn.Module) -> None:
     )
 
 
-def _is_named(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
-
-
 def _near(names: Sequence[str], model: nn.Module) -> list[str]:
     paths = [path for path, module in model.named_modules() if path and is_adaptable(module)]
     known = sorted({path.rsplit(".", 1)[-1] for path in paths} | set(paths))
@@ -119,20 +116,48 @@ def _near(names: Sequence[str], model: nn.Module) -> list[str]:
     return list(dict.fromkeys(near)) or known[:8]
 
 
-def find_targets(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
+def find_targets(model: nn.Module, config: MTLLoRAConfig) -> list[str]:
     """Return the full paths of the linear layers to adapt, in the model's order.
 
     Args:
         model: the base.
-        target_modules: as PEFT takes them: names (the last parts of a path), one regular expression on the full path,
-            or ``"all-linear"`` for every linear layer but the output head.
+        config: of whose fields ``target_modules``, ``layers_to_transform``, ``layers_pattern`` and the keys of the
+            patterns of ranks and alphas are read.
 
     Raises:
-        TargetError: a name or the expression matches nothing, something that is no plain linear layer, or an output
-            head whose weight is the input embedding's too.
+        TargetError: a name, the expression, the layers or a pattern's key match nothing, or a target is something that
+            is no plain linear layer, or an output head whose weight is the input embedding's too.
     """
+    found = _in_layers(model, config, _find(model, config.target_modules))
+    for field in ("rank_pattern", "alpha_pattern"):
+        keys = getattr(config, field)
+        unused = [key for key in keys if not any(matching_key((key,), path) for path in found)]
+        if unused:
+            raise TargetError(
+                f"every key of {field} must match an adapted layer, got no match for {unused}; adapted are "
+                f"{found[:3]}{' …' if len(found) > 3 else ''}"
+            )
+    return found
+
+
+def _in_layers(model: nn.Module, config: MTLLoRAConfig, paths: list[str]) -> list[str]:
+    wanted = config.layers_to_transform
+    if isinstance(wanted, int) or not wanted:
+        return paths
+    numbers = {path: layer_number(path, tuple(config.layers_pattern)) for path in paths}
+    missing = sorted(set(wanted) - set(numbers.values()))
+    if missing:
+        there = sorted({number for number in numbers.values() if number is not None})
+        raise TargetError(
+            f"every number of layers_to_transform must be that of a layer with targets, got {missing}; "
+            f"{type(model).__name__} has {there or 'no numbered layers under layers_pattern'}"
+        )
+    return [path for path in paths if numbers[path] in wanted]
+
+
+def _find(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
     modules = {path: module for path, module in model.named_modules() if path}
-    if target_modules == "all-linear":
+    if isinstance(target_modules, str) and target_modules.lower() == "all-linear":
         head = output_head(model)
         found = [path for path, module in modules.items() if is_adaptable(module) and module is not head]
         if not found:
@@ -142,8 +167,8 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str]) -> list[
         found = [path for path in modules if re.fullmatch(target_modules, path)]
         missing = [] if found else [target_modules]
     else:
-        found = [path for path in modules if any(_is_named(path, name) for name in target_modules)]
-        missing = [name for name in target_modules if not any(_is_named(path, name) for path in modules)]
+        found = [path for path in modules if any(is_named(path, name) for name in target_modules)]
+        missing = [name for name in target_modules if not any(is_named(path, name) for path in modules)]
     if missing:
         raise TargetError(
             f"every target module must match a module of {type(model).__name__}, got no match for {missing}"
@@ -160,7 +185,7 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str]) -> list[
 
 
 def _why_missing(model: nn.Module, target_modules: str | Sequence[str], missing: Sequence[str]) -> str:
-    experts = [path for path in expert_parameters(model) if any(_is_named(path, name) for name in missing)]
+    experts = [path for path in expert_parameters(model) if any(is_named(path, name) for name in missing)]
     if experts:
         return f" (parameters of experts, such as {experts[0]}, cannot be adapted)"
     if isinstance(target_modules, str):
@@ -188,7 +213,7 @@ def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
         TargetError: a name matches nothing.
     """
     paths = [path for path, _ in model.named_modules() if path]
-    missing = [name for name in names if not any(_is_named(path, name) for path in paths)]
+    missing = [name for name in names if not any(is_named(path, name) for path in paths)]
     if missing:
         known = sorted({path.rsplit(".", 1)[-1] for path in paths})
         near = [match for name in missing for match in difflib.get_close_matches(name, known, n=3, cutoff=0.4)]
@@ -196,7 +221,7 @@ def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
             f"every name in modules_to_save must match a module of {type(model).__name__}, got no match for {missing}; "
             f"near names: {near or known[:8]}"
         )
-    return [path for path in paths if any(_is_named(path, name) for name in names)]
+    return [path for path in paths if any(is_named(path, name) for name in names)]
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:

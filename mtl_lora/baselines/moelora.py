@@ -95,5 +95,5 @@ class MoELoRAModel(AdapterModel):
 
     method = "moelora"
 
-    def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
-        return MoELoRALinear(layer, self.adapter_config, self.router, dtype)
+    def _make_layer(self, layer: nn.Module, config: MTLLoRAConfig, dtype: torch.dtype) -> AdaptedLinear:
+        return MoELoRALinear(layer, config, self.router, dtype)

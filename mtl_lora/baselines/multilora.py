@@ -77,5 +77,5 @@ class MultiLoRAModel(AdapterModel):
 
     method = "multilora"
 
-    def _make_layer(self, layer: nn.Module, dtype: torch.dtype) -> AdaptedLinear:
-        return MultiLoRALinear(layer, self.adapter_config, self.router, dtype)
+    def _make_layer(self, layer: nn.Module, config: MTLLoRAConfig, dtype: torch.dtype) -> AdaptedLinear:
+        return MultiLoRALinear(layer, config, self.router, dtype)

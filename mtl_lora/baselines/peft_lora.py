@@ -33,7 +33,7 @@ class PeftLoRAModel(AdapterModel):
         from peft import LoraConfig, inject_adapter_in_model
 
         self.router, self.adapter_config, self.base_model = Router(), config, base
-        self.paths = find_targets(base, config.target_modules)
+        self.paths = find_targets(base, config)
         saved_paths = find_named(base, config.modules_to_save)
         base.requires_grad_(False)
         peft_config = LoraConfig(
@@ -42,6 +42,8 @@ class PeftLoRAModel(AdapterModel):
             lora_dropout=config.lora_dropout,
             target_modules=self.paths,
             use_rslora=config.use_rslora,
+            rank_pattern=dict(config.rank_pattern),
+            alpha_pattern=dict(config.alpha_pattern),
             use_dora=self.use_dora,
         )
         inject_adapter_in_model(peft_config, base)

@@ -136,3 +136,30 @@ def test_further_files_stand_in_the_list_of_hashes(tiny_llama, tmp_path):
     listed = Path(folder, "SHA256SUMS").read_text()
     assert (folder / "task.json").read_text() == "{}\n" and "  task.json\n" in listed
     assert "task.json" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rank_pattern": {"q_proj": 4}}, "ranks that differ"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [2, 3]}, "some layers only"),
+        ({"target_modules": ["model.layers.2.self_attn.q_proj"]}, "some layers only"),
+    ],
+)
+def test_what_lorax_would_stack_or_leave_out_stands_in_the_file_and_vllm_serves_it(tmp_path, changes, words):
+    document = _exported(tmp_path, **changes)
+    assert document["vllm"]["refuses"] == [] and document["vllm"]["command"] is not None
+    assert document["lorax"]["command"] is None
+    assert [words in reason for reason in document["lorax"]["ignores"]] == [True]
+
+
+def test_vllm_is_given_room_for_the_largest_rank_of_all_layers(tmp_path, tiny_llama):
+    options = {"r": 4, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 40}}
+    model = randomise(MTLLoRAModel(tiny_llama, MTLLoRAConfig(["a"], **options)))
+    with pytest.warns(UserWarning, match="rank 40 is above vLLM's default"):
+        model.export_all(tmp_path)
+    written = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"]) == (40, 40)
+    assert written["rank_pattern"] == written["alpha_pattern"] == {"v_proj": 4}
+    command = json.loads((tmp_path / "serving.json").read_text())["vllm"]["command"]
+    assert command[command.index("--max-lora-rank") + 1] == "64"
