@@ -198,6 +198,7 @@ class RunConfig(Settings):
         )
         for key in _OPERATION:
             del parts["training"][key]
+        parts["adapter"] = self.adapter.identity()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def write(self) -> Path:

@@ -14,10 +14,19 @@ verbs = typer.Typer(help="The configuration: resolved and explained, or as a sch
 @verbs.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Print the resolved configuration, each value with where it came from."""
-    from jobs.config_views import as_yaml, explained
+    from jobs.config_views import as_yaml, explained, sizes
 
     rows = explained(config, overrides or ())
-    print(json.dumps(rows, indent=2) if as_json else as_yaml(rows), end="" if not as_json else "\n")  # noqa: T201
+    found = sizes(config, overrides or ())
+    if as_json:
+        solved = {} if found is None else {"adapter.r": {"value": found.trained.r, "from": "size"}}
+        print(json.dumps(rows | solved, indent=2))  # noqa: T201
+    else:
+        print(as_yaml(rows), end="")  # noqa: T201
+    if found is not None:
+        from jobs.tables import show_sizes
+
+        show_sizes(found)
 
 
 @verbs.command("schema")

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.config import RunConfig, in_full, load_config
 from jobs.config_file import EXTENDS, read_values
+from pipeline.modeling.size_plan import AdapterSizes
 
 Origin = str
 """``default``, ``file``, ``override`` or ``resolved``: filled in from this machine or its environment."""
@@ -38,6 +39,20 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, 
             origin = "default" if key not in defaults or defaults[key] == value else "resolved"
         rows[key] = {"value": value, "from": origin}
     return rows
+
+
+def sizes(path: Path, overrides: Sequence[str] = ()) -> AdapterSizes | None:
+    """Return what each method counts at the size that a configuration asks for, None where it asks for none.
+
+    Raises:
+        InputError: whatever :func:`jobs.config.load_config` refuses, or the base or a target is not there.
+    """
+    config = load_config(path, overrides)
+    if config.adapter.size is None:
+        return None
+    from pipeline.modeling.adapter import adapter_as_trained
+
+    return adapter_as_trained(config.adapter, config.model, len(config.tasks), config.training.warm_start)[1]
 
 
 def as_yaml(rows: Mapping[str, Mapping[str, Any]]) -> str:

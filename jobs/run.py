@@ -16,6 +16,7 @@ from pipeline.stream.stream import manifest_location
 from pipeline.tracking import DataSet, Tracker, git_commit, read_history
 
 if TYPE_CHECKING:
+    from pipeline.modeling.adapter_config import AdapterConfig
     from pipeline.promotion.registry import Registry
 
 
@@ -48,6 +49,14 @@ class Run:
 
         return Registry(self.config.promotion.model_name, self.config.tracking.uri)
 
+    @cached_property
+    def adapter(self) -> AdapterConfig:
+        """The adapter as it is trained: with its rank, solved where the configuration asks for a size."""
+        from pipeline.modeling.adapter import adapter_as_trained
+
+        config = self.config
+        return adapter_as_trained(config.adapter, config.model, len(config.tasks), config.training.warm_start)[0]
+
     @property
     def samples(self) -> dict[str, str]:
         """What tells the samples that are scored from any others: ``manifest_sha256`` and ``split``."""
@@ -65,6 +74,8 @@ class Run:
         data_sets = self.data_sets()
         tags = {"git_commit": git_commit(), "manifest_sha256": data_sets["training"].manifest_sha256}
         parameters = config.shown()
+        if config.adapter.size is not None:
+            parameters["adapter"] |= {key: getattr(self.adapter, key) for key in ("r", "lora_alpha")}
         parameters["tasks"] = ", ".join(task.name for task in config.tasks)
         tracker = Tracker.start(config.tracking, config.name, parameters, tags, config.run_root / "mlartifacts")
         tracker.log_data(*data_sets.values())

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from pipeline.contracts import Comparison, Difference, EvaluationReport, PromotionDecision, TaskResult
 from pipeline.ingestion.drift import DriftReport
+from pipeline.modeling.size_plan import AdapterSizes, MethodSize
 from pipeline.progress import console, say
 
 
@@ -34,7 +35,31 @@ def show_plan(numbers: dict[str, Any]) -> None:
             *(f"{plan['epochs']:.2f}", f"{plan['mean_length']:.1f}", f"{plan['padding_share']:.1%}"),
         )
     _print(table)
+    if (sizes := numbers["adapter"]) is not None:
+        show_sizes(AdapterSizes.model_validate(sizes))
     _show_cost(numbers["training"])
+
+
+def show_sizes(found: AdapterSizes) -> None:
+    """Show what each method counts at the size asked for, and say where the one that is trained misses it."""
+    asked = f"{found.parameters:,} parameters, as {found.like} of r {found.like_r} has with {found.tasks} tasks"
+    table = Table(title=f"adapter.size: {asked}")
+    for column in ("method", "r", "parameters", "share of the base", "ratio"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for size in found.methods:
+        table.add_row(*size_cells(size), style="bold" if size.method == found.trained.method else None)
+    if found.is_kept:
+        name, *cells = size_cells(found.trained)
+        table.add_row(f"{name}, kept", *cells, style="bold")
+    _print(table)
+    if found.remark:
+        say(found.remark)
+
+
+def size_cells(size: MethodSize) -> tuple[str, ...]:
+    """Return a method's size in words: method, rank, parameters, share, ratio."""
+    near = "" if size.is_met else " nearest"
+    return size.method, str(size.r), f"{size.parameters:,}", f"{size.share:.3%}", f"{size.ratio:.3f}{near}"
 
 
 def _show_cost(found: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ def check(config: RunConfig) -> None:
     Raises:
         InputError: any of these breaks its rule.
     """
-    from pipeline.modeling.adapter import METHODS_WITH_TASK_PARTS, check_shape
+    from pipeline.modeling.adapter import METHODS_WITH_TASK_PARTS, check_adapter, check_shape
     from pipeline.modeling.base_model import check_base
 
     check_base(config.model, config.tasks)
+    check_adapter(config.adapter)
     config.training.check_ranks()
     config.training.check_tasks([task.name for task in config.tasks])
     if config.training.only_tasks and config.adapter.method not in METHODS_WITH_TASK_PARTS:

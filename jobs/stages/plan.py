@@ -10,6 +10,7 @@ from pydantic import Field
 from jobs.config import RunConfig
 from jobs.run import Run
 from pipeline.contracts import Contract, ShardManifest
+from pipeline.modeling.size_plan import AdapterSizes
 from pipeline.stream import StreamPlan, plan_stream
 from pipeline.training.plan import TrainingPlan
 
@@ -28,6 +29,8 @@ class RunPlan(Contract):
     tokens: dict[str, int]
     """Task → tokens of its prompts over the whole run."""
     epoch: StreamPlan
+    adapter: AdapterSizes | None = None
+    """The counts of all methods, where ``adapter.size`` asks for one."""
     training: TrainingPlan
 
 
@@ -42,10 +45,12 @@ def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
     Raises:
         InputError: the validation split has no samples, or whatever the stream refuses.
     """
+    from pipeline.modeling.adapter import adapter_as_trained
     from pipeline.orchestration.calibration import calibrate as measure
     from pipeline.training.planner import calibration_job, plan_training
 
     config, training = run.config, run.config.training
+    sizes = adapter_as_trained(config.adapter, config.model, len(config.tasks), training.warm_start)[1]
     if training.validation is not None:
         training.validation.check_split(manifest)
     epoch = plan_stream(
@@ -68,6 +73,7 @@ def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
         packed_rows=config.model.packed_rows,
         tokens={name: round(task.mean_length * task.given_share * samples) for name, task in epoch.tasks.items()},
         epoch=epoch,
+        adapter=sizes,
         training=plan_training(job, measured, run.folder.path, is_local),
     )
     found.write(run.folder.plan)
@@ -75,14 +81,20 @@ def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
 
 
 def training_job(config: RunConfig) -> TrainingJob:
-    """Return what the workers are told."""
+    """Return what the workers are told; the adapter's rank is solved.
+
+    Raises:
+        InputError: as :func:`pipeline.modeling.adapter.adapter_as_trained`.
+    """
+    from pipeline.modeling.adapter import adapter_as_trained
     from pipeline.training.loop import TrainingJob
 
+    tasks, warm_start = config.tasks, config.training.warm_start
     return TrainingJob(
         manifest_path=config.manifest_path,
-        tasks=config.tasks,
+        tasks=tasks,
         base=config.model,
-        adapter=config.adapter,
+        adapter=adapter_as_trained(config.adapter, config.model, len(tasks), warm_start)[0],
         training=config.training,
         seed=config.seed,
         mixture=config.mixture,

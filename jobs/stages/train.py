@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jobs.run import Run
 from jobs.stages.plan import RunPlan, training_job
+from jobs.tables import show_sizes
 from pipeline.orchestration import training
 from pipeline.orchestration.cluster import cluster
 from pipeline.progress import say
@@ -32,6 +33,8 @@ def train(run: Run, plan: RunPlan) -> Path:
 
     config, folder = run.config, run.folder
     folder.bind(config.digest())
+    if plan.adapter is not None:
+        show_sizes(plan.adapter)
     for misfit in plan.training.misfits:
         say(f"WARNING: {misfit}")
     if (folder.adapter / PREDICTOR_FILE).is_file():

@@ -9,18 +9,23 @@ from typing import Any
 from torch import nn
 
 import mtl_lora
-from mtl_lora import AdapterModel, MTLLoRAError
+from mtl_lora import AdapterModel, MTLLoRAConfig, MTLLoRAError
 from mtl_lora.files import CONFIG_FILE, read_description
 from mtl_lora.targets import output_head
 from mtl_lora.tasks import add_task, remove_task
 from pipeline.errors import InputError
 from pipeline.modeling.adapter_config import AdapterConfig
+from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.modeling.size_plan import AdapterSizes
+from pipeline.modeling.sizes import adapter_sizes, solved
 
 __all__ = [
     "METHODS_WITH_TASK_PARTS",
     "AdapterConfig",
+    "adapter_as_trained",
     "adapter_description",
     "build_adapter",
+    "check_adapter",
     "check_shape",
     "load_adapter",
     "warm_adapter",
@@ -36,9 +41,9 @@ def build_adapter(config: AdapterConfig, base: nn.Module, task_names: Sequence[s
     Raises:
         InputError: a target module matches nothing or is the output head, or a value is out of range.
     """
+    config = solved(config, base, len(task_names))
     try:
-        options = config.model_dump(exclude={"method"})
-        return _without_head(mtl_lora.build_adapter(config.method, base, tuple(task_names), **options))
+        return _without_head(mtl_lora.build_adapter(config.method, base, tuple(task_names), **config.options()))
     except MTLLoRAError as error:
         raise InputError(f"adapter: {error}") from error
 
@@ -85,21 +90,54 @@ def warm_adapter(config: AdapterConfig, base: nn.Module, folder: Path, task_name
     return model
 
 
-def check_shape(config: AdapterConfig, folder: Path) -> None:
-    """Refuse a folder that holds no adapter, or one that training cannot begin with.
+def adapter_as_trained(
+    config: AdapterConfig, base: BaseModelConfig, num_tasks: int, warm_start: Path | None = None
+) -> tuple[AdapterConfig, AdapterSizes | None]:
+    """Return a configuration with its rank, solved where it asks for a ``size``, and then the counts of all methods.
+
+    Args:
+        config: of the adapter.
+        base: the model it stands on, of which only the configuration is read.
+        num_tasks: that share it.
+        warm_start: folder of the adapter that training begins with, which keeps its rank.
 
     Raises:
-        InputError: it is missing, or of another method or shape than the configured one.
+        InputError: the base or the folder cannot be read, a target matches nothing, or a value is out of range.
     """
+    warm = _saved(warm_start)[1] if warm_start is not None and config.size is not None else None
+    return adapter_sizes(config, base, num_tasks, warm)
+
+
+def _saved(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the method and the whole configuration of the adapter that training begins with."""
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(
             f"training.warm_start must be the folder of a trained adapter, {folder / CONFIG_FILE} is missing; "
             "fix the path"
         )
     description = adapter_description(folder)
-    saved = {"method": description.get("method", "mtl_lora"), **description["config"]}
-    fresh = config.model_dump(mode="json")
-    other = {key: (saved[key], value) for key, value in fresh.items() if key in saved and not _alike(saved[key], value)}
+    try:
+        return description.get("method", "mtl_lora"), MTLLoRAConfig.from_dict(description["config"]).to_dict()
+    except (MTLLoRAError, TypeError) as error:
+        raise InputError(f"adapter folder {folder}: {error}") from error
+
+
+def check_shape(config: AdapterConfig, folder: Path) -> None:
+    """Refuse a folder that holds no adapter, or one that training cannot begin with.
+
+    Args:
+        config: the shape wanted; where it asks for a ``size``, the folder's rank and alpha are the right ones.
+        folder: of the adapter.
+
+    Raises:
+        InputError: it is missing, or of another method or shape than the configured one.
+    """
+    method, saved = _saved(folder)
+    if config.size is not None:
+        config = config.sized(saved["r"], saved["lora_alpha"])
+    fresh = {"method": config.method, **_as_saved(config)}
+    saved["method"] = method
+    other = {key: (saved[key], value) for key, value in fresh.items() if saved[key] != value}
     if other:
         words = ", ".join(f"{key} is {old!r} there and {new!r} here" for key, (old, new) in other.items())
         raise InputError(
@@ -108,8 +146,23 @@ def check_shape(config: AdapterConfig, folder: Path) -> None:
         )
 
 
-def _alike(saved: Any, asked: Any) -> bool:
-    return list(saved) == list(asked) if isinstance(asked, (list, tuple)) else bool(saved == asked)
+def check_adapter(config: AdapterConfig) -> None:
+    """Refuse settings that contradict each other or are out of range, before a model is there.
+
+    Raises:
+        InputError: they do.
+    """
+    _as_saved(config)
+
+
+def _as_saved(config: AdapterConfig) -> dict[str, Any]:
+    """Return the values that a saved adapter of this shape has, by the keys of its configuration."""
+    options = config.options()
+    try:
+        whole = MTLLoRAConfig(task_names=["task"], **options).to_dict()
+    except MTLLoRAError as error:
+        raise InputError(f"adapter: {error}") from error
+    return {key: value for key, value in whole.items() if key in options}
 
 
 def load_adapter(base: nn.Module, folder: Path, task_names: Sequence[str] | None = None) -> AdapterModel:

@@ -31,7 +31,7 @@ _PREFIX, _BEST = "step-", "best"
 def adapter_sha256(adapter: AdapterConfig, base: BaseModelConfig, tasks: Sequence[TaskSpec]) -> str:
     """Return the digest of what a checkpoint's tensors belong to: the adapter, its tasks and the base's weights."""
     parts = {
-        "adapter": adapter.model_dump(mode="json"),
+        "adapter": adapter.identity(),
         "base": fingerprint(base),
         "tasks": [task.model_dump(mode="json") for task in tasks],
     }

@@ -9,10 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.config import load_config
 from jobs.config_file import PACKAGED
-from jobs.config_views import as_yaml, explained, schema
+from jobs.config_views import as_yaml, explained, schema, sizes
 
 
 def test_each_value_says_where_it_came_from(tmp_path: Path) -> None:
@@ -61,3 +63,17 @@ def test_every_key_has_its_description() -> None:
         missing += _undescribed(each, name)
     assert missing == []
     assert json.dumps(found)
+
+
+def test_the_counts_of_a_size_go_to_people_and_the_solved_rank_into_json(tmp_path: Path) -> None:
+    overrides = [f"run_root={tmp_path}", "model.num_layers=1", "adapter.size={like: lora, r: 16}"]
+    found = sizes(Path("demo"), overrides)
+    assert found is not None and found.parameters == 61440
+    command = ["config", "show", "--config", "demo", *overrides]
+    shown = CliRunner().invoke(app, [*command, "--json"])
+    rows = json.loads(shown.stdout)
+    assert rows["adapter.r"] == {"value": found.trained.r, "from": "size"}
+    assert rows["adapter.size.like"] == {"value": "lora", "from": "override"}
+    path = tmp_path / "shown.yaml"
+    path.write_text(CliRunner().invoke(app, command).stdout)
+    assert load_config(path) == load_config(Path("demo"), overrides)
