@@ -276,14 +276,13 @@ def _adapter(run: Run, adapter: Path) -> Answering:
 
 def load_untrained(config: RunConfig) -> dict[str, Any]:
     """Return a scorer, ``base``, of the base model without any adapter."""
-    from pipeline.modeling.base_model import load_base, load_tokenizer
-    from pipeline.modeling.encoding import Encoder
+    from pipeline.modeling.answering import sample_encoder, untrained_scorer
+    from pipeline.modeling.base_model import load_base
     from pipeline.modeling.predictor import default_device
-    from pipeline.modeling.scoring import LabelScorer, Scorer
+    from pipeline.modeling.scoring import Scorer
 
-    encoder = Encoder(load_tokenizer(config.model), config.tasks, config.model.max_length)
-    base = LabelScorer(load_base(config.model, default_device()))
-    return {"base": Scorer(base, encoder, config.evaluation.batch_tokens)}
+    base = untrained_scorer(load_base(config.model, default_device()), config.tasks)
+    return {"base": Scorer(base, sample_encoder(config.model, config.tasks), config.evaluation.batch_tokens)}
 
 
 def _load_export(config: RunConfig, folder: Path) -> dict[str, Any]:

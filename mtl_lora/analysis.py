@@ -106,7 +106,7 @@ def gradient_cosine(
     Raises:
         MTLLoRAError: nothing trainable is left to compare, or no loss is given.
     """
-    own = {id(getattr(layer, name)) for layer in model.adapted_layers().values() for name in layer.task_parameter_names}
+    own = {id(getattr(part, name)) for part in model.task_modules() for name in part.task_parameter_names}
     parameters = [p for p in model.parameters() if p.requires_grad and not (shared_only and id(p) in own)]
     if not parameters or not losses:
         raise MTLLoRAError(f"gradients need trainable parameters and losses, got {len(parameters)} and {len(losses)}")

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mtl_lora.config import MTLLoRAConfig
-from mtl_lora.errors import MTLLoRAError, RoutingError, TaskError
+from mtl_lora.errors import MTLLoRAError, RoutingError, TargetError, TaskError
 from mtl_lora.files import check_tensors, fingerprint
+from mtl_lora.heads import HEADS, TaskHeads
 from mtl_lora.layer import AdaptedLinear
 from mtl_lora.routing import Router, TaskIds, normalise_task_ids
 from mtl_lora.targets import find_named, find_targets, replace_module, train_extras, warn_of_frozen_experts
@@ -57,11 +58,36 @@ class AdapterCore(nn.Module):
 
     def _finish(self, saved_paths: Sequence[str]) -> None:
         """Let what trains besides the adapter train, and take the fingerprint of what stays frozen."""
+        if self.adapter_config.head_classes:
+            self._put_heads()
         train_extras(self.base_model, self.adapter_config, saved_paths, self._bias_modules())
-        own, named = self._adapter_parameter_ids(), self.base_model.named_parameters()
+        own, named = self._own_parameter_ids(), self.base_model.named_parameters()
         self.extra_parameter_names = {name for name, p in named if p.requires_grad and id(p) not in own}
         self._base_fingerprint = fingerprint(self._frozen_tensors())
         warn_of_frozen_experts(self.base_model)
+
+    def _put_heads(self) -> None:
+        size = getattr(getattr(self.base_model, "config", None), "hidden_size", None)
+        if not isinstance(size, int):
+            raise TargetError(
+                f"heads need a base whose config tells its hidden_size, {type(self.base_model).__name__} does not; "
+                "leave head_classes out"
+            )
+        parameter = next(self.base_model.parameters())
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        heads = TaskHeads(size, self.adapter_config.head_classes, device=parameter.device, dtype=dtype)
+        self.base_model.add_module(HEADS, heads)
+
+    @property
+    def task_heads(self) -> TaskHeads | None:
+        """The tasks' classification heads, None where tasks have none."""
+        found = getattr(self.base_model, HEADS, None)
+        return found if isinstance(found, TaskHeads) else None
+
+    def task_modules(self) -> list[AdaptedLinear | TaskHeads]:
+        """Return the modules that hold something of each task: adapted layers, and the heads where there are any."""
+        heads = self.task_heads
+        return [*self.adapted_layers().values(), *([] if heads is None else [heads])]
 
     def base_fingerprint(self) -> dict[str, Any] | None:
         """Return what identifies the base, taken when the adapter was made, or now where it could not be read then."""
@@ -97,8 +123,12 @@ class AdapterCore(nn.Module):
     def _adapter_parameter_ids(self) -> set[int]:
         return {id(p) for layer in self.adapted_layers().values() for p in layer.adapter_parameters().values()}
 
+    def _own_parameter_ids(self) -> set[int]:
+        heads = [] if self.task_heads is None else self.task_heads.parameters()
+        return self._adapter_parameter_ids() | {id(p) for p in heads}
+
     def _frozen_tensors(self) -> list[tuple[str, Tensor]]:
-        own = self._adapter_parameter_ids()
+        own = self._own_parameter_ids()
         return [
             (name, p)
             for name, p in self.base_model.named_parameters()
@@ -107,7 +137,7 @@ class AdapterCore(nn.Module):
 
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Return what the adapter consists of: its own tensors and the base's parameters that train with it."""
-        own = self._adapter_parameter_ids()
+        own = self._own_parameter_ids()
         named = self.base_model.named_parameters()
         return {name: p.detach() for name, p in named if id(p) in own or name in self.extra_parameter_names}
 

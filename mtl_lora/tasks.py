@@ -5,10 +5,11 @@ What happens to a task that is absent from a step
 Its Λ and w get exactly zero gradient. An optimizer does not know that the zero means *absent*, so by itself it would
 still move them: by weight decay, and by the momentum of earlier steps. The decision here:
 
-* **Weight decay never touches Λ and w** when the optimizer is made from :func:`parameter_groups`. Decay pulls towards
-  zero, and for Λ, whose neutral value is the identity, that would switch an absent task off: after k steps at learning
-  rate η and decay δ it is left with (1 - ηδ)ᵏ of its adapter. Decaying Λ while all tasks are present was rejected too:
-  the shared A and B are decayed, which bounds the same product, and one law serves runs with and without absent tasks.
+* **Weight decay never touches Λ and w, nor a head,** when the optimizer is made from :func:`parameter_groups`. It pulls
+  towards zero, and for Λ, whose neutral value is the identity, that would switch an absent task off: after k steps at
+  learning rate η and decay δ it is left with (1 - ηδ)ᵏ of its adapter. Decaying Λ while all tasks are present was
+  rejected too: the shared A and B are decayed, which bounds the same product, and one law serves runs with and without
+  absent tasks.
 * **Momentum is left alone.** A task seen before goes on along its averaged gradient, fading by β a step, as every
   dense optimizer does with embeddings; under Adam the whole drift after a task's last step is bounded by
   lr · Σₖ (β₁ᵏ / √β₂ᵏ) ≈ 10 · lr an element at β = (0.9, 0.999). A task never seen has no momentum and stays
@@ -24,6 +25,7 @@ from torch import nn
 
 from mtl_lora.core import AdapterCore
 from mtl_lora.errors import MTLLoRAError, TaskError
+from mtl_lora.heads import TaskHeads
 from mtl_lora.layer import AdaptedLinear
 
 __all__ = ["add_task", "freeze_shared", "parameter_groups", "remove_task", "rename_task", "unfreeze"]
@@ -35,7 +37,7 @@ def _check_unmerged(model: AdapterCore) -> None:
 
 
 @torch.no_grad()
-def add_task(model: AdapterCore, name: str, source: str | int = "mean") -> int:
+def add_task(model: AdapterCore, name: str, source: str | int = "mean", classes: int | None = None) -> int:
     """Add a task at the end and return its id; the other tasks' outputs stay bit-identical.
 
     Per-task tensors become new parameters, so make the optimizer again.
@@ -43,16 +45,28 @@ def add_task(model: AdapterCore, name: str, source: str | int = "mean") -> int:
     Args:
         model: any adapted model.
         name: the new task's name.
-        source: ``"mean"`` starts from the mean of all tasks' Λ and w; a task's name or id starts from a copy of it.
+        source: ``"mean"`` starts from the mean of all tasks' Λ and w, its head fresh; a task's name or id starts from
+            a copy of it.
+        classes: rows of the new task's head, where tasks have heads.
 
     Raises:
-        TaskError: the name is in use, or the source is unknown.
+        TaskError: the name is in use, the source is unknown, or ``classes`` is missing or meaningless.
     """
     _check_unmerged(model)
     if name in model.task_names:
         raise TaskError(f"a new task's name must be free, got {name!r}; the tasks are {list(model.task_names)}")
     index = None if source == "mean" and "mean" not in model.task_names else model.task_id(source)
-    config = model.adapter_config.replace(task_names=(*model.task_names, name))
+    heads = model.task_heads
+    changes: dict[str, Any] = {"task_names": (*model.task_names, name)}
+    if (classes is None) != (heads is None):
+        raise TaskError(
+            f"classes are for tasks with heads, and for all of them, got {classes} for {name!r}; "
+            f"{'leave them out' if heads is None else 'say how many rows its head has'}"
+        )
+    if heads is not None and classes is not None:
+        heads.add_task(classes, index)
+        changes["head_classes"] = heads.classes
+    config = model.adapter_config.replace(**changes)
     for layer in model.adapted_layers().values():
         rows = {}
         for key in layer.task_parameter_names:
@@ -78,7 +92,11 @@ def remove_task(model: AdapterCore, task: str | int) -> None:
     kept = [i for i in range(len(model.task_names)) if i != index]
     for layer in model.adapted_layers().values():
         layer.set_tasks({key: getattr(layer, key)[kept] for key in layer.task_parameter_names})
-    model.adapter_config = model.adapter_config.replace(task_names=[model.task_names[i] for i in kept])
+    changes: dict[str, Any] = {"task_names": [model.task_names[i] for i in kept]}
+    if model.task_heads is not None:
+        model.task_heads.remove_task(index)
+        changes["head_classes"] = model.task_heads.classes
+    model.adapter_config = model.adapter_config.replace(**changes)
 
 
 def rename_task(model: AdapterCore, task: str | int, name: str) -> None:
@@ -104,7 +122,7 @@ def freeze_shared(model: AdapterCore, *tasks: str | int) -> None:
         MTLLoRAError: the method has nothing that belongs to a task.
     """
     indices = tuple(sorted(model.task_id(task) for task in tasks))
-    layers = model.adapted_layers().values()
+    layers = model.task_modules()
     if not any(layer.task_parameter_names for layer in layers):
         raise MTLLoRAError(f"freezing what tasks share needs a method with per-task parts, got {model.method!r}")
     model.base_model.requires_grad_(False)
@@ -116,7 +134,7 @@ def freeze_shared(model: AdapterCore, *tasks: str | int) -> None:
 
 def unfreeze(model: AdapterCore) -> None:
     """Take :func:`freeze_shared` back: all of the adapter trains again."""
-    for layer in model.adapted_layers().values():
+    for layer in model.task_modules():
         layer.trainable_tasks = None
     own = model.adapter_state_dict()
     for name, parameter in model.base_model.named_parameters():
@@ -145,7 +163,7 @@ def parameter_groups(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise MTLLoRAError("a run must train at least one parameter, got none; check target_modules and what is frozen")
-    layers = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, (AdaptedLinear, TaskHeads))]
     owned = {id(getattr(layer, name)) for layer in layers for name in layer.task_parameter_names}
     decayed = [p for p in trainable if id(p) not in owned and p.dim() > 1]
     own = [p for p in trainable if id(p) in owned]

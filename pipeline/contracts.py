@@ -88,10 +88,16 @@ class TaskSpec(Contract):
     """Lower-case letters, digits and ``_``; the same in every week."""
     kind: TaskKind = "binary"
     """What the label is: one of two classes, of several, of the record's own choices, or a number on a scale."""
-    template: str = Field(min_length=1)
-    """Prompt; ``{field}`` stands for a field of the record. The answer follows directly."""
+    template: str
+    """Prompt; ``{field}`` stands for a field of the record. The answer follows directly. A task with ``segments`` may
+    leave it out, where an encoder answers."""
+    segments: tuple[str, ...] = Field(default=(), max_length=2, exclude_if=lambda value: not value)
+    """For an encoder: templates of the one or two segments that it reads. Empty: the template's first field alone, and
+    its other fields, with a space between; for ``choice`` all fields, and each answer."""
     label_words: tuple[str, ...] = ()
     """One word a class, in label order, with its leading space. Empty for ``choice``: the record brings them."""
+    labels: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """For an encoder, which has a head for the task instead of words: the names of the classes, in label order."""
     label_values: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
     """For ``ordinal``: the number each class stands for; the prediction is the expected value."""
     label_field: str = ""
@@ -118,6 +124,8 @@ class TaskSpec(Contract):
         if isinstance(values, dict):
             kind = values.get("kind", "binary")
             values = dict(values)
+            if values.get("segments"):
+                values.setdefault("template", "")
             values["label_field"] = values.get("label_field") or ("answer" if kind == "choice" else "label")
             default = {"binary": "auc", "ordinal": "pearson"}.get(kind, "accuracy")
             values["metric"] = values.get("metric") or default
@@ -126,32 +134,43 @@ class TaskSpec(Contract):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind == "choice":
-            if self.label_words:
+            if self.class_names:
                 raise ValueError(
-                    f"task {self.name!r}: a choice task takes its answers from each record; remove label_words"
+                    f"task {self.name!r}: a choice task takes its answers from each record; remove "
+                    f"{'label_words' if self.label_words else 'labels'}"
                 )
-        elif len(self.label_words) < 2:
+            if len(self.segments) > 1:
+                raise ValueError(
+                    f"task {self.name!r}: the second segment of a choice task is the answer, got segments "
+                    f"{list(self.segments)}; keep the first"
+                )
+        elif self.label_words and self.labels:
+            raise ValueError(
+                f"task {self.name!r}: classes are named once, got label_words {list(self.label_words)} and labels "
+                f"{list(self.labels)}; leave labels out, an encoder takes label_words as names"
+            )
+        elif len(self.class_names) < 2:
             raise ValueError(
                 f"task {self.name!r}: label_words must list at least 2 words, one a class in label order, "
                 f"got {list(self.label_words)}; for example label_words: [' no', ' yes']"
             )
-        if self.kind == "binary" and len(self.label_words) != 2:
+        if self.kind == "binary" and len(self.class_names) != 2:
             raise ValueError(
                 f"task {self.name!r}: a binary task has 2 label_words, "
-                f"got {len(self.label_words)}; use kind: multiclass"
+                f"got {len(self.class_names)}; use kind: multiclass"
             )
-        if len(set(self.label_words)) != len(self.label_words):
-            double = sorted({w for w in self.label_words if self.label_words.count(w) > 1})
+        if len(set(self.class_names)) != len(self.class_names):
+            double = sorted({w for w in self.class_names if self.class_names.count(w) > 1})
             raise ValueError(
                 f"task {self.name!r}: label_words must differ, got {double} twice; give each class its own word"
             )
         if (self.kind == "ordinal") != bool(self.label_values) or len(self.label_values) not in (
             0,
-            len(self.label_words),
+            len(self.class_names),
         ):
             raise ValueError(
                 f"task {self.name!r}: an ordinal task, and no other, has one of label_values for each of label_words, "
-                f"got {len(self.label_values)} for {len(self.label_words)} words of kind {self.kind!r}"
+                f"got {len(self.label_values)} for {len(self.class_names)} words of kind {self.kind!r}"
             )
         if self.metric not in METRICS_OF_KIND[self.kind]:
             raise ValueError(
@@ -161,19 +180,20 @@ class TaskSpec(Contract):
         if not self.text_fields:
             raise ValueError(
                 f"task {self.name!r}: template must name at least one field of the record in braces, "
-                f"got {self.template!r}"
+                f"got {self.template or self.segments!r}"
             )
         return self
 
     @property
     def text_fields(self) -> tuple[str, ...]:
-        """The record's fields that the template names, in order of first use.
+        """The record's fields that template and segments name, in order of first use.
 
         Raises:
             ValueError: the template's braces do not pair, or name more than a plain field.
         """
         fields: dict[str, None] = {}
-        for _, field, spec, conversion in string.Formatter().parse(self.template):
+        parts = [part for text in (self.template, *self.segments) for part in string.Formatter().parse(text)]
+        for _, field, spec, conversion in parts:
             if field is None:
                 continue
             if not field.strip() or field.isdigit() or set(field) & set(".[]{}") or spec or conversion:
@@ -189,7 +209,12 @@ class TaskSpec(Contract):
     @property
     def num_classes(self) -> int | None:
         """Number of classes; None where each record brings its own choices."""
-        return len(self.label_words) or None
+        return len(self.class_names) or None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes: label words, or labels where the task needs no words; empty for ``choice``."""
+        return self.label_words or self.labels
 
 
 class Sample(Contract):

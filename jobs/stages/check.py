@@ -14,7 +14,7 @@ def check(config: RunConfig) -> None:
         InputError: any of these breaks its rule.
     """
     from pipeline.modeling.adapter import METHODS_WITH_TASK_PARTS, check_adapter, check_shape
-    from pipeline.modeling.base_model import check_base
+    from pipeline.modeling.answering import check_base
 
     check_base(config.model, config.tasks)
     check_adapter(config.adapter)

@@ -175,16 +175,16 @@ def _multi_task(adapter: Path, spec: Any, by_task: Mapping[str, list[Sample]]) -
 
 
 def _scorer(model: Any, spec: Any, batch_tokens: int = 2048) -> Any:
-    from pipeline.modeling.scoring import LabelScorer, Scorer
+    from pipeline.modeling.answering import class_scorer
+    from pipeline.modeling.scoring import Scorer
 
-    return Scorer(LabelScorer(model), _encoder(spec), batch_tokens)
+    return Scorer(class_scorer(model), _encoder(spec), batch_tokens)
 
 
 def _encoder(spec: Any) -> Any:
-    from pipeline.modeling.base_model import load_tokenizer
-    from pipeline.modeling.encoding import Encoder
+    from pipeline.modeling.answering import sample_encoder
 
-    return Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length)
+    return sample_encoder(spec.base, spec.tasks)
 
 
 def _largest(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:

@@ -29,8 +29,8 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
         Rejected: it is neither.
         InputError: it could be an index and another class's word, and the task does not say which.
     """
-    value, words = record.get(spec.label_field), choices if spec.kind == "choice" else spec.label_words
-    if type(value) is int and 0 <= value < len(words) and _is_index(spec.kind, spec.labels_are, spec.label_words):
+    value, words = record.get(spec.label_field), choices if spec.kind == "choice" else spec.class_names
+    if type(value) is int and 0 <= value < len(words) and _is_index(spec.kind, spec.labels_are, spec.class_names):
         return float(value)
     name = spec.label_field
     value = value_of(record, name)

@@ -50,7 +50,7 @@ def record_schema(task: TaskSpec) -> dict[str, Any]:
 
 
 def _label_schema(task: TaskSpec) -> dict[str, Any]:
-    numbers = [value for word in task.label_words if (value := number_of(word.strip())) is not None]
+    numbers = [value for word in task.class_names if (value := number_of(word.strip())) is not None]
     words: list[dict[str, Any]] = [{"enum": numbers}] if numbers else []
     if task.kind == "ordinal":
         bounds = {"minimum": min(task.label_values), "maximum": max(task.label_values)}
@@ -61,7 +61,7 @@ def _label_schema(task: TaskSpec) -> dict[str, Any]:
     number: dict[str, Any] = {"type": "integer", "minimum": 0}
     if task.num_classes:
         number["maximum"] = task.num_classes - 1
-    listed = [word.strip() for word in task.label_words]
+    listed = [word.strip() for word in task.class_names]
     return {
         "anyOf": [number, {"type": "boolean"}, {"type": "string", "pattern": r"\S"}, *words],
         "description": f"Index of the class, also as text, or {f'one of {listed}' if listed else 'the answer itself'}.",

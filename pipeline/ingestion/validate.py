@@ -48,7 +48,8 @@ class Checked(NamedTuple):
 
     def prompt(self, spec: TaskSpec) -> str:
         """Return what the model is shown, with the choices at the end."""
-        return "".join((spec.template.format_map(self.fields), *self.choices))
+        texts = [text.format_map(self.fields) for text in (spec.template, *spec.segments)]
+        return "".join((*texts, *self.choices))
 
 
 def sanitize_key(text: str) -> str:

@@ -18,6 +18,7 @@ from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.modeling.size_plan import AdapterSizes
 from pipeline.modeling.sizes import adapter_sizes, solved
+from pipeline.modeling.target_names import named_as, named_for
 
 __all__ = [
     "METHODS_WITH_TASK_PARTS",
@@ -35,15 +36,24 @@ METHODS_WITH_TASK_PARTS = ("mtl_lora", "moelora")
 """Methods in which something belongs to one task alone."""
 
 
-def build_adapter(config: AdapterConfig, base: nn.Module, task_names: Sequence[str]) -> AdapterModel:
+def build_adapter(
+    config: AdapterConfig, base: nn.Module, task_names: Sequence[str], head_classes: Sequence[int] = ()
+) -> AdapterModel:
     """Put a fresh adapter on a base model, whose weights are frozen.
+
+    Args:
+        config: its shape.
+        base: the model.
+        task_names: in the order of their ids.
+        head_classes: rows of each task's head, where the base answers by heads.
 
     Raises:
         InputError: a target module matches nothing or is the output head, or a value is out of range.
     """
-    config = solved(config, base, len(task_names))
+    config = solved(named_for(config, base), base, len(task_names))
     try:
-        return _without_head(mtl_lora.build_adapter(config.method, base, tuple(task_names), **config.options()))
+        options = config.options() | {"head_classes": tuple(head_classes)}
+        return _without_head(mtl_lora.build_adapter(config.method, base, tuple(task_names), **options))
     except MTLLoRAError as error:
         raise InputError(f"adapter: {error}") from error
 
@@ -64,7 +74,9 @@ def _without_head(model: AdapterModel) -> AdapterModel:
     return model
 
 
-def warm_adapter(config: AdapterConfig, base: nn.Module, folder: Path, task_names: Sequence[str]) -> AdapterModel:
+def warm_adapter(
+    config: AdapterConfig, base: nn.Module, folder: Path, task_names: Sequence[str], head_classes: Sequence[int] = ()
+) -> AdapterModel:
     """Load a trained adapter and fit it to other tasks: new ones start from the mean of all, others are taken out.
 
     Args:
@@ -72,20 +84,29 @@ def warm_adapter(config: AdapterConfig, base: nn.Module, folder: Path, task_name
         base: the model it was trained on.
         folder: of the trained adapter.
         task_names: tasks asked for, those that it knows in its own order, then the new ones.
+        head_classes: rows of each task's head, where the base answers by heads; a new task's head is fresh.
 
     Raises:
-        InputError: the adapter has another shape or base, lacks a tensor, or the tasks stand in another order.
+        InputError: the adapter has another shape or base, a task another number of classes, lacks a
+            tensor, or the tasks stand in another order.
     """
     check_shape(config, folder)
     model = load_adapter(base, folder)
+    rows = dict(zip(task_names, head_classes, strict=True)) if head_classes else {}
     for name in [name for name in task_names if name not in model.task_names]:
-        add_task(model, name)
+        add_task(model, name, classes=rows.get(name))
     for name in [name for name in model.task_names if name not in task_names]:
         remove_task(model, name)
     if list(model.task_names) != list(task_names):
         raise InputError(
             f"tasks must stand in the order of the adapter to begin with, then new ones: {list(model.task_names)}, "
             f"got {list(task_names)}; reorder them"
+        )
+    if tuple(model.adapter_config.head_classes) != tuple(head_classes):
+        raise InputError(
+            "each task's head must have the rows of the adapter to begin with, "
+            f"{list(model.adapter_config.head_classes)}, got {list(head_classes)}; "
+            "keep the tasks' classes, or train from scratch"
         )
     return model
 
@@ -133,6 +154,7 @@ def check_shape(config: AdapterConfig, folder: Path) -> None:
         InputError: it is missing, or of another method or shape than the configured one.
     """
     method, saved = _saved(folder)
+    config = named_as(config, saved["target_modules"])
     if config.size is not None:
         config = config.sized(saved["r"], saved["lora_alpha"])
     fresh = {"method": config.method, **_as_saved(config)}

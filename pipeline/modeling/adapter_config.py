@@ -8,6 +8,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from pipeline.settings import Settings
 
+DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+"""The four projections of attention, by the names that most language models give them."""
 Method = Literal["mtl_lora", "lora", "dora", "multilora", "moelora"]
 _SIZED = frozenset({"r", "lora_alpha"})
 """What ``size`` decides where it is not told."""
@@ -45,9 +47,10 @@ class AdapterConfig(Settings):
     """Of the softmax over a task's mixing logits."""
     transform: Literal["full", "diagonal"] = "full"
     """Form of a task's Λ."""
-    target_modules: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: tuple[str, ...] | str = DEFAULT_TARGETS
     """As PEFT takes them: names (the last parts of a module's path), a regular expression on its full path, or
-    ``all-linear`` for every linear layer but the output head."""
+    ``all-linear`` for every linear layer but the output head. The default stands for attention's projections on
+    encoders too, whatever these call them."""
     use_rslora: bool = False
     """Scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732)."""
     layers_to_transform: tuple[int, ...] | int = ()

@@ -64,6 +64,21 @@ def text_settings(settings: Any) -> Any:
     return settings.get_text_config(decoder=True)
 
 
+def is_encoder(settings: Any) -> bool:
+    """Whether a model reads a text both ways and writes none, by what transformers knows its type for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    is_decoder = getattr(settings, "is_decoder", False) or getattr(settings, "is_encoder_decoder", False)
+    return settings.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
+
+
+def drop_nothing(settings: Any) -> None:
+    """Set a frozen encoder's own dropout to none: the adapter's regularises, and frozen states stay the same."""
+    for name, value in list(vars(settings).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(settings, name, 0.0)
+
+
 def _refuse_foreign(folder: Path, config: BaseModelConfig) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

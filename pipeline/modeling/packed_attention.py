@@ -37,6 +37,9 @@ class PackedRows:
     """(M,) for each node one place of it in the groups, flattened one after another."""
     longest: int
     """Tokens of the longest row that must be served."""
+    masks: tuple[Tensor | None, ...] = ()
+    """For each group which of its places are no padding, (B, S), None where all are: then every token of a row sees
+    every other. Empty: each sees those before it."""
 
 
 def packed_attention(
@@ -50,7 +53,7 @@ def packed_attention(
     packed_rows: PackedRows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally within each row.
+    """Attend within each row: causally, or both ways.
 
     Args:
         module: the model's attention layer.
@@ -75,7 +78,8 @@ def packed_attention(
         )
     window = kwargs.get("sliding_window")
     asked = [n for n, x in kwargs.items() if (n == "softcap" and x) or (isinstance(x, Tensor) and n not in _HARMLESS)]
-    if asked or (window and window < packed_rows.longest):
+    is_causal = not packed_rows.masks
+    if asked or (is_causal and window and window < packed_rows.longest):
         raise NotImplementedError(
             f"packed rows need plain attention over {packed_rows.longest} tokens, {type(module).__name__} asks for "
             f"{asked[0] if asked else f'a window of {window}'}"
@@ -85,15 +89,29 @@ def packed_attention(
     inner = torch.float32 if query.device.type == "cpu" else dtype
     nodes = [(states[0].transpose(0, 1).flatten(1).to(inner), states.shape[3]) for states in (query, key, value)]
     out = []
-    for rows in packed_rows.groups:
+    for rows, is_token in zip(packed_rows.groups, packed_rows.masks or [None] * len(packed_rows.groups), strict=True):
         # An embedding is the gather whose backward adds up fastest.
         q, k, v = (F.embedding(rows, x).view(*rows.shape, -1, size).transpose(1, 2) for x, size in nodes)
+        mask = None if is_causal else _both_ways(rows, is_token, window)
         o = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
+            q, k, v, mask, dropout_p=dropout, is_causal=is_causal, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
         )
         out.append(o.transpose(1, 2).flatten(2).flatten(0, 1))
     owned = F.embedding(packed_rows.owner, torch.cat(out))
     return owned.view(1, num_nodes, -1, value.shape[3]).to(dtype), None
+
+
+def _both_ways(rows: Tensor, is_token: Tensor | None, window: int | None) -> Tensor | None:
+    """Return which places may see which, (B or 1, 1, S or 1, S), None where all may see all.
+
+    A window is what models hand on: one more than the distance that is still seen.
+    """
+    mask = None if is_token is None else is_token[:, None, None]
+    if window and window < rows.shape[1]:
+        place = torch.arange(rows.shape[1], device=rows.device)
+        is_near = (place[:, None] - place).abs() < window
+        mask = is_near[None, None] if mask is None else mask & is_near
+    return mask
 
 
 @dataclass
@@ -152,7 +170,12 @@ AttentionMaskInterface.register(NAME, _mask)
 
 
 def packed_inputs(
-    input_ids: Tensor, position: Tensor, groups: tuple[Tensor, ...], owner: Tensor, longest: int | None = None
+    input_ids: Tensor,
+    position: Tensor,
+    groups: tuple[Tensor, ...],
+    owner: Tensor,
+    longest: int | None = None,
+    masks: tuple[Tensor | None, ...] = (),
 ) -> dict[str, Any]:
     """Return the arguments with which a model runs over the nodes of a packed batch as one sequence.
 
@@ -162,10 +185,11 @@ def packed_inputs(
         groups: as in :class:`PackedRows`.
         owner: as in :class:`PackedRows`.
         longest: None for that of the groups.
+        masks: as in :class:`PackedRows`.
     """
     return {
         "input_ids": input_ids[None],
         "position_ids": position[None],
         "attention_mask": torch.empty(1, 1, 1, 1, device=input_ids.device),  # of four axes: handed on as it is
-        "packed_rows": PackedRows(groups, owner, longest or max(rows.shape[1] for rows in groups)),
+        "packed_rows": PackedRows(groups, owner, longest or max(rows.shape[1] for rows in groups), masks),
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,51 @@ class Example:
     weight: float = 1.0
 
     @property
+    def num_classes(self) -> int:
+        """Classes that it may be of."""
+        return len(self.words)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens the model must read for it: the prompt, and of each label word all but the last."""
         return len(self.prompt) + sum(len(word) - 1 for word in self.words)
+
+    @property
+    def neighbours(self) -> tuple[Any, ...]:
+        """Sorted by it, examples that share the beginning of their prompts stand together."""
+        return self.task, self.prompt
+
+
+@dataclass(frozen=True)
+class HeadExample:
+    """One tokenised sample of a task with a head: rows in which every token sees every other, so none is shared."""
+
+    name: str
+    """``TASK/KEY``."""
+    task: int
+    rows: tuple[tuple[int, ...], ...]
+    """Token ids: one row for all classes, or one a class where each answer is read with the question."""
+    token_types: tuple[tuple[int, ...], ...]
+    """For each token of the rows to which of the two segments it belongs."""
+    head_rows: tuple[int, ...]
+    """For each class the row of the heads that scores it."""
+    target: tuple[float, ...]
+    weight: float = 1.0
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it may be of."""
+        return len(self.head_rows)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the model must read for it."""
+        return sum(map(len, self.rows))
+
+    @property
+    def neighbours(self) -> tuple[Any, ...]:
+        """Sorted by it, examples of a task and of like length stand together."""
+        return self.task, self.num_tokens
 
 
 @dataclass(frozen=True)
@@ -48,6 +91,8 @@ class Batch:
     """(M,) token ids."""
     position: Tensor
     """(M,) place in the rows that run through the node."""
+    token_type: Tensor
+    """(M,) segment of the node, 0 or 1; 0 for language models."""
     token_task: Tensor
     """(M,) task index; a task's nodes stand together."""
     rows: tuple[Tensor, ...]
@@ -55,11 +100,11 @@ class Batch:
     owner: Tensor
     """(M,) for each node one place of it in the groups, flattened one after another."""
     answer: Tensor
-    """(P,) node after which a label word's token is scored."""
+    """(P,) node after which a label word's token is scored; with heads the first node of each row, in order."""
     term_answer: Tensor
     """(K,) place in ``answer`` whose next-token distribution scores the term."""
     term_token: Tensor
-    """(K,) the label word's token."""
+    """(K,) the label word's token, or the row of the heads."""
     term_slot: Tensor
     """(K,) place in the flattened (E, C) scores to which the term is added."""
     term_weight: Tensor
@@ -96,13 +141,24 @@ class Batch:
             Token ids (B, S); attention mask (B, S), 1 on tokens; task of each row (B,); for each answer node one place
             of it in the flattened rows (P,).
         """
-        longest = max(group.shape[1] for group in self.rows)
-        nodes = torch.cat([torch.cat([g, g[:, -1:].expand(-1, longest - g.shape[1])], 1) for g in self.rows])
-        mask = torch.ones_like(nodes, dtype=torch.bool)
-        mask[:, 1:] = nodes[:, 1:] != nodes[:, :-1]
+        nodes, mask = self.padded_nodes()
         place = torch.zeros_like(self.input_ids)
         place[nodes[mask]] = mask.flatten().nonzero().squeeze(1)
         return self.input_ids[nodes], mask.long(), self.token_task[nodes[:, 0]], place[self.answer]
+
+    def padded_nodes(self) -> tuple[Tensor, Tensor]:
+        """Return the nodes of all rows, right-padded with the last one of each (B, S), and where they are no padding
+        (B, S)."""
+        longest = max(group.shape[1] for group in self.rows)
+        nodes = torch.cat([torch.cat([g, g[:, -1:].expand(-1, longest - g.shape[1])], 1) for g in self.rows])
+        return nodes, is_token(nodes)
+
+
+def is_token(rows: Tensor) -> Tensor:
+    """Return for rows of nodes (B, S), in which the last node repeated is padding, where they are no padding."""
+    mask = torch.ones_like(rows, dtype=torch.bool)
+    mask[:, 1:] = rows[:, 1:] != rows[:, :-1]
+    return mask
 
 
 class _Trie:
@@ -112,6 +168,7 @@ class _Trie:
         self.index: dict[tuple[int, int], int] = {}
         self.tokens: list[int] = []
         self.positions: list[int] = []
+        self.types: list[int] = []
         self.tasks: list[int] = []
 
     def path(self, task: int, row: Sequence[int], start: Sequence[int] = ()) -> list[int]:
@@ -124,6 +181,7 @@ class _Trie:
                 found = self.index[node, token] = len(self.tokens)
                 self.tokens.append(token)
                 self.positions.append(len(nodes))
+                self.types.append(0)
                 self.tasks.append(task)
             node = found
             nodes.append(node)
@@ -134,9 +192,25 @@ class _Trie:
         prompt = self.path(example.task, example.prompt)
         return prompt, [self.path(example.task, word[:-1], prompt) for word in example.words]
 
+    def add_rows(self, example: HeadExample) -> list[list[int]]:
+        """Return the nodes of each of an example's rows, all of them its own."""
+        found = []
+        for row, types in zip(example.rows, example.token_types, strict=True):
+            found.append(list(range(len(self.tokens), len(self.tokens) + len(row))))
+            self.tokens += row
+            self.positions += range(len(row))
+            self.types += types
+            self.tasks += [example.task] * len(row)
+        return found
+
+    def count_with(self, example: Example | HeadExample) -> int:
+        """Add an example and return how many nodes there are."""
+        self.add_rows(example) if isinstance(example, HeadExample) else self.add(example)
+        return len(self.tokens)
+
 
 def micro_batches(
-    examples: Sequence[Example], max_tokens: int, max_examples: int | None = None, at_least: int = 1
+    examples: Sequence[Example | HeadExample], max_tokens: int, max_examples: int | None = None, at_least: int = 1
 ) -> list[list[int]]:
     """Return which examples go through the model together: neighbours in the trie, up to a number of nodes.
 
@@ -148,13 +222,14 @@ def micro_batches(
     """
     parts: list[list[int]] = []
     trie = _Trie()
-    for i in sorted(range(len(examples)), key=lambda i: (examples[i].task, examples[i].prompt)):
-        trie.add(examples[i])
-        is_full = len(trie.tokens) > max_tokens or (parts and max_examples and len(parts[-1]) >= max_examples)
+    for i in sorted(range(len(examples)), key=lambda i: examples[i].neighbours):
+        is_full = trie.count_with(examples[i]) > max_tokens or (
+            parts and max_examples and len(parts[-1]) >= max_examples
+        )
         if not parts or is_full:
             parts.append([])
             trie = _Trie()
-            trie.add(examples[i])
+            trie.count_with(examples[i])
         parts[-1].append(i)
     while len(parts) < min(at_least, len(examples)):
         largest = max(
@@ -165,9 +240,14 @@ def micro_batches(
     return parts
 
 
-def pack(examples: Sequence[Example]) -> Batch:
+def pack(examples: Sequence[Example | HeadExample]) -> Batch:
     """Lay examples out as one batch, in the given order."""
-    trie, width = _Trie(), max(len(example.words) for example in examples)
+    with_heads = [example for example in examples if isinstance(example, HeadExample)]
+    return _pack_rows(with_heads) if with_heads else _pack_words([e for e in examples if isinstance(e, Example)])
+
+
+def _pack_words(examples: Sequence[Example]) -> Batch:
+    trie, width = _Trie(), max(example.num_classes for example in examples)
     rows: dict[int, list[int]] = {}
     answers: dict[int, int] = {}
     terms: list[tuple[int, int, int, float]] = []
@@ -180,20 +260,43 @@ def pack(examples: Sequence[Example]) -> Batch:
             for node, token in zip(nodes[len(prompt) - 1 :], word, strict=True):
                 terms.append((answers.setdefault(node, len(answers)), token, e * width + c, weight))
     inner = {node for nodes in rows.values() for node in nodes[:-1]}  # a row that ends there is part of another one
-    groups = _groups([nodes for end, nodes in rows.items() if end not in inner])
+    return _batch(trie, [nodes for end, nodes in rows.items() if end not in inner], list(answers), terms, examples)
+
+
+def _pack_rows(examples: Sequence[HeadExample]) -> Batch:
+    trie, width = _Trie(), max(example.num_classes for example in examples)
+    rows: list[list[int]] = []
+    terms: list[tuple[int, int, int, float]] = []
+    for e, example in enumerate(examples):
+        own = trie.add_rows(example)
+        for c, head_row in enumerate(example.head_rows):
+            terms.append((len(rows) + (c if len(own) > 1 else 0), head_row, e * width + c, 1.0))
+        rows += own
+    return _batch(trie, rows, [nodes[0] for nodes in rows], terms, examples)
+
+
+def _batch(
+    trie: _Trie,
+    rows: list[list[int]],
+    answers: list[int],
+    terms: list[tuple[int, int, int, float]],
+    examples: Sequence[Example | HeadExample],
+) -> Batch:
+    groups, width = _groups(rows), max(example.num_classes for example in examples)
     target = torch.zeros(len(examples), width)
     class_mask = torch.zeros(len(examples), width, dtype=torch.bool)
     for e, example in enumerate(examples):
-        target[e, : len(example.words)] = torch.tensor(example.target)
-        class_mask[e, : len(example.words)] = True
+        target[e, : example.num_classes] = torch.tensor(example.target)
+        class_mask[e, : example.num_classes] = True
     term_answer, term_token, term_slot, term_weight = zip(*terms, strict=True)
     return Batch(
         input_ids=torch.tensor(trie.tokens),
         position=torch.tensor(trie.positions),
+        token_type=torch.tensor(trie.types),
         token_task=torch.tensor(trie.tasks),
         rows=tuple(map(torch.from_numpy, groups)),
         owner=torch.from_numpy(_owners(groups, len(trie.tokens))),
-        answer=torch.tensor(list(answers)),
+        answer=torch.tensor(answers),
         term_answer=torch.tensor(term_answer),
         term_token=torch.tensor(term_token),
         term_slot=torch.tensor(term_slot),

@@ -18,9 +18,9 @@ from mtl_lora.hashes import check_hashes, write_hashes
 from pipeline.contracts import Contract, Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
 from pipeline.modeling.adapter import load_adapter
-from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
-from pipeline.modeling.encoding import Encoder
-from pipeline.modeling.scoring import LabelScorer, Scorer, UntrainedScorer
+from pipeline.modeling.answering import class_scorer, sample_encoder, untrained_scorer
+from pipeline.modeling.base_model import BaseModelConfig, load_base
+from pipeline.modeling.scoring import Scorer
 from pipeline.record import Rejected, choices_of, fields_found, texts_of
 
 PREDICTOR_FILE = "predictor.json"
@@ -75,7 +75,7 @@ class Predictor:
         spec = PredictorSpec.read(Path(folder) / PREDICTOR_FILE)
         base = load_base(spec.base, device or default_device())
         adapted = load_adapter(base, Path(folder), [task.name for task in spec.tasks])
-        return cls(spec, _scorer(LabelScorer(adapted), spec, batch_tokens))
+        return cls(spec, Scorer(class_scorer(adapted), sample_encoder(spec.base, spec.tasks), batch_tokens))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Answer rows.
@@ -125,7 +125,7 @@ class Predictor:
             score = float(probabilities @ np.asarray(spec.label_values))
         else:
             score = float(probabilities[label])
-        words = sample.choices or spec.label_words
+        words = sample.choices or spec.class_names
         return sample.task, score, label, words[label].strip(), probabilities.tolist()
 
 
@@ -136,10 +136,7 @@ def default_device() -> torch.device:
 
 def load_scorers(folder: Path, batch_tokens: int) -> dict[str, Scorer]:
     """Return two scorers on one model in memory: ``trained``, as the folder has it, and ``base``, untrained."""
-    trained = Predictor.load(folder, batch_tokens=batch_tokens).scorer
-    return {"trained": trained, "base": Scorer(UntrainedScorer(trained.model.adapted), trained.encoder, batch_tokens)}
-
-
-def _scorer(model: LabelScorer, spec: PredictorSpec, batch_tokens: int) -> Scorer:
-    encoder = Encoder(load_tokenizer(spec.base), spec.tasks, spec.base.max_length)
-    return Scorer(model, encoder, batch_tokens)
+    predictor = Predictor.load(folder, batch_tokens=batch_tokens)
+    trained = predictor.scorer
+    base = untrained_scorer(trained.model.adapted, predictor.spec.tasks)
+    return {"trained": trained, "base": Scorer(base, trained.encoder, batch_tokens)}

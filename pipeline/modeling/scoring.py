@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mtl_lora import AdapterModel
 from pipeline.contracts import Sample
 from pipeline.modeling import packed_attention
-from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.packing import Batch, micro_batches
 
 
@@ -43,16 +43,39 @@ def answer_logits(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> tupl
     return logits_1PV[0].float(), kept[0]
 
 
-class LabelScorer(nn.Module):
-    """Scores the label words of mixed-task batches.
+class ClassScorer(nn.Module):
+    """Scores the classes of mixed-task batches, by label words or by heads.
 
     Args:
-        adapted: a causal language model under any adapter: callable with ``task_ids``, or a plain Hugging Face model.
+        adapted: a model under any adapter: callable with ``task_ids``, or a plain Hugging Face model.
     """
 
     def __init__(self, adapted: nn.Module) -> None:
         super().__init__()
         self.adapted = adapted
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
+        return self.answer(batch)[0]
+
+    def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` does, and the hidden state from which each example is answered, (E, H)."""
+        raise NotImplementedError
+
+    @property
+    def language_model(self) -> Any:
+        """The Hugging Face model inside, its target layers adapted."""
+        return self.adapted.base_model if isinstance(self.adapted, AdapterModel) else self.adapted
+
+    def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
+        return self.adapted.router.route(task_ids) if isinstance(self.adapted, AdapterModel) else nullcontext()
+
+    def _without_adapter(self) -> AbstractContextManager[None]:
+        return self.adapted.disable_adapter() if isinstance(self.adapted, AdapterModel) else nullcontext()
+
+
+class LabelScorer(ClassScorer):
+    """Scores the label words of mixed-task batches, the adapted model being a causal language model."""
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
@@ -74,11 +97,6 @@ class LabelScorer(nn.Module):
         scores = word_K.new_zeros(examples * classes).index_add(0, batch.term_slot, word_K * batch.term_weight)
         return scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
 
-    @property
-    def language_model(self) -> Any:
-        """The Hugging Face model inside, its target layers adapted."""
-        return self.adapted.base_model if isinstance(self.adapted, AdapterModel) else self.adapted
-
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the model's logits at the answer positions, (P, V) in fp32, and what reached its output embedding
         there, (P, H)."""
@@ -92,15 +110,12 @@ class LabelScorer(nn.Module):
         with self._routed(task_ids):
             return answer_logits(model, inputs, answer)
 
-    def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
-        return self.adapted.router.route(task_ids) if isinstance(self.adapted, AdapterModel) else nullcontext()
-
 
 class UntrainedScorer(LabelScorer):
     """The base model alone, asked the same way: the adapter inside is switched off."""
 
     def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
-        return self.adapted.disable_adapter() if isinstance(self.adapted, AdapterModel) else nullcontext()
+        return self._without_adapter()
 
 
 def label_loss(log_probabilities: Tensor, batch: Batch) -> Tensor:
@@ -112,12 +127,12 @@ class Scorer:
     """Class probabilities of samples, in packed batches.
 
     Args:
-        model: the label scorer, in evaluation mode afterwards.
+        model: scores classes, in evaluation mode afterwards.
         encoder: tokenises for it.
         batch_tokens: most tokens that go through the model at once.
     """
 
-    def __init__(self, model: LabelScorer, encoder: Encoder, batch_tokens: int = 2048) -> None:
+    def __init__(self, model: ClassScorer, encoder: SampleEncoder, batch_tokens: int = 2048) -> None:
         self.model, self.encoder, self.batch_tokens = model.eval(), encoder, batch_tokens
         self.device = next(model.parameters()).device
 
@@ -144,7 +159,7 @@ class Scorer:
             scores, states = self.model.answer(batch)
             rows = zip(scores.double().exp().cpu().numpy(), states.float().cpu().numpy(), strict=True)
             for i, (row, state) in zip(chunk, rows, strict=True):
-                results[i] = row[: len(examples[i].words)], state
+                results[i] = row[: examples[i].num_classes], state
             if progress is not None:
                 progress(len(chunk))
         return results

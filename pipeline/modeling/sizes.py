@@ -18,6 +18,7 @@ from pipeline.modeling.adapter_config import AdapterConfig, AdapterSize, Method
 from pipeline.modeling.base_model import empty_base
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.size_plan import AdapterSizes, MethodSize
+from pipeline.modeling.target_names import named_for
 
 __all__ = ["adapter_sizes", "solved"]
 
@@ -51,6 +52,7 @@ def adapter_sizes(
     if config.size is None:
         return config, None
     model = empty_base(base)
+    config = named_for(config, model)
     shapes, asked = _asked(config, config.size, model, num_tasks)
     total = sum(p.numel() for p in model.parameters())
     found = {method: _solve(method, config, shapes, asked, num_tasks) for method in get_args(Method)}

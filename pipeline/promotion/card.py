@@ -37,7 +37,7 @@ def model_card(
         "|---|---|---|---|",
     ]
     for task in tasks:
-        words = ", ".join(word.strip() for word in task.label_words[:8]) + (" …" if len(task.label_words) > 8 else "")
+        words = ", ".join(word.strip() for word in task.class_names[:8]) + (" …" if len(task.class_names) > 8 else "")
         fields = ", ".join(f"`{field}`" for field in task.text_fields)
         lines.append(f"| {task.name} | {task.kind} | {fields} | {words or 'one of its choices'} |")
     lines += ["", "## Evaluation", "", *_evaluation(report), "", "## Made from", ""]

@@ -107,7 +107,7 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
     import mlflow
 
     from pipeline.modeling.adapter import adapter_description
-    from pipeline.modeling.base_model import EMBEDDED
+    from pipeline.modeling.base_model import EMBEDDED, EMBEDDED_ENCODER
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -117,7 +117,7 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / "model"
         artifacts = {PREDICTOR: str(shutil.copytree(folder, Path(scratch) / PREDICTOR))}
-        if spec.base.base == EMBEDDED if bundle_base is None else bundle_base:
+        if spec.base.base in (EMBEDDED, EMBEDDED_ENCODER) if bundle_base is None else bundle_base:
             artifacts[BUNDLED_BASE] = str(_base(spec.base, Path(scratch) / BUNDLED_BASE))
         listed = {name: digests(Path(path)) for name, path in artifacts.items()}
         artifacts[DIGESTS] = str(Path(scratch) / f"{DIGESTS}.json")

@@ -112,7 +112,7 @@ def histogram(sample: TaskScores, bins: int = 30) -> Chart:
 
 def confusion(sample: TaskScores, most: int = 14) -> Chart:
     """Draw the confusion matrix, each row divided by its class's count; the ``most`` commonest classes."""
-    words = [word.strip() for word in sample.spec.label_words]
+    words = [word.strip() for word in sample.spec.class_names]
     counts = np.zeros((len(words), len(words)))
     np.add.at(counts, (sample.classes, sample.predicted), 1)
     keep = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:most])

@@ -19,9 +19,9 @@ def _measure(job: TrainingJob) -> Calibration:
     import torch
 
     from pipeline.modeling.adapter import build_adapter
+    from pipeline.modeling.answering import class_scorer, classes_of_heads
     from pipeline.modeling.base_model import load_base
     from pipeline.modeling.packing import pack
-    from pipeline.modeling.scoring import LabelScorer
     from pipeline.training.engine import device
     from pipeline.training.objective import Objective
 
@@ -29,7 +29,11 @@ def _measure(job: TrainingJob) -> Calibration:
     _reset_peak(where)
     names = [task.name for task in job.tasks]
     base = load_base(job.base, where)
-    objective = Objective(LabelScorer(build_adapter(job.adapter, base, names).to(where)), names, job.training).train()
+    objective = Objective(
+        class_scorer(build_adapter(job.adapter, base, names, classes_of_heads(base, job.tasks)).to(where)),
+        names,
+        job.training,
+    ).train()
     loading, loaded = _peak_bytes(where), _held_bytes(where)
     stream = job_stream(job)
     steps = sampled_steps(stream, job.training.num_steps(stream.epoch_samples))

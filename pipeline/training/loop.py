@@ -17,10 +17,9 @@ from mtl_lora.analysis import gradient_cosine
 from mtl_lora.tasks import freeze_shared
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
-from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer, resolve_dtype
-from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.answering import class_scorer, classes_of_heads, sample_encoder
+from pipeline.modeling.base_model import BaseModelConfig, load_base, resolve_dtype
 from pipeline.modeling.packing import Batch, micro_batches
-from pipeline.modeling.scoring import LabelScorer
 from pipeline.stream import CacheConfig, LengthGrouping, MixedStream
 from pipeline.training.checkpoint import Checkpoints, adapter_sha256, read_checkpoint
 from pipeline.training.config import TrainingConfig
@@ -84,11 +83,11 @@ def job_stream(job: TrainingJob) -> MixedStream:
 
 def start_adapter(job: TrainingJob, base: nn.Module) -> AdapterModel:
     """Return the adapter that training begins with: fresh, or a trained one fitted to the job's tasks."""
-    names = [task.name for task in job.tasks]
+    names, classes = [task.name for task in job.tasks], classes_of_heads(base, job.tasks)
     if job.training.warm_start is None:
-        adapter = build_adapter(job.adapter, base, names)
+        adapter = build_adapter(job.adapter, base, names, classes)
     else:
-        adapter = warm_adapter(job.adapter, base, job.training.warm_start, names)
+        adapter = warm_adapter(job.adapter, base, job.training.warm_start, names, classes)
     if job.training.only_tasks:
         freeze_shared(adapter, *job.training.only_tasks)
     return adapter
@@ -113,12 +112,12 @@ class Trainer:
         self.device = device()
         base = load_base(job.base, self.device)
         self.adapter = start_adapter(job, base).to(self.device)
-        self.encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
+        self.encoder = sample_encoder(job.base, job.tasks)
         self.stream = job_stream(job)
         self.num_samples = job.training.num_samples(self.stream.epoch_samples)
         self.num_steps = job.training.num_steps(self.stream.epoch_samples)
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
-        objective = Objective(LabelScorer(self.adapter), [t.name for t in job.tasks], job.training)
+        objective = Objective(class_scorer(self.adapter), [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.objective = objective

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.modeling.packing import Batch
-from pipeline.modeling.scoring import LabelScorer, label_loss
+from pipeline.modeling.scoring import ClassScorer, label_loss
 from pipeline.training.config import TrainingConfig
 
 
@@ -29,7 +29,7 @@ class Objective(nn.Module):
             and samples multiply the whole: within L they would be undone by s.
     """
 
-    def __init__(self, scorer: LabelScorer, tasks: Sequence[str], config: TrainingConfig) -> None:
+    def __init__(self, scorer: ClassScorer, tasks: Sequence[str], config: TrainingConfig) -> None:
         super().__init__()
         self.scorer, self.label_smoothing = scorer, config.label_smoothing
         self._task_weight_T = torch.tensor([config.task_weights.get(task, 1.0) for task in tasks])

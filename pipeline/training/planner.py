@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 
 from pipeline.modeling.adapter import build_adapter
-from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_tokenizer, resolve_base, resolve_dtype
-from pipeline.modeling.encoding import Encoder
-from pipeline.modeling.packing import Example, micro_batches, pack
+from pipeline.modeling.answering import classes_of_heads, sample_encoder
+from pipeline.modeling.base_model import BaseModelConfig, empty_base, resolve_base, resolve_dtype
+from pipeline.modeling.packing import Example, HeadExample, micro_batches, pack
 from pipeline.storage import is_remote
 from pipeline.stream import CacheConfig, LossDriven, MixedStream
 from pipeline.training.loop import TrainingJob, job_stream
@@ -57,7 +57,7 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
     shape = _shape(job, stream, num_steps)
     base = empty_base(job.base)
     parameters = sum(p.numel() for p in base.parameters())
-    adapted = build_adapter(job.adapter, base, [task.name for task in job.tasks])
+    adapted = build_adapter(job.adapter, base, [task.name for task in job.tasks], classes_of_heads(base, job.tasks))
     trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     known = calibration or _assumed(job.base, parameters, base)
     largest = max(max(parts) for ranks in shape.steps for parts in ranks)
@@ -87,11 +87,13 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
     )
 
 
-def sampled_examples(job: TrainingJob, stream: MixedStream, steps: Sequence[int], rank: int = 0) -> list[list[Example]]:
+def sampled_examples(
+    job: TrainingJob, stream: MixedStream, steps: Sequence[int], rank: int = 0
+) -> list[list[Example | HeadExample]]:
     """Return a rank's tokenised samples of some steps."""
-    encoder = Encoder(load_tokenizer(job.base), job.tasks, job.base.max_length)
+    encoder = sample_encoder(job.base, job.tasks)
     world = World(rank, job.training.num_workers)
-    return [encoder.encode(stream.samples(step, world)) for step in steps]
+    return [list(encoder.encode(stream.samples(step, world))) for step in steps]
 
 
 def sampled_steps(stream: MixedStream, num_steps: int, count: int = SAMPLED_STEPS) -> list[int]:

@@ -17,7 +17,7 @@ from pipeline.evaluation.intervals import plain_value
 from pipeline.evaluation.metrics import reason, statistics
 from pipeline.evaluation.score_table import COLUMNS, by_task
 from pipeline.evaluation.summary import metric_of
-from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.packing import micro_batches
 from pipeline.stream import CacheConfig, read_split
 from pipeline.training.config import ValidationConfig
@@ -45,7 +45,7 @@ class Validation:
         config: ValidationConfig,
         manifest_path: Path | str,
         tasks: Sequence[TaskSpec],
-        encoder: Encoder,
+        encoder: SampleEncoder,
         world: World,
         cache: CacheConfig | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class Validation:
                 *_, log_p = forward(self.encoder.collate([self.examples[i] for i in part]).to(where))
                 for i, p in zip(part, log_p.double().exp().cpu().numpy(), strict=True):
                     sample = self.samples[i]
-                    probabilities = p[: len(self.examples[i].words)]
+                    probabilities = p[: self.examples[i].num_classes]
                     rows.append((sample.key, sample.task, sample.label, probabilities, sample.group))
         unique = {(row[1], row[0]): row for part in gather(rows) for row in part}
         values = self._values(list(unique.values()))

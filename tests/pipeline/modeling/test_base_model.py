@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
+from pipeline.modeling.answering import check_base
 from pipeline.modeling.base_model import (
     BaseModelConfig,
-    check_base,
     fingerprint,
     load_base,
     load_tokenizer,
@@ -45,7 +45,9 @@ def test_cut_model_equals_first_layers_of_the_whole(small_base: BaseModelConfig)
 
 def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no model")
-    with pytest.raises(InputError, match=r"must be 'smollm2-135m-instruct' or a local Hugging Face folder.*notes.txt"):
+    with pytest.raises(
+        InputError, match=r"must be 'smollm2-135m-instruct', 'minilm-l6' or a local Hugging Face folder.*notes.txt"
+    ):
         resolve_base(BaseModelConfig(base=str(tmp_path)))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="must hold a tokenizer and safetensors weights"):

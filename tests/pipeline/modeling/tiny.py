@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 SMALL: dict[str, Any] = {
@@ -69,5 +69,20 @@ def tiny_model(kind: str, **extra: Any) -> Any:
 def tiny_folder(folder: Path, kind: str, **extra: Any) -> Path:
     """Save such a model with its tokenizer and return the folder."""
     tiny_model(kind, **extra).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tiny_encoder_folder(folder: Path, kind: str, **extra: Any) -> Path:
+    """Save a random encoder, whose states differ by token, place and segment, with its tokenizer; return the folder."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(tiny_settings(kind, **extra)).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.15)
+            elif "bias" in name:
+                parameter.normal_(0, 0.1)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
