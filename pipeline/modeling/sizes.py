@@ -49,11 +49,11 @@ def adapter_sizes(
     Raises:
         InputError: the base cannot be read, a target matches nothing, or a value is out of range.
     """
-    if config.size is None:
+    if (size := config.size) is None:
         return config, None
     model = empty_base(base)
     config = named_for(config, model)
-    shapes, asked = _asked(config, config.size, model, num_tasks)
+    shapes, asked = _asked(config, size, model, num_tasks)
     total = sum(p.numel() for p in model.parameters())
     found = {method: _solve(method, config, shapes, asked, num_tasks) for method in get_args(Method)}
     trained = found[config.method]
@@ -61,8 +61,8 @@ def adapter_sizes(
         parameters = count_parameters(config.method, _as_config(config, num_tasks, int(warm["r"])), shapes)
         trained = Size(config.method, int(warm["r"]), parameters, parameters / asked)
     sizes = AdapterSizes(
-        like=config.size.like,
-        like_r=config.size.r,
+        like=size.like,
+        like_r=size.r,
         parameters=asked,
         tasks=num_tasks,
         trained=_as_contract(trained, total),
