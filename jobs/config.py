@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from jobs.config_errors import explain
 from jobs.config_file import read_resolved
 from jobs.notices import NoticesConfig
+from jobs.recipes import over_recipe
 from jobs.run_folder import RunFolder
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError
@@ -107,6 +108,9 @@ class RunConfig(Settings):
     """Folder of all runs, on storage that all nodes of a cluster share."""
     seed: int = Field(default=0, ge=0)
     """Of the order of the samples, the adapter's start, dropout and the bootstrap."""
+    recipe: str | None = None
+    """Packaged settings that stand under this file's own: ``paper`` (the authors'), ``paper_image_text`` (the authors'
+    of their image-text runs) or ``default``; ``config show`` marks what comes from it."""
     data: DataConfig = DataConfig()
     """What is read, from where, and how strictly."""
     manifest: str | None = None
@@ -149,7 +153,7 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, values: Any) -> Any:
-        return in_full(values) if isinstance(values, dict) else values
+        return over_recipe(in_full(values)) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:

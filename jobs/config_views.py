@@ -9,10 +9,11 @@ from typing import Any
 
 from jobs.config import RunConfig, in_full, load_config
 from jobs.config_file import EXTENDS, read_values
+from jobs.recipes import read_recipe
 from pipeline.modeling.size_plan import AdapterSizes
 
 Origin = str
-"""``default``, ``file``, ``override`` or ``resolved``: filled in from this machine or its environment."""
+"""``default``, ``recipe NAME``, ``file``, ``override`` or ``resolved``: filled in from this machine or environment."""
 
 
 def explained(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
@@ -28,6 +29,7 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, 
     config = load_config(path, overrides)
     found, written = dict(_leaves(config.shown())), dict(_leaves(in_full(read_values(path))))
     defaults = dict(_leaves(RunConfig.model_construct().model_dump(mode="json")))
+    recipe = dict(_leaves(read_recipe(config.recipe, config.model_dump()))) if config.recipe is not None else {}
     told = [override.partition("=")[0] for override in overrides]
     rows = {}
     for key, value in found.items():
@@ -35,6 +37,8 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, 
             origin = "override"
         elif any(_covers(each, key) for each in written):
             origin = "file"
+        elif any(_covers(each, key) for each in recipe):
+            origin = f"recipe {config.recipe}"
         else:
             origin = "default" if key not in defaults or defaults[key] == value else "resolved"
         rows[key] = {"value": value, "from": origin}

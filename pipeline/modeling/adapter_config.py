@@ -13,7 +13,16 @@ DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 Method = Literal["mtl_lora", "lora", "dora", "multilora", "moelora"]
 _SIZED = frozenset({"r", "lora_alpha"})
 """What ``size`` decides where it is not told."""
-_LATER = ("size", "use_rslora", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern")
+_LATER = (
+    "size",
+    "use_rslora",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "bias",
+    "train_layer_norms",
+)
 """Keys that came after runs had been trained without them: at their defaults they change no digest."""
 
 
@@ -63,6 +72,10 @@ class AdapterConfig(Settings):
     matches counts, as in PEFT."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     """Other values than ``lora_alpha``, likewise."""
+    bias: Literal["none", "lora_only", "all"] = "none"
+    """Biases of the base that train too, shared by all tasks: none, those of adapted layers, or all."""
+    train_layer_norms: bool = False
+    """Train the base's normalisation layers too, shared by all tasks."""
 
     @model_validator(mode="after")
     def _check_size(self) -> AdapterConfig:
