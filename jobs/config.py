@@ -39,6 +39,10 @@ _OPERATION = (
 """Keys of ``training`` that may change while a run is under way: ranks come and go, the samples of a step stay."""
 
 
+_LATER = {"mixing_learning_rate": None, "orthogonality": 0.0}
+"""Keys of ``training`` that came after runs had been trained without them: unused, they change no digest."""
+
+
 class PromotionConfig(Settings):
     """Under which name a model is registered, and what it must pass."""
 
@@ -202,6 +206,9 @@ class RunConfig(Settings):
         )
         for key in _OPERATION:
             del parts["training"][key]
+        for key, unused in _LATER.items():
+            if parts["training"][key] == unused:
+                del parts["training"][key]
         parts["adapter"] = self.adapter.identity()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -51,6 +51,7 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        is_part = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(below, value) if is_part else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = _merged(below, value)
+        merged[key] = value
     return merged

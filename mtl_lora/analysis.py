@@ -20,6 +20,7 @@ __all__ = [
     "mixing_weights",
     "task_similarity",
     "transform_distance",
+    "up_projection_overlap",
 ]
 
 
@@ -33,7 +34,7 @@ def _mtl_layers(model: AdapterCore) -> dict[str, MTLLoRALinear]:
 @torch.no_grad()
 def mixing_weights(model: AdapterCore) -> dict[str, Tensor]:
     """Return each layer's softmax(w / τ) by path, (T, N): a row says which up-projections serve a task."""
-    return {path: mixing_weights_of(m.lora_mixing, m.temperature) for path, m in _mtl_layers(model).items()}
+    return {path: mixing_weights_of(m.mixing_logits(), m.temperature) for path, m in _mtl_layers(model).items()}
 
 
 @torch.no_grad()
@@ -45,6 +46,17 @@ def transform_distance(model: AdapterCore) -> dict[str, Tensor]:
         neutral = torch.eye(layer.r, dtype=transform.dtype, device=transform.device) if layer.is_full else 1.0
         distances[path] = (transform - neutral).flatten(1).norm(dim=1) / layer.r**0.5
     return distances
+
+
+def up_projection_overlap(model: AdapterCore) -> Tensor:
+    """Return the mean over layers of Σ_{i<j} ‖Bᵢᵀ Bⱼ‖²_F, differentiable: 0 where up-projections are orthogonal."""
+    overlaps = []
+    for layer in _mtl_layers(model).values():
+        up_NOR = layer.lora_B.to(torch.promote_types(layer.lora_B.dtype, torch.float32))
+        wide = up_NOR.transpose(1, 2).flatten(0, 1)  # (N·R, O)
+        squares_NN = (wide @ wide.t()).square().unflatten(0, (-1, layer.r)).unflatten(2, (-1, layer.r)).sum((1, 3))
+        overlaps.append(squares_NN.triu(1).sum())
+    return torch.stack(overlaps).mean()
 
 
 def effective_rank(down_RI: Tensor, up_OR: Tensor) -> float:

@@ -56,6 +56,12 @@ class MTLLoRAConfig:
         rank_pattern: other ranks than ``r``, by name or regular expression on the last parts of a path; the first key
             that matches counts, as in PEFT.
         alpha_pattern: other numerators than ``lora_alpha``, likewise.
+        mixing_spread: half the width of the uniform distribution that the logits w / τ start from; None for the
+            authors' Kaiming-uniform w, which is a spread of 5.8 at τ = 0.1 and N = 3. Small values start near an even
+            mixture; 0 would keep the up-projections alike for ever.
+        learn_temperature: learn a factor on τ, one a layer, for all tasks.
+        temperature_start: τ falls (or rises) from here to ``temperature`` in the course of the training, by equal
+            factors; None for a constant one.
         modules_to_save: names of modules that train in full and are saved with the adapter.
         bias: which biases train: ``"none"``, ``"lora_only"`` (of adapted layers) or ``"all"``.
         train_layer_norms: whether every normalisation layer trains, as in the authors' image-text runs.
@@ -79,6 +85,9 @@ class MTLLoRAConfig:
     layers_pattern: Sequence[str] | str = ()
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    mixing_spread: float | None = None
+    learn_temperature: bool = False
+    temperature_start: float | None = None
     modules_to_save: Sequence[str] = ()
     bias: Literal["none", "lora_only", "all"] = "none"
     train_layer_norms: bool = False
@@ -103,6 +112,7 @@ class MTLLoRAConfig:
                 raise ConfigError(f"{field} must be an integer >= 1, got {value!r}; the paper's scripts use 8 and 3")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ConfigError(f"temperature must be > 0, got {self.temperature}; the paper's scripts use 0.1")
+        self._check_start()
         if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
             raise ConfigError(f"lora_alpha must be > 0, got {self.lora_alpha}; 2 * r is usual")
         if not 0 <= self.lora_dropout < 1:
@@ -118,6 +128,17 @@ class MTLLoRAConfig:
                 self.target_modules,
                 "target_modules as text must be 'all-linear' or a regular expression",
                 "names stand in a list",
+            )
+
+    def _check_start(self) -> None:
+        for field in ("mixing_spread", "temperature_start"):
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{field} must be > 0 or None, got {value}; at 0 nothing tells up-projections apart")
+        if self.learn_temperature and self.temperature_start is not None:
+            raise ConfigError(
+                f"a temperature is learned or moved by plan, got learn_temperature with temperature_start "
+                f"{self.temperature_start}; choose one"
             )
 
     def _check_patterns(self) -> None:

@@ -59,7 +59,8 @@ class AdaptedLinear(nn.Module):
     """What all adapted layers share: the base's weight, routing, layout of rows, merging.
 
     Subclasses name their parameters in ``adapter_parameter_names``, those with a row a task also in
-    ``task_parameter_names``, and give :meth:`factors`, :meth:`reset_adapter` and :meth:`_adapted`.
+    ``task_parameter_names``, those that no gradient moves in ``planned_parameter_names``, and give :meth:`factors`,
+    :meth:`reset_adapter` and :meth:`_adapted`.
 
     Args:
         base: the layer to stand in for, as :func:`mtl_lora.targets.is_adaptable` says.
@@ -71,6 +72,7 @@ class AdaptedLinear(nn.Module):
 
     adapter_parameter_names: tuple[str, ...] = ()
     task_parameter_names: tuple[str, ...] = ()
+    planned_parameter_names: tuple[str, ...] = ()
     trainable_tasks: tuple[int, ...] | None = None
 
     def __init__(self, base: nn.Module, router: Router) -> None:
@@ -130,6 +132,9 @@ class AdaptedLinear(nn.Module):
     def reset_adapter(self) -> None:
         """Give the adapter's parameters their initial values."""
         raise NotImplementedError
+
+    def anneal(self, done: float) -> None:
+        """Move what moves by plan to where it is after a share of the training, from 0 to 1."""
 
     def adapter_parameters(self) -> dict[str, nn.Parameter]:
         """Return the adapter's own parameters by name, without the base's weight and bias."""
@@ -197,11 +202,13 @@ class MTLLoRALinear(AdaptedLinear):
         lora_A: A (R, I), Kaiming-uniform(√5) at first.
         lora_B: B (N, O, R), zero at first, so that the adapted layer starts as the base.
         lora_transform: Λ (T, R, R), the identity at first, or its diagonal (T, R).
-        lora_mixing: w (T, N), Kaiming-uniform(√5) at first.
+        lora_mixing: w (T, N), Kaiming-uniform(√5) at first, or of the spread that the configuration names.
+        lora_temperature: log of a factor on τ (1,), where it is learned or moves by plan; else None.
     """
 
-    adapter_parameter_names = ("lora_A", "lora_B", "lora_transform", "lora_mixing")
+    adapter_parameter_names: tuple[str, ...] = ("lora_A", "lora_B", "lora_transform", "lora_mixing")
     task_parameter_names = ("lora_transform", "lora_mixing")
+    lora_temperature: nn.Parameter | None
 
     def __init__(
         self, base: nn.Module, config: MTLLoRAConfig, router: Router, dtype: torch.dtype | None = None
@@ -216,6 +223,13 @@ class MTLLoRALinear(AdaptedLinear):
         self.lora_B = nn.Parameter(torch.empty(ups, self.out_features, r, **kind))
         self.lora_transform = nn.Parameter(torch.empty((tasks, r, r) if self.is_full else (tasks, r), **kind))
         self.lora_mixing = nn.Parameter(torch.empty(tasks, ups, **kind))
+        self.mixing_spread, start = config.mixing_spread, config.temperature_start
+        self.log_temperature_start = 0.0 if start is None else math.log(start / config.temperature)
+        self.register_parameter("lora_temperature", None)
+        if config.learn_temperature or start is not None:
+            self.lora_temperature = nn.Parameter(torch.empty(1, **kind), requires_grad=config.learn_temperature)
+            self.adapter_parameter_names = (*self.adapter_parameter_names, "lora_temperature")
+            self.planned_parameter_names = () if config.learn_temperature else ("lora_temperature",)
         self.reset_adapter()
 
     @torch.no_grad()
@@ -224,9 +238,25 @@ class MTLLoRALinear(AdaptedLinear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
         nn.init.kaiming_uniform_(self.lora_mixing, a=math.sqrt(5))
+        if self.mixing_spread is not None:
+            bound = self.mixing_spread * self.temperature
+            self.lora_mixing.mul_(bound * math.sqrt(self.lora_mixing.shape[1]))  # the bound of Kaiming(√5) is 1/√N
+        self.anneal(0.0)
         self.lora_transform.fill_(1)
         if self.is_full:
             self.lora_transform.copy_(torch.eye(self.r, device=self.lora_transform.device))
+
+    @torch.no_grad()
+    def anneal(self, done: float) -> None:
+        """Move τ to where it is after this share of the training, from its start (0) to the configured one (1)."""
+        if self.lora_temperature is not None:
+            self.lora_temperature.fill_((1.0 - done) * self.log_temperature_start)
+
+    def mixing_logits(self) -> Tensor:
+        """Return w (T, N) for a softmax over w / τ of the configured τ, whatever τ is at present."""
+        if self.lora_temperature is None:
+            return self.lora_mixing
+        return self.lora_mixing * torch.exp(-self.lora_temperature)
 
     def _adapted(self, rows: Tensor, ids: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
@@ -246,7 +276,7 @@ class MTLLoRALinear(AdaptedLinear):
             down_RI=self.lora_A,
             up_NOR=self.lora_B,
             transform=self.lora_transform,
-            mixing_TN=self.lora_mixing,
+            mixing_TN=self.mixing_logits(),
             ids=ids,
             temperature=self.temperature,
             scaling=self.scaling,
@@ -287,7 +317,7 @@ class MTLLoRALinear(AdaptedLinear):
     @torch.no_grad()
     def folded(self) -> Tensor:
         """Return every task's folded up-projection U_tᵀ, scaling inside, (T, R, O), at least fp32."""
-        return fold(self.lora_B, self.lora_transform, self.lora_mixing, self.temperature, self.scaling)
+        return fold(self.lora_B, self.lora_transform, self.mixing_logits(), self.temperature, self.scaling)
 
     @torch.no_grad()
     def factors(self, task: int) -> tuple[Tensor, Tensor]:

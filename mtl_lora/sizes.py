@@ -71,6 +71,7 @@ def count_parameters(method: str, config: MTLLoRAConfig, shapes: TargetShapes) -
         r=config.r,
         num_up_projections=config.num_up_projections,
         transform=config.transform,
+        learn_temperature=config.learn_temperature,
         target_modules=("0",),
     )
     return sum(number * _count_of_one(method, plain, *shape) for shape, number in shapes.items())

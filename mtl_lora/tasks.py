@@ -26,7 +26,7 @@ from torch import nn
 from mtl_lora.core import AdapterCore
 from mtl_lora.errors import MTLLoRAError, TaskError
 from mtl_lora.heads import TaskHeads
-from mtl_lora.layer import AdaptedLinear
+from mtl_lora.layer import AdaptedLinear, MTLLoRALinear
 
 __all__ = ["add_task", "freeze_shared", "parameter_groups", "remove_task", "rename_task", "unfreeze"]
 
@@ -137,13 +137,18 @@ def unfreeze(model: AdapterCore) -> None:
     for layer in model.task_modules():
         layer.trainable_tasks = None
     own = model.adapter_state_dict()
+    layers = model.adapted_layers().values()
+    planned = {id(getattr(layer, name)) for layer in layers for name in layer.planned_parameter_names}
     for name, parameter in model.base_model.named_parameters():
-        if name in own:
+        if name in own and id(parameter) not in planned:
             parameter.requires_grad_(True)
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, task_learning_rate: float | None = None
+    model: nn.Module,
+    weight_decay: float,
+    task_learning_rate: float | None = None,
+    mixing_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups: weight decay for the shared matrices, none for what tasks own.
 
@@ -153,6 +158,7 @@ def parameter_groups(
         model: an adapted model, or a module that holds one beside other parameters.
         weight_decay: of the shared matrices.
         task_learning_rate: of what each task owns (Λ and w); None for the optimizer's common rate.
+        mixing_learning_rate: of the mixing logits w and the temperature; None for that of all a task owns.
 
     Returns:
         The groups that are not empty: shared matrices, then all others; what tasks own apart where it has a rate.
@@ -169,6 +175,11 @@ def parameter_groups(
     own = [p for p in trainable if id(p) in owned]
     vectors = [p for p in trainable if id(p) not in owned and p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
+    if mixing_learning_rate is not None:
+        mixing = {id(p) for m in layers if isinstance(m, MTLLoRALinear) for p in (m.lora_mixing, m.lora_temperature)}
+        apart = [p for p in own + vectors if id(p) in mixing]
+        own, vectors = ([p for p in group if id(p) not in mixing] for group in (own, vectors))
+        groups += [{"params": apart, "weight_decay": 0.0, "lr": mixing_learning_rate}]
     if task_learning_rate is None:
         groups += [{"params": own + vectors, "weight_decay": 0.0}]
     else:

@@ -25,9 +25,24 @@ def check(config: RunConfig) -> None:
             f"training.only_tasks needs an adapter with parts of each task, {' or '.join(METHODS_WITH_TASK_PARTS)}, "
             f"got adapter.method {config.adapter.method!r}; train all tasks"
         )
+    _check_options(config)
     if config.training.warm_start is not None:
         check_shape(config.adapter, config.training.warm_start)
     if config.training.deepspeed:
         from pipeline.training.engine import zero_keys
 
         check_deepspeed(config.training, zero_keys())
+
+
+def _check_options(config: RunConfig) -> None:
+    adapter, training = config.adapter, config.training
+    if adapter.temperature_start is not None and training.zero_stage == 3:
+        raise InputError(
+            "adapter.temperature_start must be null with training.zero_stage 3, which partitions what it moves, got "
+            f"{adapter.temperature_start}; choose zero_stage 0, 1 or 2, or learn_temperature"
+        )
+    if training.orthogonality and adapter.method != "mtl_lora":
+        raise InputError(
+            f"training.orthogonality needs adapter.method 'mtl_lora', which has several up-projections, got "
+            f"{adapter.method!r}; set it to 0"
+        )

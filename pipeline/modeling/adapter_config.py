@@ -20,6 +20,9 @@ _LATER = (
     "layers_pattern",
     "rank_pattern",
     "alpha_pattern",
+    "temperature_start",
+    "learn_temperature",
+    "mixing_spread",
     "bias",
     "train_layer_norms",
 )
@@ -54,6 +57,14 @@ class AdapterConfig(Settings):
     """Shared up-projections (mtl_lora), parallel adapters (multilora) or experts (moelora)."""
     temperature: float = Field(default=0.1, gt=0)
     """Of the softmax over a task's mixing logits."""
+    temperature_start: float | None = Field(default=None, gt=0)
+    """The temperature moves from here to ``temperature`` over the training, by equal factors; null: it is constant. Not
+    with ZeRO 3."""
+    learn_temperature: bool = False
+    """Learn a factor on the temperature, one a layer."""
+    mixing_spread: float | None = Field(default=None, gt=0)
+    """The mixing logits over the temperature start uniform within ± this: 1 is soft, 0.1 nearly even. Null: the
+    authors' start, ± 5.8 at temperature 0.1 with 3 up-projections, which is nearly one-hot at random."""
     transform: Literal["full", "diagonal"] = "full"
     """Form of a task's Λ."""
     target_modules: tuple[str, ...] | str = DEFAULT_TARGETS

@@ -16,7 +16,7 @@ from mtl_lora import MTLLoRAError
 from pipeline.errors import InputError
 from pipeline.evaluation.score_table import Floats
 
-MIXING, TRANSFORM = "lora_mixing", "lora_transform"
+MIXING, TRANSFORM, TEMPERATURE = "lora_mixing", "lora_transform", "lora_temperature"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ def adapter_view(folder: Path) -> AdapterView | None:
     config: dict[str, Any] = described["config"]
     tasks = list(config["task_names"])
     tensors = {path: tensor.double().numpy() for path, tensor in loaded.items()}
-    mixing = [_softmax(tensor / config["temperature"]) for path, tensor in tensors.items() if path.endswith(MIXING)]
+    mixing = []
+    for path, tensor in tensors.items():
+        if path.endswith(MIXING):
+            factor = np.exp(tensors.get(path.removesuffix(MIXING) + TEMPERATURE, np.zeros(1)))
+            mixing.append(_softmax(tensor / (config["temperature"] * factor)))
     transforms = [tensor for path, tensor in tensors.items() if path.endswith(TRANSFORM)]
     if not mixing or not transforms:
         return None

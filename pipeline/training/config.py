@@ -67,6 +67,8 @@ class TrainingConfig(Settings):
     """Largest learning rate, after the warm-up."""
     task_learning_rate: float | None = Field(default=None, gt=0)
     """Of what each task has of its own (Λ and w); null: ``learning_rate``."""
+    mixing_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the mixing logits w alone; null: that of all that a task has of its own."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled decay, on the matrices that tasks share (A and B); never on what a task owns (Λ and w), which
     would fade while the task is absent."""
@@ -82,6 +84,9 @@ class TrainingConfig(Settings):
     """Learn a factor a task too, by the noise that stays in its loss (arXiv 1705.07115)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each label's probability that is spread over all classes."""
+    orthogonality: float = Field(default=0.0, ge=0)
+    """Factor of a term that keeps MTL-LoRA's up-projections apart: the mean over layers of the squared products
+    between them. Not with ZeRO 3."""
     validation: ValidationConfig | None = None
     """Measure on a validation split while training; null: the last adapter is the one handed on."""
     conflict_steps: int | None = Field(default=None, ge=1)
@@ -120,6 +125,11 @@ class TrainingConfig(Settings):
             raise ValueError(
                 f"training.conflict_steps must be null with zero_stage 3, where no rank has the whole model, "
                 f"got {self.conflict_steps}; choose zero_stage 0, 1 or 2"
+            )
+        if self.orthogonality and self.zero_stage == 3:
+            raise ValueError(
+                "training.orthogonality must be 0 with zero_stage 3, where no rank has a whole up-projection at hand, "
+                f"got {self.orthogonality}; choose zero_stage 0, 1 or 2"
             )
         if self.only_tasks and self.warm_start is None:
             raise ValueError(

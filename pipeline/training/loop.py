@@ -142,6 +142,7 @@ class Trainer:
         start = self._load()
         if self.validation is not None and self.validation.is_over:
             return True  # cut off after its last step
+        self._anneal(start)
         self.callbacks.started(start, self.num_steps)
         self.adapter.train()
         self.log_interval.restart()
@@ -153,6 +154,7 @@ class Trainer:
             self.log_interval.data_wait_s += time.monotonic() - waiting
             self._train_step(step, samples)
             done = step + 1
+            self._anneal(done)
             self.mixture_losses.end_step(done)
             has_news, is_best = self._measure(done, samples)
             is_over = done == self.num_steps or (self.validation is not None and self.validation.is_over)
@@ -164,6 +166,12 @@ class Trainer:
             if last:
                 return is_over
         return True
+
+    def _anneal(self, done: int) -> None:
+        """Move what moves by plan to where it is after so many steps: a checkpoint holds it, a resumed run finds it."""
+        for layer in self.adapter.adapted_layers().values():
+            if layer.planned_parameter_names:
+                layer.anneal(done / self.num_steps)
 
     def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
         torch.manual_seed(_seed(self.job.seed, step, self.world.rank))

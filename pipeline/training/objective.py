@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mtl_lora.analysis import up_projection_overlap
 from pipeline.modeling.packing import Batch
 from pipeline.modeling.scoring import ClassScorer, label_loss
 from pipeline.training.config import TrainingConfig
@@ -33,6 +34,7 @@ class Objective(nn.Module):
         super().__init__()
         self.scorer, self.label_smoothing = scorer, config.label_smoothing
         self._task_weight_T = torch.tensor([config.task_weights.get(task, 1.0) for task in tasks])
+        self.orthogonality = config.orthogonality
         self.log_variance = nn.Parameter(torch.zeros(len(tasks))) if config.uncertainty_weighting else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,4 +52,6 @@ class Objective(nn.Module):
             s_E = self.log_variance.float()[batch.example_task]
             losses_E = losses_E * torch.exp(-s_E) + s_E / 2
         losses_E = losses_E * batch.example_weight * self._task_weight_T[batch.example_task]
+        if self.orthogonality:  # of each example, so that the mean over a step has it once
+            losses_E = losses_E + self.orthogonality * up_projection_overlap(self.scorer.adapted)  # type: ignore[arg-type]
         return losses_E, plain_E.detach(), log_probabilities_EC.detach()

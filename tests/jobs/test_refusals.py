@@ -27,6 +27,11 @@ SMALL = ("training.global_batch_size=8", "training.micro_batch_size=4")
         (["model.dtype=float16", *SMALL], "model.dtype"),
         (["training.zero_stage=4", *SMALL], "training.zero_stage"),
         (["training.hang_timeout_s=0", *SMALL], "training.hang_timeout_s"),
+        (["adapter.temperature_start=1", "training.zero_stage=3", *SMALL], "temperature_start must be null with"),
+        (["adapter.method=lora", "training.orthogonality=1", *SMALL], "orthogonality needs adapter.method 'mtl_lora'"),
+        (["training.orthogonality=1", "training.zero_stage=3", *SMALL], "orthogonality must be 0 with zero_stage 3"),
+        (["adapter.layers_pattern=layers", *SMALL], "adapter: layers_pattern needs layers_to_transform"),
+        (["adapter.r=8", "adapter.size={like: lora, r: 16}", *SMALL], "adapter.r and adapter.size exclude each other"),
     ],
 )
 def test_ranks_types_and_stages_that_cannot_train(tmp_path: Path, overrides: list[str], said: str) -> None:

@@ -19,9 +19,13 @@ TASKS = ("ads", "pages", "queries")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("transform", ["full", "diagonal"])
-def test_view_of_the_files_agrees_with_the_model(tmp_path: Path, transform: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_view_of_the_files_agrees_with_the_model(
+    tmp_path: Path, transform: Any, dtype: torch.dtype, learned: bool
+) -> None:
     base = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).to(dtype)
-    config = MTLLoRAConfig(task_names=TASKS, r=2, target_modules=("0", "1"), transform=transform)
+    options: dict[str, Any] = {"transform": transform, "learn_temperature": learned}
+    config = MTLLoRAConfig(task_names=TASKS, r=2, target_modules=("0", "1"), **options)
     model = MTLLoRAModel(base, config)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -60,6 +60,10 @@ for run in json.loads(sys.argv[4]):
         for later in (folder / "checkpoints").glob("step-*"):
             if later.name > best:
                 shutil.rmtree(later)
+    if "cut_as" in run:  # as if it had been killed after its first checkpoint
+        shutil.copytree(folder, folder := parent / run["cut_as"])
+        for later in sorted((folder / "checkpoints").glob("step-*"))[1:]:
+            shutil.rmtree(later)
     folder.mkdir(exist_ok=True)
     training = TrainingConfig(
         num_workers=ranks, zero_stage=run["stage"], global_batch_size=8,
@@ -69,7 +73,8 @@ for run in json.loads(sys.argv[4]):
     job = TrainingJob(
         manifest_path=manifest, tasks=synthetic_ads_tasks(),
         base=BaseModelConfig(num_layers=2, dtype="float32"),
-        adapter=AdapterConfig(r=4, lora_dropout=run.get("dropout", 0.0)), training=training, seed=3,
+        adapter=AdapterConfig(r=4, lora_dropout=run.get("dropout", 0.0), **run.get("adapter", {})),
+        training=training, seed=3,
     )
     assert Trainer(job, World(rank, ranks), Callbacks(), folder / "checkpoints").run()
 """
@@ -100,6 +105,10 @@ WEIGHTS: dict[str, Any] = {
 }
 ON_HOST = {"offload_optimizer": True, "activation_checkpointing": True}
 SCHEDULES = [{"schedule": name, "warmup_share": 0.5} for name in ("linear", "cosine", "constant")]
+MOVING: dict[str, Any] = {
+    "adapter": {"temperature_start": 2.0, "mixing_spread": 1.0},
+    "settings": {"orthogonality": 0.1, "task_learning_rate": 5e-3, "mixing_learning_rate": 2e-2},
+}
 UNEVEN = {"micro_batch_tokens": 100}
 EPOCH: dict[str, Any] = {"max_steps": None, "epochs": 0.3}
 VALIDATION = {
@@ -118,6 +127,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
     runs += [{"name": "measured", "stage": 2, "dropout": 0.1, "settings": {"conflict_steps": 2}}]
     validation = {"name": "validation", "stage": 1, "settings": VALIDATION}
     runs += [validation, validation | {"unmarked_as": "unmarked"}]
+    runs += [{"name": "moving", "stage": stage, **MOVING} | more for stage, more in ((2, {}), (2, {"cut_as": "cut"}))]
     _train(folder, manifest, 1, runs)
     return folder
 
@@ -279,6 +289,20 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path: Path, two_ranks: Path, ma
         for folder in (two_ranks / "whole", tmp_path / "cut")
     ]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def test_a_moving_temperature_is_where_its_step_says_in_every_checkpoint_and_after_a_cut(one_rank: Path) -> None:
+    from safetensors.torch import load_file
+
+    for step, expected in ((3, math.log(2.0 / 0.1) / 2), (6, 0.0)):
+        found = []
+        for run in ("moving", "cut"):
+            folder = one_rank / run / "checkpoints" / f"step-{step:08d}" / "adapter"
+            found.append((folder / "adapter_model.safetensors").read_bytes())
+        assert found[0] == found[1]
+        tensors = load_file(folder / "adapter_model.safetensors")
+        moved = [float(value) for name, value in tensors.items() if name.endswith("lora_temperature")]
+        assert moved == pytest.approx([expected] * 8)
 
 
 def test_validation_keeps_the_best_adapter_and_ends_a_run_without_progress(two_ranks: Path, manifest: Path) -> None:

@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 
+from mtl_lora.analysis import up_projection_overlap
+from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.packing import Example, pack
 from pipeline.modeling.scoring import LabelScorer
 from pipeline.training.config import TrainingConfig
 from pipeline.training.objective import Objective
 
+BASE = BaseModelConfig(num_layers=1, dtype="float32")
 EXAMPLES = [
     Example("a/0", 0, (5, 6, 7), ((8,), (9,)), (1.0, 0.0), False, weight=3.0),
     Example("b/0", 1, (5, 9), ((8,), (9,), (10, 11)), (0.0, 0.25, 0.75), False),
@@ -22,7 +25,7 @@ EXAMPLES = [
 
 @pytest.fixture(scope="module")
 def scorer() -> LabelScorer:
-    return LabelScorer(load_base(BaseModelConfig(num_layers=1, dtype="float32")))
+    return LabelScorer(load_base(BASE))
 
 
 def test_losses_are_smoothed_and_weighted_by_sample_task_and_noise(scorer: LabelScorer) -> None:
@@ -56,3 +59,15 @@ def test_the_learnt_factor_settles_at_the_inverse_of_the_loss(scorer: LabelScore
     objective(batch)[0].sum().backward()
     assert objective.log_variance.grad is not None
     torch.testing.assert_close(objective.log_variance.grad, torch.zeros(2), atol=1e-6, rtol=0)
+
+
+def test_the_orthogonality_term_is_added_once_to_the_mean_of_a_step() -> None:
+    adapted = build_adapter(AdapterConfig(r=2, mixing_spread=1.0), load_base(BASE), ["a", "b"])
+    with torch.no_grad():
+        for layer in adapted.adapted_layers().values():
+            layer.lora_B.normal_(std=0.1)
+    scorer, batch = LabelScorer(adapted.eval()), pack(EXAMPLES)
+    plain, _, _ = Objective(scorer, ["a", "b"], TrainingConfig())(batch)
+    kept_apart, _, _ = Objective(scorer, ["a", "b"], TrainingConfig(orthogonality=0.5))(batch)
+    expected = plain.mean() + 0.5 * up_projection_overlap(adapted)
+    torch.testing.assert_close(kept_apart.mean(), expected)
