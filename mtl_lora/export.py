@@ -25,7 +25,7 @@ from mtl_lora.patterns import layer_number
 from mtl_lora.serving import ServedBase, base_name, serving_notice, write_serving
 from mtl_lora.verification import verify_export
 
-__all__ = ["export_all", "export_task", "lora_config", "lora_tensors"]
+__all__ = ["export_all", "export_task", "lora_config", "lora_ranks", "lora_tensors", "put_in_place"]
 
 
 def _trained_biases(model: AdapterCore) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def _served_base(model: AdapterCore) -> ServedBase:
     return ServedBase(base_name(reference) if reference else "", digest["sha256"] if digest else None)
 
 
-def _ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def lora_ranks(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return each layer's rank by its path, from exported tensors."""
     suffix = ".lora_A.weight"
     pairs = {name.removesuffix(suffix): t.shape[0] for name, t in tensors.items() if name.endswith(suffix)}
@@ -105,9 +105,10 @@ def lora_config(model: AdapterCore, ranks: Mapping[str, int], name: str = "") ->
     pattern = _rank_pattern(ranks, rank)
     layers = model.plain_layers()
     is_causal = type(model.base_model).__name__.endswith("ForCausalLM")
+    kind = "CAUSAL_LM" if is_causal else "FEATURE_EXTRACTION" if model.task_heads is not None else None
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if is_causal else None,
+        "task_type": kind,
         "base_model_name_or_path": name or None,
         "r": rank,
         "lora_alpha": rank,
@@ -151,7 +152,7 @@ def export_task(
     folder: str | os.PathLike[str],
     example_inputs: Any = None,
     base: ServedBase | None = None,
-    further_files: Mapping[str, str] | None = None,
+    further_files: Mapping[str, str | bytes] | None = None,
 ) -> Path:
     """Write one task as a PEFT LoRA folder: tensors, configuration, model card, and ``SHA256SUMS`` of these.
 
@@ -162,7 +163,7 @@ def export_task(
         example_inputs: a dict of keyword or a tuple of positional inputs of the base, on which outputs are compared.
             None makes token ids for a Hugging Face language model; other bases are then compared layer by layer.
         base: how the base is called elsewhere; None takes the name that it was loaded by, of a folder the last part.
-        further_files: texts by file name that belong to the folder, listed in ``SHA256SUMS`` too.
+        further_files: texts or bytes by file name that belong to the folder, listed in ``SHA256SUMS`` too.
 
     Raises:
         ExportMismatchError: the folder does not reproduce the model; what stood at ``folder`` is left as it was.
@@ -173,21 +174,21 @@ def export_task(
     staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         tensors = lora_tensors(model, index)
-        config = lora_config(model, _ranks(tensors), base.name)
+        config = lora_config(model, lora_ranks(tensors), base.name)
         save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         (staged / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         verdict = verify_export(model, index, staged, example_inputs)
         card = _model_card(model, index, config, base, list(further), verdict)
         for name, text in {**further, "README.md": card}.items():
-            (staged / name).write_text(text, encoding="utf-8")
+            (staged / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         write_hashes(staged, WEIGHTS_FILE, "adapter_config.json", "README.md", *further)
-        _put_in_place(staged, target)
+        put_in_place(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return target
 
 
-def _put_in_place(staged: Path, target: Path) -> None:
+def put_in_place(staged: Path, target: Path) -> None:
     """Rename the new folder to its place; an old one is moved aside first and comes back if that fails."""
     staged.chmod(0o755)
     if not target.exists():

@@ -73,6 +73,8 @@ def _beyond_pairs(config: Mapping[str, Any]) -> list[str]:
         found.append(f"trained biases (bias: {config['bias']})")
     if config["modules_to_save"]:
         found.append(f"trained modules (modules_to_save: {', '.join(config['modules_to_save'])})")
+    if config.get("task_type") == "FEATURE_EXTRACTION":
+        found.append("a head beside the adapter (task_type: FEATURE_EXTRACTION)")
     return found
 
 
@@ -115,12 +117,16 @@ def _lorax(base: str, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     }
 
 
-def _peft(base: str, names: Sequence[str]) -> dict[str, Any]:
-    first, *others = names
+def _peft(base: str, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    kinds = {config.get("task_type") for config in configs.values()}
+    if "SEQ_CLS" in kinds:  # each with a number of labels of its own
+        return {"python": [], "request": {"python": "each task by itself, as the README.md in its folder says"}}
+    auto = "AutoModel" if "FEATURE_EXTRACTION" in kinds else "AutoModelForCausalLM"
+    first, *others = configs
     lines = [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        f"from transformers import {auto}",
+        f"base = {auto}.from_pretrained({base!r})",
         f"model = PeftModel.from_pretrained(base, {first!r}, adapter_name={first!r})",
         *[f"model.load_adapter({name!r}, adapter_name={name!r})" for name in others],
     ]
@@ -159,7 +165,7 @@ def write_serving(
         "adapters": [{"name": name, "path": name, "r": config["r"]} for name, config in configs.items()],
         "vllm": _vllm(loaded, configs),
         "lorax": _lorax(loaded, configs),
-        "peft": _peft(loaded, list(configs)),
+        "peft": _peft(loaded, configs),
     }
     staged = root / f".{SERVING_FILE}"
     staged.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from mtl_lora.core import AdapterCore
 from mtl_lora.errors import ExportMismatchError, MTLLoRAError
 from mtl_lora.targets import replace_module
 
-__all__ = ["OUTPUT_TOLERANCE", "plain_base", "verify_export"]
+__all__ = ["OUTPUT_TOLERANCE", "load_plain", "plain_base", "verify_export"]
 
 OUTPUT_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Difference of outputs allowed, as a share of the outputs, by their type.
@@ -72,7 +72,7 @@ def _token_inputs(base: nn.Module) -> dict[str, Tensor] | None:
     return {"input_ids": ids, **({"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {})}
 
 
-def _load_plain(twin: nn.Module, folder: Path) -> tuple[nn.Module, str]:
+def load_plain(twin: nn.Module, folder: Path) -> tuple[nn.Module, str]:
     """Return the twin with the written adapter: through PEFT where it is installed, else by adding B A."""
     model_config = json.loads((folder / "adapter_config.json").read_text())
     try:
@@ -155,7 +155,7 @@ def verify_export(model: AdapterCore, task: int, folder: Path, example_inputs: A
     try:
         model.eval()
         expected = _first_output(model(*positional, task_ids=task, **keyword))
-        exported, way = _load_plain(plain_base(model), folder)
+        exported, way = load_plain(plain_base(model), folder)
         got = _first_output(exported(*positional, **keyword))
     finally:
         for module, training in was_training.items():

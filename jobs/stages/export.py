@@ -23,6 +23,7 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
         Task → its folder.
     """
     from mtl_lora.serving import serving_notice, write_serving
+    from pipeline.modeling.classifier import export_task
     from pipeline.modeling.predictor import Predictor
     from pipeline.serving.base import served_base
     from pipeline.serving.exported_task import TASK_FILE, ExportedTask
@@ -39,11 +40,14 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
             shown = split if manifest.samples_of(task.name, split) else "train"
             sample = next(iter(read_split(config.manifest_path, shown, task=task.name, cache=config.cache)))
             batch = encoder.collate(encoder.encode([sample]))
-            input_ids, attention_mask, *_ = batch.padded()
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             asked = ExportedTask.of(task, base_config, base, encoder.label_tokens(task.name))
-            folder = run.folder.export(task.name)
-            folders[task.name] = adapted.export_task(task.name, folder, inputs, base, {TASK_FILE: asked.text})
+            folder, further = run.folder.export(task.name), {TASK_FILE: asked.text}
+            if adapted.task_heads is not None:
+                folders[task.name] = export_task(adapted, task.name, folder, batch, base_config, base, further)
+            else:
+                input_ids, attention_mask, *_ = batch.padded()
+                inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+                folders[task.name] = adapted.export_task(task.name, folder, inputs, base, further)
             track.advance()
     if notice := serving_notice(write_serving(run.folder.exports, list(folders), base)):
         say(notice)

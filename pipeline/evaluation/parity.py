@@ -72,7 +72,19 @@ def export_parity(
 
 
 def _exported(folder: Path, spec: Any, samples: Sequence[Sample]) -> list[np.ndarray]:
+    from pipeline.modeling.architecture import is_encoder
+    from pipeline.modeling.base_model import base_settings
+    from pipeline.modeling.classifier import ExportedHead
+    from pipeline.modeling.head_encoding import head_classes
+    from pipeline.modeling.predictor import default_device
+
     spec = spec.model_copy(update={"base": spec.base.model_copy(update={"packed_rows": False})})
+    if is_encoder(base_settings(spec.base)):
+        encoder = _encoder(spec)
+        examples = encoder.encode(samples)
+        labels = head_classes(spec.tasks)[examples[0].task]
+        exported = ExportedHead(folder, spec.base, labels, default_device())
+        return [exported.probabilities(example).cpu().numpy() for example in examples]
     return own_probabilities(exported_model(folder, spec), _encoder(spec), samples)
 
 

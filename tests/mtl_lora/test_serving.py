@@ -50,6 +50,7 @@ def _exported(folder, **changes):
         ({"bias": "lora_only"}, "biases", False),
         ({"modules_to_save": ["lm_head"]}, "lm_head", False),
         ({"r": 513}, "rank 513", True),
+        ({"task_type": "FEATURE_EXTRACTION"}, "a head beside", False),
     ],
 )
 def test_what_vllm_refuses_stands_in_the_file_and_in_one_line(tmp_path, changes, words, lorax_serves):
@@ -163,3 +164,9 @@ def test_vllm_is_given_room_for_the_largest_rank_of_all_layers(tmp_path, tiny_ll
     assert written["rank_pattern"] == written["alpha_pattern"] == {"v_proj": 4}
     command = json.loads((tmp_path / "serving.json").read_text())["vllm"]["command"]
     assert command[command.index("--max-lora-rank") + 1] == "64"
+
+
+def test_classifiers_of_different_labels_are_loaded_each_by_itself(tmp_path):
+    document = _exported(tmp_path, task_type="SEQ_CLS", modules_to_save=["classifier"])
+    assert document["vllm"]["command"] is None and document["peft"]["python"] == []
+    assert "README.md" in document["peft"]["request"]["python"]
