@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def own_probabilities(model: Any, encoder: Any, samples: Sequence[Sample]) -> li
     return answers
 
 
+_OF_ENCODERS = ("SEQ_CLS", "FEATURE_EXTRACTION")
 _TOKENS = 1024
 """Most tokens of which the logits over the whole vocabulary are held at once."""
 
@@ -157,6 +159,11 @@ def exported_model(folder: Path, spec: Any) -> Any:
         check_hashes(folder)
     except MTLLoRAError as error:
         raise InputError(f"the exported adapter {folder} is damaged: {error}") from error
+    if json.loads((folder / "adapter_config.json").read_text()).get("task_type") in _OF_ENCODERS:
+        raise InputError(
+            f"an export must be of a language model to be scored by itself, {folder} is of an encoder; score the run, "
+            "run:NAME, or a registered version"
+        )
     base: Any = load_base(spec.base, default_device())
     try:
         model = PeftModel.from_pretrained(base, str(folder))

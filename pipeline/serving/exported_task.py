@@ -14,7 +14,9 @@ from mtl_lora.hashes import check_hashes
 from mtl_lora.serving import ServedBase
 from pipeline.contracts import Contract, TaskKind, TaskName, TaskSpec
 from pipeline.errors import InputError
-from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.modeling.architecture import is_encoder
+from pipeline.modeling.base_model import BaseModelConfig, base_settings
+from pipeline.modeling.head_encoding import segment_templates
 
 TASK_FILE = "task.json"
 
@@ -63,6 +65,12 @@ class ExportedTask(Contract):
     max_length: int
     """Most tokens of prompt and label word but its last; a longer prompt loses the end of its longest field, never a
     part of the template."""
+    segments: tuple[str, ...] = ()
+    """Of an encoder: the templates of the one or two texts of a row; for ``choice`` the answer is one text more."""
+    labels: tuple[str, ...] = ()
+    """Of an encoder: names of the classes where label words do not name them."""
+    pooling: Literal["first", "mean"] | None = None
+    """Of an encoder: the state that its head scores, the first token's or the mean; None where label words answer."""
     base: ExportedBase
 
     @classmethod
@@ -78,6 +86,7 @@ class ExportedTask(Contract):
             label_tokens: of each label word; none for ``choice``.
         """
         is_choice = task.kind == "choice"
+        has_head = is_encoder(base_settings(config))
         return cls(
             name=task.name,
             kind=task.kind,
@@ -88,6 +97,9 @@ class ExportedTask(Contract):
             choices_field=task.choices_field if is_choice else None,
             length_normalized=task.length_normalized,
             max_length=config.max_length,
+            segments=segment_templates(task) if has_head else (),
+            labels=task.labels,
+            pooling=config.pooling if has_head else None,
             base=ExportedBase(
                 name=base.name, fingerprint=base.fingerprint, num_layers=config.num_layers, note=base.note
             ),

@@ -33,7 +33,7 @@ class LabelClient:
         prompts_per_request: most prompts of a request; a row is one prompt a class.
 
     Raises:
-        InputError: the tokenizer is not the one that the task was trained with.
+        InputError: the tokenizer is not the one that the task was trained with, or the task has a head.
     """
 
     def __init__(
@@ -50,6 +50,11 @@ class LabelClient:
         self.url, self.model = f"{url.rstrip('/').removesuffix('/v1')}/v1/completions", model or task.name
         self.timeout_s, self.prompts_per_request = timeout_s, prompts_per_request
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        if task.pooling is not None:
+            raise InputError(
+                f"a task must be answered by label words to be asked of a completions server, {task.name!r} has a "
+                "head on an encoder; load its folder as its README.md says"
+            )
         self._spec = task.spec
         self._encoder = Encoder(tokenizer, [self._spec], task.max_length)
         found = self._encoder.label_tokens(self._spec.name)

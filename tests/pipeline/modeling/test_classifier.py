@@ -17,6 +17,8 @@ from pipeline.modeling.base_model import load_base
 from pipeline.modeling.classifier import HEAD_FILE, export_task, merge_task, plain_inputs
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+from pipeline.serving.exported_task import ExportedTask
+from pipeline.serving.openai_client import LabelClient
 from tests.pipeline.modeling.test_encoders import EXTRA, NAMES, SAMPLES, TASKS
 from tests.pipeline.modeling.tiny import tiny_encoder_folder
 
@@ -80,3 +82,14 @@ def test_a_merged_task_that_transformers_cannot_express_is_refused(tmp_path: Pat
     adapted, config = _trained(tmp_path, "bert", "mean")
     with pytest.raises(InputError, match="got pooling 'mean'"):
         merge_task(adapted, "topic", tmp_path / "merged", _batch(config, "topic"), config)
+
+
+def test_an_exported_task_says_how_its_rows_are_made_and_pooled(tmp_path: Path) -> None:
+    _, config = _trained(tmp_path, "bert", "mean")
+    asked = {task.name: ExportedTask.of(task, config, ServedBase("owner/base"), ()) for task in TASKS}
+    assert {each.pooling for each in asked.values()} == {"mean"}
+    assert asked["pair"].segments == ("{a}", "{b}") and asked["pick"].segments == ("{a}",)
+    assert asked["topic"].segments == ("Topic of {a}",) and asked["topic"].labels == ("cars", "sofas", "music")
+    assert ExportedTask.model_validate_json(asked["topic"].text) == asked["topic"]
+    with pytest.raises(InputError, match="'pair' has a head on an encoder"):
+        LabelClient("http://localhost", asked["pair"], None)
