@@ -163,7 +163,7 @@ def export_classifier(
     """
     index, target, paths = model.task_id(task), Path(folder), _layers_of(classifier, pooling)
     expected = _own_logits(model, index, example_inputs)
-    prefix = f"{_PREFIX}{classifier.base_model_prefix}."  # type: ignore[operator]
+    prefix = f"{_PREFIX}{classifier.base_model_prefix}."
     pairs = {path: pair for path, pair in model.lora_pairs(index).items() if not path.startswith("pooler.")}
     tensors = {f"{prefix}{path}.{name}": tensor for path, pair in pairs.items() for name, tensor in pair.items()}
     config = lora_config(model, lora_ranks(tensors), base_name)

@@ -39,7 +39,7 @@ def _classifier_class(settings: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        found = AutoModelForSequenceClassification._model_mapping[type(settings)]
+        found: Any = AutoModelForSequenceClassification._model_mapping[type(settings)]
     except KeyError:
         return None
     return found if found.__name__ in CLASSIFIERS else None
@@ -82,8 +82,7 @@ def export_task(
     kind = _classifier_class(settings)
     if kind is not None and config.pooling == "first":
         classifier = kind(_labelled(settings, heads.classes[index]))
-        more = {"base_name": base.name, "further_files": further}
-        return export_classifier(adapted, task, folder, classifier, inputs, **more)
+        return export_classifier(adapted, task, folder, classifier, inputs, base_name=base.name, further_files=further)
     rows = heads.rows(index)
     head = save({"weight": heads.weight.detach()[rows].float().cpu(), "bias": heads.bias.detach()[rows].float().cpu()})
     return adapted.export_task(task, folder, inputs, base, {**further, HEAD_FILE: head})
