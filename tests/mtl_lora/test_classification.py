@@ -99,6 +99,16 @@ def test_every_method_is_exported_on_any_layers(method, options, tmp_path):
     assert not any("pooler" in path for path in written["target_modules"])
 
 
+def test_a_half_precision_base_is_compared_as_exactly_as_its_type_allows(tmp_path):
+    model, _ = _adapted("bert")
+    model.base_model.to(torch.bfloat16)
+    export_classifier(model, "b", tmp_path / "b", _classifier("bert", "b"), _inputs())
+    with torch.no_grad():
+        model.task_heads.weight[2:] = float("inf")
+    with pytest.raises(ExportMismatchError):
+        export_classifier(model, "b", tmp_path / "b", _classifier("bert", "b"), _inputs())
+
+
 def test_what_a_classifier_cannot_express_is_refused(tmp_path):
     model, _ = _adapted("bert")
     with pytest.raises(MTLLoRAError, match="got pooling 'mean'"):
