@@ -237,16 +237,30 @@ class Sample(Contract):
     """The encoded image that stands beside ``KEY.json`` in the shard; never part of the JSON."""
 
 
+class AdoptedTar(Contract):
+    """A tar that others wrote and that is read where it lies."""
+
+    url: str
+    """Absolute path or URL."""
+    stamp: str
+    """What storage says of its version: the ETag, locally the time of its last change."""
+    time_field: str
+    """Field with a sample's ISO date, where it has one."""
+
+
 class ShardInfo(Contract):
     """One shard: a tar of samples of one task and split."""
 
     path: str
-    """Relative to the manifest's folder."""
+    """Relative to the manifest's folder; of an adopted tar only the index lies there."""
+    adopted: AdoptedTar | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Where the tar lies, if others wrote it; several tasks may share one."""
     task: TaskName
     split: str
     samples: int = Field(ge=1)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the tar; of an adopted one of its place, size and stamp, while the index has a checksum of each sample."""
     index_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Digest of the index beside the shard; None where there is none and the tar itself must be scanned."""
     label_counts: dict[str, int]

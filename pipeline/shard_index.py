@@ -13,7 +13,7 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, overload
 
@@ -23,6 +23,7 @@ from pipeline.errors import InputError
 
 MEMBER = re.compile(r"([A-Za-z0-9_-]{1,200})\.(json|png|jpg)")
 MAX_MEMBER_BYTES = 32 << 20
+_CLOSE_BYTES = 16 << 10
 MAX_INDEX_BYTES = 512 << 20
 """Largest index in memory: some 5 million samples; shards are far smaller."""
 
@@ -71,6 +72,9 @@ class ShardIndex:
     """Of the prompt, in tokens or characters, as counted when prepared: what length grouping sorts by."""
     digests: np.ndarray
     """128-bit digest of the texts as 16 bytes, or empty: what duplicates are found by."""
+    extensions: tuple[str, ...] = ()
+    """Of an adopted tar: the members of a sample; ``offsets`` and ``sizes`` then have a column each, with the offset 0
+    where a sample lacks one, images among them, and the checksum is that of all in this order."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -89,6 +93,7 @@ class ShardIndex:
             image_sizes=self.image_sizes,
             lengths=self.lengths,
             digests=self.digests,
+            **({"extensions": np.frombuffer("\n".join(self.extensions).encode(), np.uint8)} if self.extensions else {}),
         )
         return buffer.getvalue()
 
@@ -104,7 +109,8 @@ class ShardIndex:
                 _check_expanded_size(arrays, name)
                 found = {key: arrays[key] for key in arrays.files}
             keys = KeyList(_flat_bytes(found.pop("keys")), len(found["offsets"]))
-            index = cls(keys=keys, **found)
+            joined = found.pop("extensions", np.zeros(0, np.uint8)).tobytes().decode()
+            index = cls(keys=keys, extensions=tuple(joined.split("\n")) if joined else (), **found)
         except InputError:
             raise
         except Exception as error:  # numpy and zipfile raise many kinds on damaged files
@@ -117,7 +123,8 @@ class ShardIndex:
             index.image_sizes,
             index.lengths,
         )
-        if any(array.shape != (len(keys),) or array.dtype.kind not in "iu" for array in per_sample):
+        shapes = [(len(keys), len(index.extensions)) if index.extensions else (len(keys),)] * 2 + [(len(keys),)] * 4
+        if any(a.shape != shape or a.dtype.kind not in "iu" for a, shape in zip(per_sample, shapes, strict=True)):
             raise InputError(f"{name} must have one whole number a sample in every array; prepare the data anew")
         digests = index.digests
         if digests.dtype != np.uint8 or digests.shape not in ((len(keys), 16), (0, 16)) or (index.lengths < 0).any():
@@ -140,10 +147,10 @@ class ShardIndex:
             bad = (offsets < 0) | (sizes < 0) | (sizes > MAX_MEMBER_BYTES) | (offsets > end)
             bad |= offsets.astype(np.uint64) + np.where(bad, 0, sizes).astype(np.uint64) > np.uint64(end)
             if bad.any():
-                at = int(bad.argmax())
+                at = int(np.argwhere(bad)[0, 0])
                 raise InputError(
                     f"a sample must lie within its shard and have at most {MAX_MEMBER_BYTES} bytes, {name} says of row "
-                    f"{at}: {int(sizes[at])} bytes at {int(offsets[at])}; prepare the data anew"
+                    f"{at}: {sizes[at].tolist()} bytes at {offsets[at].tolist()}; prepare the data anew"
                 )
 
 
@@ -157,6 +164,21 @@ def _check_expanded_size(arrays: Any, name: str) -> None:
     total = sum(member.file_size for member in arrays.zip.infolist())
     if total > MAX_INDEX_BYTES:
         raise InputError(f"an index may have {MAX_INDEX_BYTES} bytes, {name} unpacks to {total}; use smaller shards")
+
+
+def read_members(read: Callable[[int, int], bytes], members: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+    """Return the contents of a sample's members, read at one go where they stand close together.
+
+    Args:
+        read: gives so many bytes (second) from a place (first).
+        members: extension → place and size.
+    """
+    start = min((offset for offset, _ in members.values()), default=0)
+    stretch = max((offset + size for offset, size in members.values()), default=0) - start
+    if stretch > 2 * sum(size for _, size in members.values()) + _CLOSE_BYTES:
+        return {extension: read(offset, size) for extension, (offset, size) in members.items()}
+    data = read(start, stretch) if stretch else b""
+    return {extension: data[offset - start : offset - start + size] for extension, (offset, size) in members.items()}
 
 
 def index_path(shard_path: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,12 @@ def filesystem(url: str | Path) -> tuple[Any, str]:
                 "run: pip install 'mtl-lora[s3]'"
             ) from error
     return fsspec.filesystem("file"), text
+
+
+def stamp_of(info: Mapping[str, Any]) -> str:
+    """Return what storage says of a file's version: its ETag, else the time of its last change, else its size."""
+    etag = str(info.get("ETag") or "").strip('"')
+    return etag or str(info.get("mtime") or info.get("LastModified") or info["size"])
 
 
 def join(root: str | Path, *parts: str) -> str:

@@ -18,7 +18,7 @@ from pipeline.orchestration.mapping import mapper
 from pipeline.progress import Track, say
 from pipeline.stream import load_manifest
 
-_PASSES = {"scan_unit": "read records", "write_shards": "write shards"}
+_PASSES = {"scan_unit": "read records", "write_shards": "write shards", "adopt_shard": "index shards"}
 _REASONS_SHOWN = 5
 
 

@@ -33,15 +33,18 @@ class Replay(Settings):
 class DataConfig(Settings):
     """Input of a run."""
 
-    source: Literal["synthetic_ads", "records"] = "synthetic_ads"
-    """``synthetic_ads`` makes records; ``records`` reads JSONL, CSV or Parquet files, gzip or not."""
+    source: Literal["synthetic_ads", "records", "webdataset"] = "synthetic_ads"
+    """``synthetic_ads`` makes records; ``records`` reads JSONL, CSV or Parquet files, gzip or not;
+    ``webdataset`` takes tars that others wrote and leaves them where they are: a member's extension is its field's
+    name (``txt``, ``cls``, ``jpg``; a ``json`` member brings the fields inside it), and ``files`` names them."""
     root: str | None = None
     """Folder or ``s3://`` URL; ``TASK/SPLIT.jsonl.gz`` (also .jsonl, .csv, .csv.gz, .parquet) is looked up in it and
     in its folders (``SUITE/TASK/…``), with ``windows`` ``DATE/TASK.jsonl.gz``, and ``SPLIT.jsonl.gz`` where records
     name their task."""
     files: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Task → split → path or glob, relative to ``root``, instead of the default layout. The task ``*`` stands for
-    files whose records name their task in ``task_field``."""
+    files whose records name their task in ``task_field``. With ``webdataset`` braces may count the tars:
+    ``part-{0000..0009}.tar``."""
     task_field: str = "task"
     """Field in which a record may name its task."""
     id_field: str = "id"
@@ -80,6 +83,11 @@ class DataConfig(Settings):
     def _check(self) -> DataConfig:
         if self.source == "records" and self.root is None and not self.files:
             raise ValueError("data.root must be given for source 'records', got none; name the folder of the records")
+        if self.source == "webdataset" and (not self.files or self.windows):
+            raise ValueError(
+                "source 'webdataset' reads the tars that data.files names, without windows, got "
+                f"{len(self.files)} tasks in files; write data.files: {{TASK: {{train: 'part-{{0000..0009}}.tar'}}}}"
+            )
         for split, (first, last) in self.windows.items():
             if first > last:
                 raise ValueError(f"data.windows.{split} must run forwards, got {first} to {last}; swap the days")

@@ -29,7 +29,7 @@ def cause(source: SourceFile, wanted: Sequence[str] = ()) -> str:
         source: the file.
         wanted: fields that records lack.
     """
-    if source.is_synthetic:
+    if source.is_synthetic or source.is_tar:
         return ""
     try:
         head = _head(source.location)

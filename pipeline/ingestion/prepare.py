@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.contracts import RejectCount, ShardInfo, ShardManifest, TaskSpec, write_atomic
 from pipeline.errors import InputError
+from pipeline.ingestion.adoption import adopt_shard, plan_adoption
 from pipeline.ingestion.append import earlier_data, merged
 from pipeline.ingestion.attainable import best_of_all
 from pipeline.ingestion.config import DataConfig
@@ -163,7 +164,7 @@ def broken_files(folder: Path, manifest: ShardManifest) -> Iterator[str]:
     """Yield the shards that are missing or have another size, and the indexes that are missing."""
     for shard in manifest.shards:
         path = folder / shard.path
-        if not path.is_file() or path.stat().st_size != shard.bytes:
+        if shard.adopted is None and (not path.is_file() or path.stat().st_size != shard.bytes):
             yield shard.path
         if shard.index_sha256 is not None and not (folder / index_path(shard.path)).is_file():
             yield index_path(shard.path)
@@ -219,6 +220,11 @@ class _Run:
         for shard in self.old.shards if self.append and self.old else ():
             first[shard.task, shard.split] = first.get((shard.task, shard.split), 0) + 1
         sources = {number: unit.source.location for number, unit in enumerate(units)}
+        if self.config.source == "webdataset":
+            tars = [unit.source for unit in units]
+            days = self.config.time_field
+            adopted = plan_adoption(decisions, work, self.folder, self.tasks, tars, first, generation, days)
+            return list(self.mapper(adopt_shard, list(adopted)))
         size = self.config.samples_per_shard
         jobs = plan_writes(decisions, work, self.folder, self.tasks, sources, size, first, generation)
         return [shard for shards in self.mapper(write_shards, list(jobs)) for shard in shards]

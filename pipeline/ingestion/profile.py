@@ -13,10 +13,13 @@ from typing import Literal
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from pipeline.contracts import Contract, Sample, ShardManifest
+from pipeline.adopted_sample import adopted_sample
+from pipeline.contracts import Contract, Sample, ShardInfo, ShardManifest, TaskSpec
 from pipeline.ingestion.resolve import REASONS
 from pipeline.ingestion.scan import Scanned
+from pipeline.retry import persistently
 from pipeline.shard_index import ShardIndex, index_path
+from pipeline.storage import filesystem
 
 PROFILE = "profile.json"
 SAMPLES = 2000
@@ -128,7 +131,21 @@ def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: i
         if not len(rows) or shard.index_sha256 is None:
             continue
         index = ShardIndex.from_bytes((folder / index_path(shard.path)).read_bytes(), shard.path)
+        if shard.adopted is not None:
+            yield from _adopted(shard, manifest.task(task), index, rows.tolist())
+            continue
         with (folder / shard.path).open("rb") as file:
             for row in rows:
                 file.seek(int(index.offsets[row]))
                 yield Sample.model_validate(json.loads(file.read(int(index.sizes[row]))))
+
+
+def _adopted(shard: ShardInfo, spec: TaskSpec, index: ShardIndex, rows: Sequence[int]) -> Iterator[Sample]:
+    url = shard.adopted.url if shard.adopted else ""
+    fs, path = filesystem(url)
+
+    def read(offset: int, size: int) -> bytes:
+        return persistently(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)), url)
+
+    for row in rows:
+        yield adopted_sample(shard, spec, index, row, read)

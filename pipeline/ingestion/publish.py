@@ -18,7 +18,7 @@ from pipeline.storage import filesystem, is_remote, join
 def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     """Upload shards, indexes and, last, the manifest; return the manifest's URL.
 
-    Shards and indexes that an earlier manifest there names with the same digest are not sent again; what fails for a
+    Of adopted shards the indexes go. Shards and indexes that an earlier manifest there names with the same digest are not sent again; what fails for a
     while is tried again for ``patience_s``.
 
     Raises:
@@ -30,6 +30,12 @@ def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     manifest = ShardManifest.read(folder / MANIFEST)
     if not is_whole(folder, manifest):
         raise InputError(f"all shards of {folder / MANIFEST} must stand beside it before they are published; prepare")
+    local = [s.adopted.url for s in manifest.shards if s.adopted and not is_remote(s.adopted.url)]
+    if local:
+        raise InputError(
+            f"adopted shards are published as indexes alone, so their tars must lie where readers reach them, {local[:3]} "
+            "do not; upload them and name them there in data.root"
+        )
     fs, root = filesystem(url.rstrip("/"))
     sizes, published = persistently(lambda: _there(fs, root), url, patience_s)
 
@@ -51,7 +57,8 @@ def _digests(manifest: ShardManifest) -> dict[str, str]:
     """Return the name of each shard and index → sha256."""
     found = {}
     for shard in manifest.shards:
-        found[shard.path] = shard.sha256
+        if shard.adopted is None:
+            found[shard.path] = shard.sha256
         if shard.index_sha256 is not None:
             found[index_path(shard.path)] = shard.index_sha256
     return found

@@ -19,7 +19,7 @@ from pipeline.ingestion.diagnosis import cause, missing_fields
 from pipeline.ingestion.records import Unit
 from pipeline.ingestion.resolve import CHUNK_ROWS, REASONS, Decisions
 from pipeline.ingestion.scan import Scanned, part, read_rows
-from pipeline.ingestion.validate import fields_asked
+from pipeline.validate import fields_asked
 
 FOLDER = "quarantine"
 RECORDS_A_FILE = 100_000

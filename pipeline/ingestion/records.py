@@ -18,6 +18,7 @@ from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.diagnosis import cause
 from pipeline.ingestion.source_file import SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_records
+from pipeline.ingestion.tar_records import TarSample, tar_records
 from pipeline.retry import is_outage
 from pipeline.storage import filesystem, is_remote
 
@@ -53,6 +54,8 @@ class Line:
     """A number that tells it from the other records of its source, however the source is cut into units."""
     record: dict[str, Any]
     error: str | None = None
+    sample: TarSample | None = None
+    """Where it stands in a tar that others wrote."""
 
 
 def split_units(sources: list[SourceFile], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
@@ -86,6 +89,10 @@ def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = 
         return
     fs, path = filesystem(source.location)
     try:
+        if source.is_tar:
+            for number, found in enumerate(tar_records(source.location, columns or ()), 1):
+                yield Line(number, number, *found)
+            return
         with fs.open(path, "rb") as raw:
             if path.endswith(".parquet"):
                 yield from _parquet_lines(raw, columns, source.location)

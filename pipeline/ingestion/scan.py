@@ -6,7 +6,6 @@ Per unit: ``.spill`` holds the samples as they will stand in the shards, ``.rows
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import json
 from collections import Counter
@@ -22,10 +21,11 @@ from pipeline.ingestion.config import ANY_TASK, DataConfig
 from pipeline.ingestion.images import ImageFolder
 from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
-from pipeline.ingestion.validate import Checked, Rejected, check_record, fields_asked, key_of
+from pipeline.members import image_of
 from pipeline.record import value_of
 from pipeline.retry import persistently
 from pipeline.storage import is_remote
+from pipeline.validate import Checked, Rejected, check_record, day_of, fields_asked, key_of
 
 ROW = np.dtype(
     [
@@ -134,7 +134,7 @@ class _Scan:
                 self._reject(line, spec, str(reason), rejects)
                 continue
             key = self._key(line)
-            payload, name = checked.payload(spec, key, self._day(line)), image.encode()
+            payload, name = self._payload(line, checked, spec, key), image.encode()
             spill.write(payload + name)
             place = (offset, len(payload), len(name))
             pending.append((number, hash_key(key), checked.digest(image_digest), checked.label, *place, 0, line.number))
@@ -151,6 +151,11 @@ class _Scan:
         self._flush(pending, prompts, rows)
         reasons = {task: dict(found) for task, found in self.reasons.items()}
         return Scanned(self.job.number, unit.source.split, lines, total, dict(counts), reasons, self.first_rejects)
+
+    def _payload(self, line: Line, checked: Checked, spec: TaskSpec, key: str) -> bytes:
+        if line.sample is None:
+            return checked.payload(spec, key, self._day(line))
+        return json.dumps(line.sample.entry(key, self._day(line))).encode()  # the tar has the content
 
     def _columns(self) -> set[str]:
         """Return the fields that are needed of the unit's records."""
@@ -172,6 +177,8 @@ class _Scan:
         record = (
             line.record if _depth_at_most(line.record, _KEPT_DEPTH) else {"raw": f"nested deeper than {_KEPT_DEPTH}"}
         )
+        if line.sample is not None:
+            record = line.sample.reference()
         entry = {"task": spec.name, "reason": reason, "line": line.number, "record": record}
         rejects.write(json.dumps(entry, default=str).encode() + b"\n")
 
@@ -221,6 +228,8 @@ class _Scan:
             raise InputError(f"{self.job.unit.source.location} line {line.number}{self._after()}: {error}") from None
         if spec.image_field is None:
             return checked, "", b""
+        if line.sample is not None:
+            return checked, "", hashlib.sha256(image_of(line.record, spec)).digest()[:16]
         if self.images is None:
             self.images = ImageFolder(self.job.unit.source.location)
         image = value_of(line.record, spec.image_field)
@@ -228,24 +237,13 @@ class _Scan:
 
     def _key(self, line: Line) -> str:
         key = key_of(line.record.get(self.job.config.id_field))
+        if not key and line.sample is not None:
+            key = key_of(line.sample.key)
         head = f"g{self.job.generation}-" if self.job.generation else ""
         return key or f"row--{head}{self.job.unit.source_number:04d}-{line.place:012d}"  # no id holds "--"
 
     def _day(self, line: Line) -> str | None:
-        value = line.record.get(self.job.config.time_field)
-        if value is None:
-            return self.job.unit.source.day
-        try:
-            value = value_of(line.record, self.job.config.time_field)
-        except Rejected:
-            return self.job.unit.source.day
-        text = value.isoformat() if isinstance(value, dt.date) else value
-        if isinstance(text, str):
-            try:
-                return dt.date.fromisoformat(text[:10]).isoformat()
-            except ValueError:
-                pass
-        return self.job.unit.source.day
+        return day_of(line.record, self.job.config.time_field) or self.job.unit.source.day
 
 
 def _name_of(record: dict[str, Any], field: str) -> Any:

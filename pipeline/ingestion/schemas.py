@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample, ShardManifest, TaskSpec, write_atomic
 from pipeline.ingestion.config import DataConfig
-from pipeline.ingestion.labels import number_of
+from pipeline.labels import number_of
 
 SCHEMAS = "schemas"
 """Folder beside the manifest."""

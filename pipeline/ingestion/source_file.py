@@ -26,12 +26,17 @@ class SourceFile:
     keep: float = 1.0
     """Share of its records that is taken, the others being left out before anything else."""
     digest: str = ""
-    """sha256 of a local file's content, ETag of one on S3."""
+    """sha256 of a local file's content, ETag of one on S3; of a local tar the time of its last change."""
 
     @property
     def is_synthetic(self) -> bool:
         """Whether the records are made, not read."""
         return self.location.startswith(f"{SYNTHETIC}/")
+
+    @property
+    def is_tar(self) -> bool:
+        """Whether it is a shard that others wrote, which stays where it is."""
+        return self.location.endswith(".tar")
 
     @property
     def is_archive(self) -> bool:

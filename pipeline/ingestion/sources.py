@@ -12,13 +12,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from braceexpand import braceexpand
+
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion.config import ANY_TASK, DataConfig, days_of
 from pipeline.ingestion.images import ARCHIVE
 from pipeline.ingestion.source_file import SYNTHETIC, SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_sources
-from pipeline.storage import filesystem, is_remote, join
+from pipeline.storage import filesystem, is_remote, join, stamp_of
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".csv.gz", ".csv", ".parquet")
 SPLITS = ("train", "test")
@@ -73,6 +75,8 @@ def _has_mixed_files(config: DataConfig) -> bool:
 
 def _candidates(config: DataConfig, task: str) -> dict[str, list[str]]:
     """Return for each split the places to look at: the first that exists is taken."""
+    if task in config.files and config.source == "webdataset":
+        return {split: list(braceexpand(pattern)) for split, pattern in config.files[task].items()}
     if task in config.files:
         return {split: [pattern] for split, pattern in config.files[task].items()}
     heads = [""] if task == ANY_TASK else [f"{task}/", f"*/{task}/"]
@@ -81,6 +85,9 @@ def _candidates(config: DataConfig, task: str) -> dict[str, list[str]]:
 
 
 def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) -> list[SourceFile]:
+    """Return the files of a split: those of the first candidate that is there; of tars, those of every one."""
+    if config.source == "webdataset" and len(candidates) > 1:
+        return [source for candidate in candidates for source in _expand(config, task, split, [candidate])]
     for candidate in candidates:
         alone = candidate.startswith("/") or is_remote(candidate)
         location = candidate if alone else join(config.root or ".", candidate)
@@ -147,7 +154,13 @@ def _partitions(
 def _source(
     config: DataConfig, task: str, split: str, fs: Any, path: str, location: str, day: str | None = None
 ) -> SourceFile:
-    if not path.endswith(SUFFIXES):
+    if config.source == "webdataset":
+        if not path.endswith(".tar"):
+            raise InputError(
+                f"a shard must be a plain .tar, whose samples can be read at any place, got {path!r}; unpack a "
+                "compressed one with gunzip"
+            )
+    elif not path.endswith(SUFFIXES):
         raise InputError(f"a record file must end in one of {SUFFIXES}, got {path!r}; rename or convert it")
     return _described(config, task, split, fs, path, location, day)
 
@@ -161,6 +174,8 @@ def _described(
     shown = str(Path(found).resolve()) if not is_remote(found) else found
     name = shown.removeprefix(f"{root}/") if root else found
     etag = str(info.get("ETag") or "").strip('"')
+    if config.source == "webdataset":  # the index has a checksum of each sample
+        etag = stamp_of(info)
     return SourceFile(task, split, found, name, day, int(info["size"]), digest=etag)
 
 

@@ -56,7 +56,14 @@ class ShardCache:
         self.folder, self.max_bytes = folder, max_bytes
         (folder / ".locks").mkdir(parents=True, exist_ok=True)
 
-    def open(self, sha256: str, suffix: str, size: int | None, chunks: Callable[[], Iterator[bytes]]) -> BinaryIO:
+    def open(
+        self,
+        sha256: str,
+        suffix: str,
+        size: int | None,
+        chunks: Callable[[], Iterator[bytes]],
+        is_verified: bool = True,
+    ) -> BinaryIO:
         """Open a file, fetching it first where it is not there.
 
         Args:
@@ -64,6 +71,7 @@ class ShardCache:
             suffix: ``tar`` or ``npz``.
             size: bytes; None for a small file of unknown size.
             chunks: gives the content from the start.
+            is_verified: whether ``sha256`` is the content's; else it is a name alone.
 
         Raises:
             CacheFullError: there is no room for it.
@@ -77,13 +85,13 @@ class ShardCache:
                 return file
             with FileLock(self.folder / ".locks" / path.name):
                 if not path.is_file():
-                    self._fetch(path, sha256, size, chunks)
+                    self._fetch(path, sha256 if is_verified else None, size, chunks)
 
-    def _fetch(self, path: Path, sha256: str, size: int | None, chunks: Callable[[], Iterator[bytes]]) -> None:
+    def _fetch(self, path: Path, sha256: str | None, size: int | None, chunks: Callable[[], Iterator[bytes]]) -> None:
         part = path.with_name(f"{path.name}.part")
         try:
             for _ in range(2):
-                if self._download(part, size, chunks) == sha256:
+                if self._download(part, size, chunks) == sha256 or sha256 is None:
                     part.replace(path)
                     return
             raise InputError(

@@ -39,7 +39,7 @@ def read_split(
     first, last = total * world.rank // world.num_ranks, total * (world.rank + 1) // world.num_ranks
     files = shard_files(root, cache, max(shard.bytes for shard in shards))
     check_shards(files, tuple(shards), root)
-    reader = ShardReader(files, open_shards=2)
+    reader = ShardReader(files, open_shards=2, tasks=manifest.tasks)
     start = 0
     for shard in shards:
         for row in range(max(first - start, 0), min(last - start, shard.samples)):

@@ -6,8 +6,10 @@ import io
 import threading
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 
-from pipeline.contracts import Sample, ShardInfo
+from pipeline.adopted_sample import adopted_sample
+from pipeline.contracts import Sample, ShardInfo, TaskSpec
 from pipeline.errors import InputError
 from pipeline.shard_index import ShardIndex, scan_tar
 from pipeline.stream.shard_files import OpenShard, ShardFiles, sha256_of
@@ -20,7 +22,8 @@ class ShardReader:
     without an index is checked as a whole and scanned.
     """
 
-    def __init__(self, files: ShardFiles, open_shards: int) -> None:
+    def __init__(self, files: ShardFiles, open_shards: int, tasks: Sequence[TaskSpec] = ()) -> None:
+        self._tasks = {task.name: task for task in tasks}
         self._files, self._open_shards = files, open_shards
         self._indexes: OrderedDict[str, ShardIndex] = OrderedDict()
         self._shards: OrderedDict[str, OpenShard] = OrderedDict()
@@ -41,6 +44,9 @@ class ShardReader:
             InputError: it is damaged, or no valid sample of the shard's task.
         """
         index = self._index(shard)
+        if shard.adopted is not None:
+            with self._lock:
+                return adopted_sample(shard, self._tasks[shard.task], index, row, self._file(shard).read)
         with self._lock:
             file = self._file(shard)
             data = file.read(int(index.offsets[row]), int(index.sizes[row]))
@@ -69,6 +75,8 @@ class ShardReader:
                     raise InputError(
                         f"{shard.path} must hold {shard.samples} samples, found {len(index)}; prepare the data anew"
                     )
+                if bool(index.extensions) != (shard.adopted is not None):
+                    raise InputError(f"{shard.path} and its index must be of one kind; prepare the data anew")
                 index.check_places(shard.path, shard.bytes)
                 self._indexes[shard.path] = index
                 if len(self._indexes) > self._open_shards:

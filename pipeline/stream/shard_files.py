@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -12,7 +12,7 @@ from pipeline.contracts import ShardInfo
 from pipeline.errors import InputError
 from pipeline.retry import persistently
 from pipeline.shard_index import index_path
-from pipeline.storage import filesystem, is_remote, join
+from pipeline.storage import filesystem, is_remote, join, stamp_of
 from pipeline.stream.cache import CacheConfig, CacheFullError, ShardCache
 
 CHUNK_BYTES = 8 << 20
@@ -52,6 +52,15 @@ class _Local:
         self._file.close()
 
 
+def _opened(path: Path) -> OpenShard:
+    try:
+        return _Local(path.open("rb"))
+    except FileNotFoundError:
+        raise InputError(
+            f"every shard of the manifest must be there, {path} is missing; prepare the data anew"
+        ) from None
+
+
 class LocalFiles:
     """Shards in a folder."""
 
@@ -64,13 +73,7 @@ class LocalFiles:
         Raises:
             InputError: it is not there.
         """
-        path = Path(join(self._root, shard.path))
-        try:
-            return _Local(path.open("rb"))
-        except FileNotFoundError:
-            raise InputError(
-                f"every shard of the manifest must be there, {path} is missing; prepare the data anew"
-            ) from None
+        return _opened(Path(join(self._root, shard.path)))
 
     def index(self, shard: ShardInfo) -> bytes:
         """Return the content of the shard's index file.
@@ -113,10 +116,12 @@ class RemoteFiles:
 
     def open(self, shard: ShardInfo) -> OpenShard:
         """Open one shard: the cached copy, fetched first, or, where it does not fit, ranges of the original."""
-        url = join(self._root, shard.path)
+        url = shard.adopted.url if shard.adopted else join(self._root, shard.path)
         if self._whole:
+            is_verified = shard.adopted is None
+            chunks = self._chunks(url, shard.bytes)
             try:
-                return _Local(self._cache.open(shard.sha256, "tar", shard.bytes, self._chunks(url, shard.bytes)))
+                return _Local(self._cache.open(shard.sha256, "tar", shard.bytes, chunks, is_verified))
             except CacheFullError:
                 pass
         return _Ranges(lambda offset, size: self._range(url, offset, offset + size))
@@ -152,16 +157,32 @@ class RemoteFiles:
         return chunks
 
     def _range(self, url: str, start: int, end: int) -> bytes:
-        return persistently(lambda: bytes(self._fs.cat_file(url, start=start, end=end)), url, self._config.patience_s)
+        fs, _ = filesystem(url)
+        return persistently(lambda: bytes(fs.cat_file(url, start=start, end=end)), url, self._config.patience_s)
+
+
+class _LocalOrAdopted(LocalFiles):
+    """Shards in a folder, or indexes there of tars that lie elsewhere."""
+
+    def __init__(self, root: str, config: CacheConfig, whole: bool) -> None:
+        super().__init__(root)
+        self._config, self._whole = config, whole
+        self._remote: RemoteFiles | None = None
+
+    def open(self, shard: ShardInfo) -> OpenShard:
+        if shard.adopted is None:
+            return super().open(shard)
+        if is_remote(shard.adopted.url):
+            self._remote = self._remote or RemoteFiles(shard.adopted.url, self._config, self._whole)
+            return self._remote.open(shard)
+        return _opened(Path(shard.adopted.url))
 
 
 def shard_files(root: str, config: CacheConfig, working_set_bytes: int) -> ShardFiles:
     """Return the shards' files under a folder or URL."""
-    if not is_remote(root):
-        return LocalFiles(root)
     fits = 2 * working_set_bytes <= config.max_bytes
     whole = config.range_reads == "never" or (config.range_reads == "auto" and fits)
-    return RemoteFiles(root, config, whole)
+    return RemoteFiles(root, config, whole) if is_remote(root) else _LocalOrAdopted(root, config, whole)
 
 
 def read_manifest_bytes(location: str, patience_s: float) -> bytes:
@@ -185,7 +206,10 @@ def check_shards(files: ShardFiles, shards: tuple[ShardInfo, ...], root: str) ->
     Raises:
         InputError: with how many of how many, and the first ones.
     """
-    found = files.sizes()
+    adopted = [shard.adopted for shard in shards if shard.adopted]
+    check_adopted({tar.url: tar.stamp for tar in adopted}, {s.adopted.url: s.bytes for s in shards if s.adopted})
+    shards = tuple(shard for shard in shards if not shard.adopted)
+    found = files.sizes() if shards else {}
     missing = [shard.path for shard in shards if shard.path not in found]
     other = [shard.path for shard in shards if shard.path in found and found[shard.path] != shard.bytes]
     if missing or other:
@@ -193,6 +217,36 @@ def check_shards(files: ShardFiles, shards: tuple[ShardInfo, ...], root: str) ->
             f"all {len(shards)} shards of the manifest must stand whole in {root}, {len(missing)} are missing "
             f"{missing[:3]} and {len(other)} have another size {other[:3]}; copy them again or prepare the data anew"
         )
+
+
+def check_adopted(stamps: Mapping[str, str], sizes: Mapping[str, int]) -> None:
+    """Refuse tars of others that are gone or have changed since they were adopted.
+
+    Args:
+        stamps: URL → stamp when it was adopted.
+        sizes: URL → bytes when it was adopted.
+
+    Raises:
+        InputError: with the first ones.
+    """
+    changed = []
+    for folder in sorted({url.rpartition("/")[0] for url in stamps}):
+        fs, path = filesystem(folder)
+        listed = persistently(lambda fs=fs, path=path: _listed(fs, path), folder)  # type: ignore[misc]
+        for url in (url for url in stamps if url.rpartition("/")[0] == folder):
+            info = listed.get(url.rpartition("/")[2])
+            if info is None or int(info["size"]) != sizes[url] or stamp_of(info) != stamps[url]:
+                changed.append(url)
+    if changed:
+        raise InputError(
+            f"adopted shards must stay as they were when their index was made, {len(changed)} of {len(stamps)} are "
+            f"gone or have changed since: {changed[:3]}; restore them, or run prepare again, which indexes them anew"
+        )
+
+
+def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    fs.invalidate_cache()
+    return {str(info["name"]).rpartition("/")[2]: info for info in fs.ls(path, detail=True)}
 
 
 def sha256_of(data: bytes) -> str:

@@ -76,7 +76,7 @@ class MixedStream:
         self._orders = [TaskOrder(t, [s.samples for s in self.shards[t]], seed) for t in self.tasks]
         files = shard_files(root, cache, self.working_set_bytes)
         check_shards(files, tuple(shard for shards in self.shards.values() for shard in shards), root)
-        self._reader = ShardReader(files, max(64, 2 * self._group_shards))
+        self._reader = ShardReader(files, max(64, 2 * self._group_shards), self.manifest.tasks)
         self._window = lru_cache(maxsize=2)(self._grouped_window)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ import pytest
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig, prepare
-from pipeline.ingestion.labels import read_label
+from pipeline.labels import read_label
 from pipeline.record import Rejected
 from pipeline.stream import read_split
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.contracts import TaskSpec
 from pipeline.ingestion import record_schema, write_schemas
-from pipeline.ingestion.validate import Rejected, check_record
 from pipeline.synthetic import synthetic_ads_tasks
+from pipeline.validate import Rejected, check_record
 
 TASKS = (
     TaskSpec(name="pair", template="{a}\n{b}:", label_words=(" no", " yes")),

@@ -11,8 +11,8 @@ import pytest
 from pipeline.contracts import TaskSpec
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.ingestion.schemas import record_schema
-from pipeline.ingestion.validate import Rejected, check_record
 from pipeline.stream import read_split
+from pipeline.validate import Rejected, check_record
 
 SPEC = TaskSpec(name="clicks", template="{text}:", label_words=(" no", " yes"), weight_field="importance")
 

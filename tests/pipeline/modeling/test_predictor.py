@@ -13,13 +13,13 @@ import pytest
 
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
-from pipeline.ingestion.validate import check_record
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.predictor import Predictor, PredictorSpec
 from pipeline.modeling.scoring import LabelScorer, Scorer
 from pipeline.record import Rejected
+from pipeline.validate import check_record
 
 PICK = TaskSpec(name="pick", kind="choice", template="{question} {size}:")
 GOOD = {"question": "which?", "size": "1", "choices": ["one", "two"], "answer": 0}

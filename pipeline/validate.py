@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import re
 from typing import Any, NamedTuple
 
 from pipeline.contracts import TaskSpec
-from pipeline.ingestion.labels import read_label
+from pipeline.labels import read_label
 from pipeline.record import Rejected as Rejected
 from pipeline.record import choices_of, is_unicode, plain, texts_of, value_of
 
@@ -97,6 +98,23 @@ def _group(record: dict[str, Any], name: str) -> str | None:
     if group is not None and not is_unicode(group):
         raise Rejected(f"group {name!r} is not valid Unicode")
     return group
+
+
+def day_of(record: dict[str, Any], field: str) -> str | None:
+    """Return the ISO date that a record's field holds; None where it holds none."""
+    if record.get(field) is None:
+        return None
+    try:
+        value = value_of(record, field)
+    except Rejected:
+        return None
+    text = value.isoformat() if isinstance(value, dt.date) else value
+    if isinstance(text, str):
+        try:
+            return dt.date.fromisoformat(text[:10]).isoformat()
+        except ValueError:
+            pass
+    return None
 
 
 def key_of(identity: Any) -> str:
