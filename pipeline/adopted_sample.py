@@ -7,13 +7,18 @@ from collections.abc import Callable
 
 from pipeline.contracts import Sample, ShardInfo, TaskSpec
 from pipeline.errors import InputError
-from pipeline.members import image_of, record_of
+from pipeline.members import image_of, is_image, record_of
 from pipeline.shard_index import ShardIndex, read_members
 from pipeline.validate import Rejected, check_record, day_of
 
 
 def adopted_sample(
-    shard: ShardInfo, spec: TaskSpec, index: ShardIndex, row: int, read: Callable[[int, int], bytes]
+    shard: ShardInfo,
+    spec: TaskSpec,
+    index: ShardIndex,
+    row: int,
+    read: Callable[[int, int], bytes],
+    with_image: bool = True,
 ) -> Sample:
     """Return one sample of an adopted shard.
 
@@ -23,6 +28,7 @@ def adopted_sample(
         index: of the shard.
         row: of the sample in it.
         read: gives so many bytes (second) of the tar from a place (first).
+        with_image: whether images are read, too; without them the checksum is not compared.
 
     Raises:
         InputError: the tar is damaged or was changed, or the sample is none of the task.
@@ -31,11 +37,13 @@ def adopted_sample(
     if tar is None or not index.extensions:
         raise InputError(f"{shard.path} and its index must both be of an adopted tar; prepare the data anew")
     at = zip(index.extensions, index.offsets[row].tolist(), index.sizes[row].tolist(), strict=True)
-    contents = read_members(read, {extension: (offset, size) for extension, offset, size in at if offset})
+    places = {extension: (offset, size) for extension, offset, size in at if offset}
+    texts = {extension: place for extension, place in places.items() if with_image or not is_image(extension)}
+    contents = read_members(read, texts)
     checksum = 0
     for content in contents.values():
         checksum = zlib.crc32(content, checksum)
-    if checksum != index.checksums[row]:
+    if len(texts) == len(places) and checksum != index.checksums[row]:
         raise InputError(
             f"{tar.url} must hold what it held when it was adopted, sample {key!r} has another checksum: the tar was "
             "changed or is damaged; restore it, or run prepare again"
@@ -43,7 +51,7 @@ def adopted_sample(
     try:
         record = record_of(contents)
         checked = check_record(record, spec, spec.text_fields)
-        image = image_of(record, spec) if spec.image_field else None
+        image = image_of(record, spec) if spec.image_field and with_image else None
     except Rejected as reason:
         raise InputError(
             f"{tar.url} must hold valid samples of {spec.name!r}, {key!r} is none: {reason}; run prepare again"

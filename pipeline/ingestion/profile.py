@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -19,7 +21,7 @@ from pipeline.ingestion.resolve import REASONS
 from pipeline.ingestion.scan import Scanned
 from pipeline.retry import persistently
 from pipeline.shard_index import ShardIndex, index_path
-from pipeline.storage import filesystem
+from pipeline.storage import filesystem, is_remote
 
 PROFILE = "profile.json"
 SAMPLES = 2000
@@ -141,11 +143,17 @@ def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: i
 
 
 def _adopted(shard: ShardInfo, spec: TaskSpec, index: ShardIndex, rows: Sequence[int]) -> Iterator[Sample]:
+    """Yield samples of an adopted shard, without their images."""
     url = shard.adopted.url if shard.adopted else ""
     fs, path = filesystem(url)
 
-    def read(offset: int, size: int) -> bytes:
+    def read(file: Any, offset: int, size: int) -> bytes:
+        file.seek(offset)
+        return bytes(file.read(size))
+
+    def fetch(offset: int, size: int) -> bytes:
         return persistently(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)), url)
 
-    for row in rows:
-        yield adopted_sample(shard, spec, index, row, read)
+    with contextlib.nullcontext() if is_remote(url) else Path(path).open("rb", buffering=0) as file:
+        for row in rows:
+            yield adopted_sample(shard, spec, index, row, partial(read, file) if file else fetch, with_image=False)

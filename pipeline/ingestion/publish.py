@@ -18,8 +18,8 @@ from pipeline.storage import filesystem, is_remote, join
 def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     """Upload shards, indexes and, last, the manifest; return the manifest's URL.
 
-    Of adopted shards the indexes go. Shards and indexes that an earlier manifest there names with the same digest are not sent again; what fails for a
-    while is tried again for ``patience_s``.
+    Shards and indexes that an earlier manifest there names with the same digest are not sent again, and of adopted
+    shards only the indexes are; what fails for a while is tried again for ``patience_s``.
 
     Raises:
         InputError: the shards are not whole, the target is not an ``s3://`` URL, or it refuses them.
@@ -33,8 +33,8 @@ def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     local = [s.adopted.url for s in manifest.shards if s.adopted and not is_remote(s.adopted.url)]
     if local:
         raise InputError(
-            f"adopted shards are published as indexes alone, so their tars must lie where readers reach them, {local[:3]} "
-            "do not; upload them and name them there in data.root"
+            f"adopted shards are published as indexes alone, so their tars must lie where readers reach them, "
+            f"{local[:3]} do not; upload them and name them there in data.root"
         )
     fs, root = filesystem(url.rstrip("/"))
     sizes, published = persistently(lambda: _there(fs, root), url, patience_s)

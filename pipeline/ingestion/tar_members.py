@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 _BLOCK = 512
-_WINDOW = 64 << 10
+_WINDOW = 4 << 10
 _MAX_EXTENDED = 1 << 20
 _ZEROS = bytes(_BLOCK)
 _REGULAR = b"0\0007"

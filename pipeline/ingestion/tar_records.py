@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from pipeline.ingestion.tar_members import DamagedTarError, tar_members
 from pipeline.members import IMAGES, PICKLES, record_of, split_name
 from pipeline.record import Rejected
-from pipeline.shard_index import MAX_MEMBER_BYTES, read_members
+from pipeline.shard_index import MAX_MEMBER_BYTES
 from pipeline.storage import filesystem, is_remote
 
 _COPY = 8 << 20
@@ -88,7 +88,7 @@ def _read(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns
     needed = {extension: members[extension] for extension in sorted(members) if _is_needed(extension, columns)}
     if any(size > MAX_MEMBER_BYTES for _, size in needed.values()):
         return TarRecord({}, f"member is larger than {MAX_MEMBER_BYTES} bytes", TarSample(key, members))
-    contents = read_members(lambda offset, size: os.pread(file.fileno(), size, offset), needed)
+    contents = {extension: os.pread(file.fileno(), size, at) for extension, (at, size) in needed.items()}
     checksum = 0
     for content in contents.values():
         checksum = zlib.crc32(content, checksum)
