@@ -16,6 +16,7 @@ from jobs import cli
 from jobs.config import load_config
 from pipeline.contracts import TaskSpec
 from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
+from tests.pipeline.ingestion.foreign_tars import JPEG, members_of, write_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -84,12 +85,24 @@ def _records(task: TaskSpec, split: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _write_tars(root: Path, task: TaskSpec) -> None:
+    for name in ("train-0000", "train-0001", "train-0002", "train-0003", "test-0"):
+        rows = [
+            {"__key__": f"{name}/{i}", **row, "jpg": JPEG + bytes([i])} for i, row in enumerate(_records(task, name))
+        ]
+        write_tar(root / f"{name}.tar", members_of(rows))
+
+
 @pytest.mark.parametrize("block", [block for kind, block in BLOCKS if kind == "yaml"])
 def test_each_configuration_prepares_data_of_its_form(mtl_lora: Run, tmp_path: Path, block: str) -> None:  # noqa: F811
     root = tmp_path / "data"
     (tmp_path / "c.yaml").write_text(block)
     settings = [f"data.root={root}", f"run_root={tmp_path}/runs"]
-    for task in load_config(tmp_path / "c.yaml", settings).tasks:
+    config = load_config(tmp_path / "c.yaml", settings)
+    for task in config.tasks:
+        if config.data.source == "webdataset":
+            _write_tars(root, task)
+            continue
         (root / task.name).mkdir(parents=True)
         for split in ("train", "test"):
             lines = [json.dumps(row) + "\n" for row in _records(task, split)]

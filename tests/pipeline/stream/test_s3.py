@@ -24,6 +24,8 @@ from pipeline.storage import filesystem
 from pipeline.stream import CacheConfig, MixedStream, SampleLedger, StreamDataset, merge_ledgers, read_split
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from pipeline.world import World
+from tests.pipeline.ingestion.foreign_tars import SPAM, tar_config, write_shards
+from tests.pipeline.ingestion.foreign_tars import texts as text_samples
 from tests.pipeline.s3_server import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -225,3 +227,32 @@ def test_records_of_every_form_are_read_from_s3(remote: str, tmp_path: Path, for
     source = SourceFile("t", "train", f"s3://shards/{form}/t/train.{form}", form, size=len(content))
     units = split_units([source], unit_bytes=1000)
     assert sum(1 for unit in units for _ in read_unit(unit, DataConfig())) == 1000
+
+
+@pytest.mark.parametrize("reads", ["never", "always"])
+def test_tars_of_others_in_s3_are_adopted_there_and_a_change_is_noticed(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Any
+) -> None:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    url, here = f"s3://shards/foreign-{reads}", tmp_path / "in"
+    write_shards(here / "part-%04d.tar", text_samples(30), 10)
+    fs, root = filesystem(url)
+    for path in sorted(here.iterdir()):
+        fs.put_file(str(path), f"{root}/{path.name}")
+    files = {"spam": {"train": "part-{0000..0002}.tar"}}
+    cache = CacheConfig(folder=str(tmp_path / "cache"), range_reads=reads)
+    prepare(tar_config(here, files), [SPAM], tmp_path / "here", seed=0)
+    prepare(tar_config(url, files), [SPAM], tmp_path / "there", seed=0)
+    published = publish(tmp_path / "there", f"{url}/index")
+    assert not [name for name in fs.ls(f"{root}/index") if name.endswith(".tar")]
+    ledgers = [
+        keep_ledger(place, tmp_path / f"ledger-{number}", cache)
+        for number, place in enumerate((tmp_path / "here", tmp_path / "there", published))
+    ]
+    assert ledgers[0] == ledgers[1] == ledgers[2]
+    fs.put_file(str(here / "part-0000.tar"), f"{root}/part-0001.tar")
+    with pytest.raises(InputError, match="1 of 3 are gone or have changed"):
+        MixedStream(tmp_path / "there", 0, 4, cache=cache)
+    with pytest.raises(InputError, match="must lie where readers reach them"):
+        publish(tmp_path / "here", f"{url}/other")
