@@ -83,6 +83,9 @@ class ShardIndex:
         """Return the index file's content; equal indexes give equal bytes."""
         buffer = io.BytesIO()
         keys = np.frombuffer("\n".join(self.keys).encode(), dtype=np.uint8)
+        extensions: dict[str, Any] = {}
+        if self.extensions:
+            extensions["extensions"] = np.frombuffer("\n".join(self.extensions).encode(), dtype=np.uint8)
         np.savez(
             buffer,
             keys=keys,
@@ -93,7 +96,7 @@ class ShardIndex:
             image_sizes=self.image_sizes,
             lengths=self.lengths,
             digests=self.digests,
-            **({"extensions": np.frombuffer("\n".join(self.extensions).encode(), np.uint8)} if self.extensions else {}),
+            **extensions,
         )
         return buffer.getvalue()
 

@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from braceexpand import braceexpand
-
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion.config import ANY_TASK, DataConfig, days_of
@@ -76,7 +74,9 @@ def _has_mixed_files(config: DataConfig) -> bool:
 def _candidates(config: DataConfig, task: str) -> dict[str, list[str]]:
     """Return for each split the places to look at: the first that exists is taken."""
     if task in config.files and config.source == "webdataset":
-        return {split: list(braceexpand(pattern)) for split, pattern in config.files[task].items()}
+        from pipeline.ingestion.tar_writer import expand_braces  # webdataset brings torch, which takes seconds
+
+        return {split: expand_braces(pattern) for split, pattern in config.files[task].items()}
     if task in config.files:
         return {split: [pattern] for split, pattern in config.files[task].items()}
     heads = [""] if task == ANY_TASK else [f"{task}/", f"*/{task}/"]

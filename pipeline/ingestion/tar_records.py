@@ -67,21 +67,21 @@ def tar_records(location: str, columns: Collection[str]) -> Iterator[TarRecord]:
                     continue
                 key, extension = named
                 members = samples.setdefault(key, {})
-                fault = member.fault
+                wrong = member.fault
                 if extension in members:
-                    fault = "sample has a member twice in its tar"
+                    wrong = "sample has a member twice in its tar"
                 elif extension.rpartition(".")[2] in PICKLES:
-                    fault = f"member {extension!r} would have to be unpickled, which is never done"
-                if fault:
-                    faults.setdefault(key, fault)
+                    wrong = f"member {extension!r} would have to be unpickled, which is never done"
+                if wrong:
+                    faults.setdefault(key, wrong)
                 members[extension] = (member.offset, member.size)
         except DamagedTarError as error:
             damage = str(error)
         if not samples:
             yield TarRecord({}, damage or "tar holds no sample", TarSample("", {}))
         for key, members in samples.items():
-            error = damage or faults.get(key)
-            yield TarRecord({}, error, TarSample(key, members)) if error else _read(file, key, members, columns)
+            fault = damage or faults.get(key)
+            yield TarRecord({}, fault, TarSample(key, members)) if fault else _read(file, key, members, columns)
 
 
 def _read(file: BinaryIO, key: str, members: dict[str, tuple[int, int]], columns: Collection[str]) -> TarRecord:

@@ -11,6 +11,11 @@ _BLOCK = 512
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 
 
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that a pattern like ``part-{0000..0009}.tar`` stands for, as webdataset reads it."""
+    return list(wds.shardlists.expand_urls(pattern))
+
+
 class SampleTarWriter(wds.TarWriter):
     """Writes members with fixed owner, mode and time, so equal samples give equal bytes.
 
