@@ -18,6 +18,7 @@ import torch
 
 from pipeline.modeling.adapter import build_adapter
 from pipeline.modeling.answering import classes_of_heads, sample_encoder
+from pipeline.modeling.architecture import is_encoder
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, resolve_base, resolve_dtype
 from pipeline.modeling.packing import Example, HeadExample, micro_batches, pack
 from pipeline.storage import is_remote
@@ -137,10 +138,12 @@ def _assumed(config: BaseModelConfig, parameters: int, base: torch.nn.Module) ->
     on_gpu = torch.cuda.is_available()
     process = 0 if on_gpu else _PROCESS_BYTES
     weights = parameters * width
+    # An encoder multiplies nothing by its embeddings, a language model does in its head.
+    looked_up = base.get_input_embeddings().weight.numel() if is_encoder(base.config) else 0  # type: ignore[operator]
     files = sum(path.stat().st_size for path in resolve_base(config).glob("*.safetensors"))
     return Calibration(
         seconds_per_batch=0.0,
-        seconds_per_token=4 * parameters / (_GPU_FLOPS if on_gpu else _CPU_FLOPS),
+        seconds_per_token=4 * (parameters - looked_up) / (_GPU_FLOPS if on_gpu else _CPU_FLOPS),
         loading_bytes=process + weights + files,
         loaded_bytes=process + weights,
         bytes_per_token=saved * width,

@@ -5,19 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModel
 
 from mtl_lora import AdapterModel
+from mtl_lora.tasks import freeze_shared
 from pipeline.contracts import Sample, TaskSpec
+from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
-from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
 from pipeline.modeling.answering import class_scorer, classes_of_heads, sample_encoder
 from pipeline.modeling.base_model import BaseModelConfig, load_base
+from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import HeadExample, pack
-from pipeline.modeling.scoring import label_loss
-from tests.pipeline.modeling.tiny import tiny_encoder_folder
+from pipeline.modeling.predictor import Predictor, PredictorSpec
+from pipeline.modeling.scoring import Scorer, label_loss
+from tests.pipeline.modeling.tiny import tiny_encoder_folder, tiny_tokenizer
 from tests.reference.encoder_reference import class_log_probabilities
 
 TASKS = (
@@ -146,3 +152,74 @@ def test_a_long_pair_loses_the_end_of_its_longer_text(tmp_path: Path) -> None:
     [example] = encoder.encode([Sample(key="1", task="pair", fields={"a": "red", "b": "sofa " * 50}, label=1)])
     assert len(example.rows[0]) == 16
     assert encoder.tokenizer.decode(example.rows[0]).startswith("[CLS] red [SEP] sofa")
+
+
+def test_a_saved_adapter_brings_its_heads_and_a_damaged_file_is_told(tmp_path: Path) -> None:
+    config = _config(tmp_path, "bert")
+    adapted = _adapted(load_base(config))
+    adapted.save_pretrained(tmp_path / "adapter")
+    PredictorSpec(tasks=TASKS, base=config).write(tmp_path / "adapter" / "predictor.json")
+    predictor = Predictor.load(tmp_path / "adapter")
+    expected = Scorer(class_scorer(adapted), sample_encoder(config, TASKS)).probabilities(SAMPLES)
+    for one, other in zip(predictor.scorer.probabilities(SAMPLES), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert predictor.predict(pd.DataFrame([{"task": "topic", "a": "x"}]))["label_word"][0] in TASKS[1].labels
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(InputError, match="adapter folder"):
+        Predictor.load(tmp_path / "adapter")
+
+
+def test_tasks_come_and_go_and_the_others_heads_stay_bit_identical(tmp_path: Path) -> None:
+    config = _config(tmp_path, "bert")
+    adapted = _adapted(load_base(config))
+    adapted.save_pretrained(tmp_path / "adapter")
+    new = TaskSpec(name="new", kind="multiclass", template="{a}", labels=("p", "q", "r", "s"))
+    tasks = (TASKS[0], TASKS[2], TASKS[3], new)
+    base = load_base(config)
+    found = warm_adapter(
+        AdapterConfig(r=2, lora_dropout=0),
+        base,
+        tmp_path / "adapter",
+        [t.name for t in tasks],
+        classes_of_heads(base, tasks),
+    )
+    heads, before = found.task_heads, adapted.task_heads
+    assert heads is not None
+    assert before is not None
+    assert heads.classes == (2, 1, 3, 4)
+    for task, old in enumerate((0, 2, 3)):
+        assert torch.equal(heads.weight[heads.rows(task)], before.weight[before.rows(old)])
+        assert torch.equal(heads.bias[heads.rows(task)], before.bias[before.rows(old)])
+    kept = [sample for sample in SAMPLES if sample.task != "topic"]
+    expected = Scorer(class_scorer(adapted), sample_encoder(config, TASKS)).probabilities(kept)
+    for one, other in zip(
+        Scorer(class_scorer(found), sample_encoder(config, tasks)).probabilities(kept), expected, strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    changed = (TASKS[0].model_copy(update={"kind": "multiclass", "label_words": (" a", " b", " c")}), *TASKS[1:])
+    base = load_base(config)
+    with pytest.raises(InputError, match=r"head must have the rows.*keep the tasks' classes"):
+        warm_adapter(
+            AdapterConfig(r=2, lora_dropout=0), base, tmp_path / "adapter", NAMES, classes_of_heads(base, changed)
+        )
+
+
+def test_an_absent_tasks_head_gets_zero_gradient_and_only_the_chosen_ones_train(tmp_path: Path) -> None:
+    config = _config(tmp_path, "bert")
+    adapted = _adapted(load_base(config))
+    batch = pack(sample_encoder(config, TASKS).encode(SAMPLES[:2]))
+    heads = adapted.task_heads
+    assert heads is not None
+    label_loss(class_scorer(adapted)(batch), batch).sum().backward()
+    assert heads.weight.grad is not None
+    assert [bool(heads.weight.grad[heads.rows(t)].any()) for t in range(4)] == [True, True, False, False]
+    adapted.zero_grad()
+    freeze_shared(adapted, "topic")
+    label_loss(class_scorer(adapted)(batch), batch).sum().backward()
+    assert [bool(heads.weight.grad[heads.rows(t)].any()) for t in range(4)] == [False, True, False, False]
+
+
+def test_a_task_with_labels_alone_is_refused_for_a_language_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'topic': a language model answers by label words after a template"):
+        Encoder(tiny_tokenizer(), [TASKS[1]], 64)

@@ -1,4 +1,4 @@
-"""A base model small enough to start many processes on."""
+"""Base models small enough to start many processes on."""
 
 from __future__ import annotations
 
@@ -24,5 +24,22 @@ def tiny_base(folder: Path, width: int = 32) -> Path:
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """Save a random two-layer BERT with the embedded encoder's tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from pipeline.modeling.base_model import BaseModelConfig, load_tokenizer
+
+    tokenizer = load_tokenizer(BaseModelConfig(base="minilm-l6"))
+    torch.manual_seed(0)
+    shape = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    BertModel(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
-from tests.pipeline.training.ranks import tiny_base
+from tests.pipeline.training.ranks import tiny_base, tiny_encoder
 from tests.processes import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -17,19 +17,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WORKER = Path(__file__).with_name("resume_worker.py")
 ELASTIC = [f"{stage}:float32" for stage in (0, 1, 2, 3)]
 KINDS = [*ELASTIC, "0:bfloat16", "2:bfloat16", "3:bfloat16"]
+BASES = {"words": (tiny_base, KINDS), "heads": (tiny_encoder, ELASTIC)}
+"""Each kind of base, scored by label words or by a head a task, with the kinds of its runs."""
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=list(BASES))
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of runs named KIND-STAGE:DTYPE: whole, cut at step 2, and elastic over 2, 1 and 2 ranks."""
     folder = tmp_path_factory.mktemp("runs")
+    save_base, kinds = BASES[request.param]
     prepare(DataConfig(synthetic=SyntheticAdsConfig(rows_per_day=12, days=4)), synthetic_ads_tasks(), folder, seed=0)
-    common = [folder, folder / "manifest.json", tiny_base(folder / "base")]
+    common = [folder, folder / "manifest.json", save_base(folder / "base")]
 
     def named(name: str, kinds: list[str], stop: int) -> list[str]:
         return [f"{name}-{kind.replace(':', '-')}:{kind}:{stop}" for kind in kinds]
 
-    runs = [*named("whole", KINDS, 4), *named("cut", KINDS, 2), *named("cut", KINDS, 4)]
+    runs = [*named("whole", kinds, 4), *named("cut", kinds, 2), *named("cut", kinds, 4)]
     run_ranks(WORKER, [*common, *runs, *named("elastic_whole", ELASTIC, 4), *named("elastic", ELASTIC, 1)], 2)
     run_ranks(WORKER, [*common, *named("elastic", ELASTIC, 2)], 1)
     run_ranks(WORKER, [*common, *named("elastic", ELASTIC, 4)], 2)
@@ -43,6 +46,8 @@ def _losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("kind", [kind.replace(":", "-") for kind in KINDS])
 def test_stopped_run_ends_with_the_bits_of_the_whole_one(runs: Path, kind: str) -> None:
     whole, cut = runs / f"whole-{kind}", runs / f"cut-{kind}"
+    if not whole.exists():
+        pytest.skip("runs of this kind are those of the other base")
     assert _losses(cut) == _losses(whole)
     for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors", "state.json"):
         ends = [run / "checkpoints" / "step-00000004" / name for run in (whole, cut)]
