@@ -12,7 +12,7 @@ from jobs.config import RunConfig
 from jobs.run_folder import RunFolder
 from pipeline.storage import is_remote
 from pipeline.stream import load_manifest, manifest_sha256
-from pipeline.stream.stream import manifest_location
+from pipeline.stream.manifest import manifest_location
 from pipeline.tracking import DataSet, Tracker, git_commit, read_history
 
 if TYPE_CHECKING:

@@ -54,7 +54,10 @@ class Contract(BaseModel):
 
     def write(self, path: str | Path) -> None:
         """Write the artefact as JSON, atomically."""
-        write_atomic(path, json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, sort_keys=False) + "\n")
+        write_atomic(path, self._json())
+
+    def _json(self) -> str:
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, sort_keys=False) + "\n"
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
@@ -276,6 +279,10 @@ class RejectCount(Contract):
     records: int = Field(ge=1)
 
 
+SHARDS_BEGIN, SHARDS_END = b'\n  "shards": [\n    {"', b"\n  ],\n"
+"""What stands before and after the lines of a manifest's shards, the first line's start included."""
+
+
 class ShardManifest(Contract):
     """What was prepared: written last, so its presence means that every shard it names is whole."""
 
@@ -295,6 +302,12 @@ class ShardManifest(Contract):
     """Synthetic data only: each task's metric on the test split under the known label probabilities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def write(self, path: str | Path) -> None:
+        """Write the artefact as JSON with one shard a line, atomically."""
+        head, _, tail = self.model_copy(update={"shards": ()})._json().partition('"shards": []')
+        lines = ",\n    ".join(shard.model_dump_json(by_alias=True) for shard in self.shards)
+        write_atomic(path, f'{head}"shards": [\n    {lines}\n  ]{tail}' if lines else f'{head}"shards": []{tail}')
 
     def shards_of(self, task: str, split: str) -> tuple[ShardInfo, ...]:
         """Return the shards of one task and split in path order."""

@@ -189,6 +189,11 @@ def index_path(shard_path: str) -> str:
     return f"{shard_path.removesuffix('.tar')}.index.npz"
 
 
+def image_extension(data: bytes) -> str:
+    """Return the member extension of an encoded image, by its first bytes."""
+    return "jpg" if data[:2] == b"\xff\xd8" else "png"
+
+
 def scan_tar(file: BinaryIO, name: str) -> ShardIndex:
     """Index a tar by its headers and contents, checking every member.
 

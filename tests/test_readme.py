@@ -17,6 +17,7 @@ from jobs.config import load_config
 from pipeline.contracts import TaskSpec
 from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
 from tests.pipeline.ingestion.foreign_tars import JPEG, members_of, write_tar
+from tests.pipeline.stream.test_stream import write_data
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -69,6 +70,14 @@ def test_the_adapter_alone_does_what_is_shown(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     exec(next(block for kind, block in BLOCKS if "MTLLoRAConfig" in block), values)
     assert (tmp_path / "clicks-lora" / "adapter_config.json").is_file()
+
+
+def test_the_stream_in_webdatasets_pipeline_does_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(tmp_path / "runs" / "cookbook" / "shards", {"clicked": [40, 30], "vertical": [26]})
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    exec(next(block for kind, block in BLOCKS if "wds.DataPipeline" in block), values)
+    assert values["saved"] == {"start_step": values["stream"].steps_per_epoch}
 
 
 def _records(task: TaskSpec, split: str) -> list[dict[str, Any]]:

@@ -227,7 +227,7 @@ class _Run:
             return list(self.mapper(adopt_shard, list(adopted)))
         size = self.config.samples_per_shard
         jobs = plan_writes(decisions, work, self.folder, self.tasks, sources, size, first, generation)
-        return [shard for shards in self.mapper(write_shards, list(jobs)) for shard in shards]
+        return [shard for shards in self.mapper(write_shards, jobs) for shard in shards]
 
     def _manifest(
         self,

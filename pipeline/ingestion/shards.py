@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from pipeline.contracts import Sample, ShardInfo
-from pipeline.shard_index import ShardIndex, index_path
+from pipeline.shard_index import ShardIndex, image_extension, index_path
 
 
 class Packed(NamedTuple):
@@ -114,8 +114,3 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_bytes(data)
     temporary.replace(path)
-
-
-def image_extension(data: bytes) -> str:
-    """Return the member extension of an encoded image, by its first bytes."""
-    return "jpg" if data[:2] == b"\xff\xd8" else "png"

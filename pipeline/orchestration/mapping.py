@@ -44,7 +44,9 @@ def mapper(config: RayConfig, alone_s: float = 3.0) -> Callable[[Callable[[In], 
                 yield function(item)
                 if time.monotonic() > end:
                     break
-            yield from _in_order(ray.remote(num_cpus=1)(function), rest, 2 * int(ray.cluster_resources()["CPU"]))
+            # Ray's default fills the driver's machine before it asks another; reading wants every machine's network.
+            task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(function)
+            yield from _in_order(task, rest, 2 * int(ray.cluster_resources()["CPU"]))
 
     return over_the_cluster
 

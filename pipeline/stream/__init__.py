@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.stream.cache import CacheConfig
 from pipeline.stream.grouping import LengthGrouping
 from pipeline.stream.ledger import SampleLedger, merge_ledgers
+from pipeline.stream.manifest import load_manifest, manifest_sha256
 from pipeline.stream.mixture import AnyMixture, LossDriven, Mixture, Proportional, Temperature, Weights
 from pipeline.stream.plan import StreamPlan, plan_stream
 from pipeline.stream.read_split import read_split
-from pipeline.stream.stream import MixedStream, load_manifest, manifest_sha256
+from pipeline.stream.stream import MixedStream
+from pipeline.stream.wds_stage import StreamStage, to_sample
 
 if TYPE_CHECKING:
     from pipeline.stream.dataset import StreamDataset
@@ -24,6 +26,7 @@ __all__ = [
     "SampleLedger",
     "StreamDataset",
     "StreamPlan",
+    "StreamStage",
     "Temperature",
     "Weights",
     "load_manifest",
@@ -31,6 +34,7 @@ __all__ = [
     "merge_ledgers",
     "plan_stream",
     "read_split",
+    "to_sample",
 ]
 
 

@@ -7,6 +7,7 @@ reader needs the shards of one group at a time, and a sample can come anywhere i
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -18,11 +19,13 @@ GROUP_SAMPLES = 65_536
 class TaskOrder:
     """The order of one task's samples under one seed."""
 
-    def __init__(self, task: str, shard_samples: list[int], seed: int, group_shards: int | None = None) -> None:
-        self.samples = sum(shard_samples)
+    def __init__(
+        self, task: str, shard_samples: Sequence[int] | np.ndarray, seed: int, group_shards: int | None = None
+    ) -> None:
         self._sizes = np.array(shard_samples, dtype=np.int64)
+        self.samples = int(self._sizes.sum())
         self._entropy = [seed, 4, zlib.crc32(task.encode())]
-        self.group_shards = group_shards or min(max(GROUP_SAMPLES // max(shard_samples), 2), 32)
+        self.group_shards = group_shards or min(max(GROUP_SAMPLES // int(self._sizes.max()), 2), 32)
         self._epoch = lru_cache(maxsize=4)(self._shard_order)
         self._group = lru_cache(maxsize=4)(self._shuffled_group)
 

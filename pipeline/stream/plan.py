@@ -129,12 +129,12 @@ def _task_plans(stream: MixedStream, lengths: Mapping[str, list[int]], padded: C
     plans = {}
     for task, quota, requested in zip(stream.tasks, stream.quotas.counts, stream.quotas.requested, strict=True):
         shards = stream.shards[task]
-        samples = sum(shard.samples for shard in shards)
+        samples = int(shards.samples.sum())
         given = quota / stream.quotas.period
         plans[task] = TaskPlan(
             samples=samples,
             shards=len(shards),
-            bytes=sum(shard.bytes for shard in shards),
+            bytes=int(shards.bytes.sum()),
             requested_share=requested,
             given_share=given,
             epochs=given * stream.epoch_samples / samples,

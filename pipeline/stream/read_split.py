@@ -8,9 +8,10 @@ from pathlib import Path
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
 from pipeline.stream.cache import CacheConfig
+from pipeline.stream.manifest import load_manifest
 from pipeline.stream.reader import ShardReader
 from pipeline.stream.shard_files import check_shards, shard_files
-from pipeline.stream.stream import load_manifest
+from pipeline.stream.shard_table import ShardTable
 from pipeline.world import World
 
 
@@ -38,7 +39,7 @@ def read_split(
     total = sum(shard.samples for shard in shards)
     first, last = total * world.rank // world.num_ranks, total * (world.rank + 1) // world.num_ranks
     files = shard_files(root, cache, max(shard.bytes for shard in shards))
-    check_shards(files, tuple(shards), root)
+    check_shards(files, (ShardTable.of(shards),), root)
     reader = ShardReader(files, open_shards=2, tasks=manifest.tasks)
     start = 0
     for shard in shards:

@@ -7,11 +7,13 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.adopted_sample import adopted_sample
 from pipeline.contracts import Sample, ShardInfo, TaskSpec
 from pipeline.errors import InputError
-from pipeline.shard_index import ShardIndex, scan_tar
+from pipeline.shard_index import ShardIndex, image_extension, scan_tar
+from pipeline.storage import join
 from pipeline.stream.shard_files import OpenShard, ShardFiles, sha256_of
 
 
@@ -24,7 +26,7 @@ class ShardReader:
 
     def __init__(self, files: ShardFiles, open_shards: int, tasks: Sequence[TaskSpec] = ()) -> None:
         self._tasks = {task.name: task for task in tasks}
-        self._files, self._open_shards = files, open_shards
+        self._files, self._root, self._open_shards = files, files.root, open_shards
         self._indexes: OrderedDict[str, ShardIndex] = OrderedDict()
         self._shards: OrderedDict[str, OpenShard] = OrderedDict()
         self._lock = threading.RLock()
@@ -43,10 +45,38 @@ class ShardReader:
         Raises:
             InputError: it is damaged, or no valid sample of the shard's task.
         """
-        index = self._index(shard)
         if shard.adopted is not None:
             with self._lock:
-                return adopted_sample(shard, self._tasks[shard.task], index, row, self._file(shard).read)
+                return adopted_sample(shard, self._tasks[shard.task], self._index(shard), row, self._file(shard).read)
+        _, data, image = self._stored(shard, row)
+        try:
+            sample = Sample.model_validate_json(data)
+        except ValueError as error:
+            raise InputError(f"{shard.path} row {row} must be a valid sample: {error}; prepare it anew") from error
+        if sample.task != shard.task:
+            raise InputError(f"{shard.path} must hold samples of {shard.task!r}, row {row} is one of {sample.task!r}")
+        return sample.model_copy(update={"image": image}) if image else sample
+
+    def members(self, shard: ShardInfo, row: int) -> dict[str, Any]:
+        """Return one row as webdataset does: key, URL, and the content of each member by its extension.
+
+        A sample of an adopted tar comes with the members that it would have in a shard of our own.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        if shard.adopted is not None:
+            sample = self.sample(shard, row)
+            payload = sample.model_dump_json(exclude_defaults=True).encode()
+            given = {"__key__": sample.key, "__url__": shard.adopted.url, "json": payload}
+            return given | {image_extension(sample.image): sample.image} if sample.image else given
+        key, data, image = self._stored(shard, row)
+        found = {"__key__": key, "__url__": join(self._root, shard.path), "json": data}
+        return found | {image_extension(image): image} if image else found
+
+    def _stored(self, shard: ShardInfo, row: int) -> tuple[str, bytes, bytes]:
+        """Return key, ``KEY.json`` and image of one row as they stand in the tar, checked against the index."""
+        index = self._index(shard)
         with self._lock:
             file = self._file(shard)
             data = file.read(int(index.offsets[row]), int(index.sizes[row]))
@@ -58,13 +88,7 @@ class ShardReader:
                 f"{shard.path} row {row} must have the checksum in its index, it has another: the shard is damaged; "
                 "copy it again or prepare the data anew"
             )
-        try:
-            sample = Sample.model_validate_json(data)
-        except ValueError as error:
-            raise InputError(f"{shard.path} row {row} must be a valid sample: {error}; prepare it anew") from error
-        if sample.task != shard.task:
-            raise InputError(f"{shard.path} must hold samples of {shard.task!r}, row {row} is one of {sample.task!r}")
-        return sample.model_copy(update={"image": image}) if image else sample
+        return index.keys[row], data, image
 
     def _index(self, shard: ShardInfo) -> ShardIndex:
         with self._lock:

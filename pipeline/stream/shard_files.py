@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -14,8 +14,13 @@ from pipeline.retry import persistently
 from pipeline.shard_index import index_path
 from pipeline.storage import filesystem, is_remote, join, stamp_of
 from pipeline.stream.cache import CacheConfig, CacheFullError, ShardCache
+from pipeline.stream.shard_table import ShardTable
 
 CHUNK_BYTES = 8 << 20
+SIZED_SHARDS = 200_000
+"""Up to so many shards, the size of each is looked at when a stream is opened: a second's system calls."""
+UNKNOWN = -1
+"""Size of a file of which the name alone was asked for."""
 
 
 class OpenShard(Protocol):
@@ -31,14 +36,17 @@ class OpenShard(Protocol):
 class ShardFiles(Protocol):
     """All shards of one manifest."""
 
+    root: str
+    """Folder or URL that they stand in."""
+
     def open(self, shard: ShardInfo) -> OpenShard:
         """Open one shard."""
 
     def index(self, shard: ShardInfo) -> bytes:
         """Return the content of the shard's index file."""
 
-    def sizes(self) -> dict[str, int]:
-        """Return name → bytes of every file that is there."""
+    def sizes(self, names_alone: bool = False) -> dict[str, int]:
+        """Return name → bytes of every file that is there, ``UNKNOWN`` where names alone are asked for."""
 
 
 class _Local:
@@ -65,15 +73,22 @@ class LocalFiles:
     """Shards in a folder."""
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self.root = root
 
     def open(self, shard: ShardInfo) -> OpenShard:
         """Open one shard.
 
         Raises:
-            InputError: it is not there.
+            InputError: it is not there, or has another size.
         """
-        return _opened(Path(join(self._root, shard.path)))
+        path = Path(join(self.root, shard.path))
+        opened = _opened(path)
+        if (size := path.stat().st_size) != shard.bytes:
+            opened.close()
+            raise InputError(
+                f"a shard must have the {shard.bytes} bytes of the manifest, {path} has {size}; copy it again"
+            )
+        return opened
 
     def index(self, shard: ShardInfo) -> bytes:
         """Return the content of the shard's index file.
@@ -81,15 +96,17 @@ class LocalFiles:
         Raises:
             InputError: it is not there.
         """
-        path = Path(join(self._root, index_path(shard.path)))
+        path = Path(join(self.root, index_path(shard.path)))
         try:
             return path.read_bytes()
         except FileNotFoundError:
             raise InputError(f"a shard's index must be there, {path} is missing; prepare the data anew") from None
 
-    def sizes(self) -> dict[str, int]:
-        """Return name → bytes of every file in the folder."""
-        with os.scandir(self._root) as entries:
+    def sizes(self, names_alone: bool = False) -> dict[str, int]:
+        """Return name → bytes of every file in the folder; a system call a file, unless names are enough."""
+        if names_alone:
+            return dict.fromkeys(os.listdir(self.root), UNKNOWN)  # noqa: PTH208 - a Path for each takes ten times as long
+        with os.scandir(self.root) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
@@ -110,13 +127,13 @@ class RemoteFiles:
     """Shards under an ``s3://`` URL, whole through the cache or single samples by byte range."""
 
     def __init__(self, root: str, config: CacheConfig, whole: bool) -> None:
-        self._root, self._config, self._whole = root, config, whole
+        self.root, self._config, self._whole = root, config, whole
         self._fs, self._path = filesystem(root)
         self._cache = ShardCache(config.path(), config.max_bytes)
 
     def open(self, shard: ShardInfo) -> OpenShard:
         """Open one shard: the cached copy, fetched first, or, where it does not fit, ranges of the original."""
-        url = shard.adopted.url if shard.adopted else join(self._root, shard.path)
+        url = shard.adopted.url if shard.adopted else join(self.root, shard.path)
         if self._whole:
             is_verified = shard.adopted is None
             chunks = self._chunks(url, shard.bytes)
@@ -128,7 +145,7 @@ class RemoteFiles:
 
     def index(self, shard: ShardInfo) -> bytes:
         """Return the content of the shard's index, through the cache where there is room."""
-        url = join(self._root, index_path(shard.path))
+        url = join(self.root, index_path(shard.path))
 
         def content() -> Iterator[bytes]:
             yield persistently(lambda: bytes(self._fs.cat_file(url)), url, self._config.patience_s)
@@ -139,14 +156,14 @@ class RemoteFiles:
         except CacheFullError:
             return next(content())
 
-    def sizes(self) -> dict[str, int]:
-        """Return name → bytes of every object under the root."""
+    def sizes(self, names_alone: bool = False) -> dict[str, int]:
+        """Return name → bytes of every object under the root; a listing brings both."""
 
         def listed() -> list[dict[str, Any]]:
             self._fs.invalidate_cache()
             return list(self._fs.ls(self._path, detail=True))
 
-        found = persistently(listed, self._root, self._config.patience_s)
+        found = persistently(listed, self.root, self._config.patience_s)
         return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in found}
 
     def _chunks(self, url: str, size: int) -> Callable[[], Iterator[bytes]]:
@@ -200,21 +217,31 @@ def read_manifest_bytes(location: str, patience_s: float) -> bytes:
     return persistently(lambda: bytes(fs.cat_file(location)), location, patience_s)
 
 
-def check_shards(files: ShardFiles, shards: tuple[ShardInfo, ...], root: str) -> None:
+def check_shards(files: ShardFiles, tables: Sequence[ShardTable], root: str) -> None:
     """Refuse shards that are missing or have another size, before anything is read.
+
+    Of more than ``SIZED_SHARDS`` in a folder only the names are looked up here; the size is looked at when a shard is
+    opened.
 
     Raises:
         InputError: with how many of how many, and the first ones.
     """
-    adopted = [shard.adopted for shard in shards if shard.adopted]
-    check_adopted({tar.url: tar.stamp for tar in adopted}, {s.adopted.url: s.bytes for s in shards if s.adopted})
-    shards = tuple(shard for shard in shards if not shard.adopted)
-    found = files.sizes() if shards else {}
-    missing = [shard.path for shard in shards if shard.path not in found]
-    other = [shard.path for shard in shards if shard.path in found and found[shard.path] != shard.bytes]
+    adopted = [(shard.adopted, shard.bytes) for table in tables for shard in table.adopted if shard.adopted]
+    check_adopted({tar.url: tar.stamp for tar, _ in adopted}, {tar.url: size for tar, size in adopted})
+    tables = [table.of([shard for shard in table if not shard.adopted]) if table.adopted else table for table in tables]
+    shards = sum(map(len, tables))
+    found = files.sizes(names_alone=shards > SIZED_SHARDS) if shards else {}
+    missing, other = [], []
+    for table in tables:
+        for path, size in zip(table.paths, table.bytes.tolist(), strict=True):
+            there = found.get(path)
+            if there is None:
+                missing.append(path)
+            elif there not in (size, UNKNOWN):
+                other.append(path)
     if missing or other:
         raise InputError(
-            f"all {len(shards)} shards of the manifest must stand whole in {root}, {len(missing)} are missing "
+            f"all {shards} shards of the manifest must stand whole in {root}, {len(missing)} are missing "
             f"{missing[:3]} and {len(other)} have another size {other[:3]}; copy them again or prepare the data anew"
         )
 

@@ -10,17 +10,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts import Sample, ShardInfo, ShardManifest
+import numpy as np
+
+from pipeline.contracts import Sample, ShardInfo
 from pipeline.errors import InputError
-from pipeline.storage import is_remote
 from pipeline.stream.cache import CacheConfig
 from pipeline.stream.grouping import LengthGrouping, grouped, window_of
+from pipeline.stream.manifest import open_manifest
 from pipeline.stream.mixture import AnyMixture, LossDriven, Weights, parse_mixture, resolve
 from pipeline.stream.order import TaskOrder
 from pipeline.stream.prefetch import prefetch
 from pipeline.stream.reader import ShardReader
 from pipeline.stream.segments import Segments
-from pipeline.stream.shard_files import check_shards, read_manifest_bytes, shard_files
+from pipeline.stream.shard_files import check_shards, shard_files
+from pipeline.stream.wds_stage import StreamStage
 from pipeline.world import World
 
 PREFETCH_BATCHES = 4
@@ -60,11 +63,11 @@ class MixedStream:
     ) -> None:
         cache = cache or CacheConfig()
         self._settings = (manifest_path, seed, global_batch_size, mixture, split, length_grouping, cache)
-        self.manifest, self.manifest_sha256, root = load_manifest(manifest_path, cache.patience_s)
+        manifest = open_manifest(manifest_path, split, cache.patience_s)
+        self.manifest_sha256, self.shards, self._specs = manifest.sha256, manifest.shards, manifest.tasks
         self.seed, self.global_batch_size, self.split = seed, global_batch_size, split
         self.mixture, self.length_grouping = parse_mixture(mixture), length_grouping
-        self.shards = _shards_by_task(self.manifest, split)
-        counts = {task: sum(s.samples for s in shards) for task, shards in self.shards.items()}
+        counts = {task: int(shards.samples.sum()) for task, shards in self.shards.items()}
         self.num_samples = sum(counts.values())
         if not 1 <= global_batch_size <= self.num_samples:
             raise InputError(
@@ -73,10 +76,10 @@ class MixedStream:
             )
         self.quotas = resolve(self.mixture, counts)
         self._segments = Segments(self.mixture, self.quotas, seed, global_batch_size)
-        self._orders = [TaskOrder(t, [s.samples for s in self.shards[t]], seed) for t in self.tasks]
-        files = shard_files(root, cache, self.working_set_bytes)
-        check_shards(files, tuple(shard for shards in self.shards.values() for shard in shards), root)
-        self._reader = ShardReader(files, max(64, 2 * self._group_shards), self.manifest.tasks)
+        self._orders = [TaskOrder(t, self.shards[t].samples, seed) for t in self.tasks]
+        files = shard_files(manifest.root, cache, self.working_set_bytes)
+        check_shards(files, tuple(self.shards.values()), manifest.root)
+        self._reader = ShardReader(files, max(64, 2 * self._group_shards), manifest.tasks)
         self._window = lru_cache(maxsize=2)(self._grouped_window)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,7 +105,7 @@ class MixedStream:
     def working_set_bytes(self) -> int:
         """Bytes of the shards that are read at a time: one group of each task."""
         return sum(
-            min(order.group_shards, len(self.shards[task])) * max(shard.bytes for shard in self.shards[task])
+            min(order.group_shards, len(self.shards[task])) * int(self.shards[task].bytes.max())
             for task, order in zip(self.tasks, self._orders, strict=True)
         )
 
@@ -110,7 +113,7 @@ class MixedStream:
     def shuffle_samples(self) -> int:
         """Samples of a task that are shuffled among themselves at a time, for the task with most of them."""
         return max(
-            sum(sorted((s.samples for s in self.shards[task]), reverse=True)[: order.group_shards])
+            int(np.sort(self.shards[task].samples)[-order.group_shards :].sum())
             for task, order in zip(self.tasks, self._orders, strict=True)
         )
 
@@ -143,6 +146,15 @@ class MixedStream:
             mine = (s for s in range(step, stop) if s % world.num_workers == world.worker)
             yield from prefetch((self.samples(s, world) for s in mine), depth)
             step = stop
+
+    def members(self, step: int, world: World) -> list[dict[str, Any]]:
+        """Return this rank's slice as webdataset's dicts of undecoded members, with the step under ``__step__``."""
+        places = self._rank_places(step, world)
+        return [{"__step__": step, **self._reader.members(shard, row)} for shard, row in places]
+
+    def stage(self, world: World, start_step: int = 0, num_steps: int | None = None) -> StreamStage:
+        """Return this rank's samples as the first stage of a ``wds.DataPipeline``; see :class:`StreamStage`."""
+        return StreamStage(self, world, start_step, num_steps)
 
     def update_mixture(self, step: int, losses: Mapping[str, float]) -> None:
         """Tell a loss-driven mixture the tasks' losses; the shares change from ``step`` on.
@@ -205,7 +217,7 @@ class MixedStream:
 
     def _units(self, places: list[Place]) -> list[int]:
         """Return the same number for samples of a task of several texts whose first text is the same."""
-        texts = {spec.name: spec.text_fields for spec in self.manifest.tasks}
+        texts = {spec.name: spec.text_fields for spec in self._specs}
         known: dict[tuple[str, str | int], int] = {}
         units = []
         for number, (shard, row) in enumerate(places):
@@ -245,45 +257,3 @@ def _rebuilt(settings: tuple[Any, ...], state: Mapping[str, Any]) -> MixedStream
     stream = MixedStream(*settings)
     stream.load_state_dict(state)
     return stream
-
-
-def load_manifest(path: str | Path, patience_s: float = 300.0) -> tuple[ShardManifest, str, str]:
-    """Return a manifest, its digest, and the folder or URL of its shards.
-
-    Raises:
-        InputError: it is missing or breaks the contract.
-    """
-    location = manifest_location(path)
-    data = read_manifest_bytes(location, patience_s)
-    try:
-        manifest = ShardManifest.model_validate_json(data)
-    except ValueError as error:
-        raise InputError(f"{location} must hold a valid manifest: {error}; prepare the data anew") from error
-    root = location.rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
-    return manifest, hashlib.sha256(data).hexdigest(), root
-
-
-def manifest_location(path: str | Path) -> str:
-    """Return the manifest file or URL of a path to it or to its folder."""
-    if is_remote(path):
-        return str(path) if str(path).endswith(".json") else f"{str(path).rstrip('/')}/manifest.json"
-    path = Path(path)
-    return str(path / "manifest.json" if path.is_dir() else path)
-
-
-def manifest_sha256(path: str | Path) -> str:
-    """Return the digest of a manifest file: it names every shard by digest, so it stands for all the data."""
-    return hashlib.sha256(read_manifest_bytes(manifest_location(path), 300.0)).hexdigest()
-
-
-def _shards_by_task(manifest: ShardManifest, split: str) -> dict[str, tuple[ShardInfo, ...]]:
-    found: dict[str, list[ShardInfo]] = {task.name: [] for task in manifest.tasks}
-    for shard in manifest.shards:
-        if shard.split == split:
-            found[shard.task].append(shard)
-    if empty := [task for task, shards in found.items() if not shards]:
-        raise InputError(
-            f"every task must have samples in split {split!r}, {empty} have none; splits with samples: "
-            f"{sorted({s.split for s in manifest.shards})}; prepare data for them or leave the tasks out"
-        )
-    return {task: tuple(sorted(shards, key=lambda shard: shard.path)) for task, shards in sorted(found.items())}

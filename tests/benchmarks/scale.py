@@ -24,7 +24,7 @@ LINKS_A_FILE = 20_000
 """File systems allow some 65,000 hard links to a file."""
 GIB = 2**30
 
-_PEAK = """
+PEAK = """
 import json, sys, time
 from pathlib import Path
 def done(**found):
@@ -34,7 +34,7 @@ def done(**found):
     print(json.dumps(found))
 """
 _PREPARE = (
-    _PEAK
+    PEAK
     + """
 from pipeline.ingestion import prepare
 from tests.benchmarks.ingestion import config_of, tasks
@@ -43,8 +43,8 @@ manifest = prepare(config_of(Path(sys.argv[1])), tasks(), Path(sys.argv[2]), 0)
 done(seconds=time.perf_counter() - start, samples=sum(shard.samples for shard in manifest.shards))
 """
 )
-_STREAM = (
-    _PEAK
+STREAM = (
+    PEAK
     + """
 from pipeline.stream import MixedStream
 from pipeline.world import World
@@ -60,7 +60,7 @@ done(first_s=first, resume_s=time.perf_counter() - start, samples=stream.num_sam
 )
 
 
-def _measured(script: str, *arguments: str) -> dict[str, Any]:
+def measured(script: str, *arguments: str) -> dict[str, Any]:
     output = subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(output.stdout.splitlines()[-1])
     return found
@@ -76,10 +76,10 @@ def write_many(root: Path, records: int) -> None:
                 file.write(json.dumps({**record, "label": number % 2}) + "\n")
 
 
-def write_huge_manifest(folder: Path) -> None:
-    """Write a manifest of 10⁹ samples in 100,000 shards, which are hard links to few."""
+def write_huge_manifest(folder: Path, count: int = SHARDS) -> None:
+    """Write a manifest of so many shards of 10,000 samples, which are hard links to few."""
     shards = []
-    for number in range(SHARDS):
+    for number in range(count):
         if number % LINKS_A_FILE == 0:
             samples = (
                 Sample(key=f"r{n}", task=TASK, fields={"query": f"q {n}", "title": "a", "text": "b"}, label=n % 2)
@@ -102,9 +102,9 @@ def run() -> dict[str, Any]:
         folder = Path(name)
         (folder / "huge").mkdir()
         write_huge_manifest(folder / "huge")
-        stream = _measured(_STREAM, str(folder / "huge"))
+        stream = measured(STREAM, str(folder / "huge"))
         write_many(folder / "in", RECORDS)
-        prepared = _measured(_PREPARE, str(folder / "in"), str(folder / "out"))
+        prepared = measured(_PREPARE, str(folder / "in"), str(folder / "out"))
     records, stream_gib = prepared["peak_bytes"] / GIB, stream["peak_bytes"] / GIB
     fits = records <= 1 if RECORDS >= FULL_RECORDS else None
     rate = RECORDS / prepared["seconds"]

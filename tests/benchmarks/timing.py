@@ -53,15 +53,21 @@ def threads(count: int) -> Iterator[None]:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int = 20, warm_up: int = 2
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int = 20,
+    warm_up: int = 2,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
-    """Return seconds of each candidate in each round; within a round they take turns, in another order each round."""
+    """Return seconds of each candidate in each round; within a round they take turns, in another order each round.
+
+    Without a ``clock``, by the processor time where there is one thread.
+    """
     for _ in range(warm_up):
         for run in candidates.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     order, shuffle = list(candidates), random.Random(0).shuffle
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = clock or (time.process_time if torch.get_num_threads() == 1 else time.perf_counter)
     for _ in range(rounds):
         shuffle(order)
         for name in order:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import tracemalloc
 from collections import Counter, defaultdict
@@ -14,7 +15,9 @@ from pipeline.contracts import TaskSpec
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.ingestion.resolve import _BUCKET, CONFLICT, DUPLICATE, KEEP, OVERLAP, SEEN, judge
 from pipeline.stream import read_split
+from tests.pipeline.ingestion.test_resume_and_append import content
 
+resolve_module = importlib.import_module("pipeline.ingestion.resolve")
 SPAM = TaskSpec(name="spam", template="{text}\nSpam:", label_words=(" no", " yes"))
 POLICIES = {
     "duplicates": ["drop", "keep"],
@@ -122,3 +125,26 @@ def test_earlier_texts_that_no_record_may_match_take_no_memory_of_their_own() ->
         tracemalloc.stop()
     assert codes.tolist() == [SEEN, KEEP, KEEP]
     assert peak < 6 * seen.nbytes
+
+
+@given(records=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=9, max_size=40))
+@settings(max_examples=10, deadline=None)
+def test_buckets_and_chunks_of_any_size_give_the_same_shards(
+    tmp_path_factory: pytest.TempPathFactory, records: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("buckets")
+    for number, name in enumerate(("train-0", "train-1", "test")):
+        rows = [{"id": f"i{text % 3}", "text": f"{text}", "label": label} for text, label in records[number::3]]
+        rows.append({"id": "i0", "text": f"only in {name}", "label": 0})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(
+        source="records", root=str(folder), files={"spam": {"train": "train-*.jsonl", "test": "test.jsonl"}}
+    )
+    found = []
+    for size in (1 << 20, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resolve_module, "BUCKET_ROWS", size)
+            patch.setattr(resolve_module, "CHUNK_ROWS", size)
+            prepare(config, [SPAM], folder / str(size), seed=0)
+            found.append(content(folder / str(size)))
+    assert found[0] == found[1]
