@@ -21,6 +21,7 @@ from jobs.arguments import ConfigFile, Json, Overrides, finish
 from jobs.cluster.verbs import verbs as cluster_verbs
 from jobs.config_verbs import verbs as config_verbs
 from pipeline.errors import HeldBack, InputError, masked
+from pipeline.progress import tell
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
@@ -374,13 +375,13 @@ def main() -> None:
         _check_secrets()
         app()
     except InputError as error:
-        print(f"error: {masked(str(error))}", file=sys.stderr)  # noqa: T201
+        tell(f"error: {masked(str(error))}")
         sys.exit(2)
     except HeldBack as error:
-        print(f"held back: {masked(str(error))}", file=sys.stderr)  # noqa: T201
+        tell(f"held back: {masked(str(error))}")
         sys.exit(3)
     except Exception:  # noqa: BLE001 - printed as Python would, but for the passwords
-        print(masked(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201
+        tell(masked(traceback.format_exc().rstrip()))
         sys.exit(1)
 
 

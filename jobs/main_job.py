@@ -9,14 +9,17 @@ asks the list for what is missing: stages that are cheap or find their work done
 from __future__ import annotations
 
 import importlib
+import shutil
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobs import tables
 from jobs.run import Run
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
-from pipeline.progress import say
+from pipeline.progress import say, tell
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class Stage:
 
     Args:
         name: of the stage and of its artefact.
+        words: what it makes, for the person who watches.
         takes: stages before it whose artefacts it is given, in order.
         stands: whether a later stage's verb takes the artefact that an earlier call left, by the module's ``standing``,
             and refuses where there is none. Any other stage is run again, since it is cheap or finds its work done.
     """
 
     name: str
+    words: str
     takes: tuple[str, ...] = ()
     stands: bool = False
 
@@ -52,16 +57,16 @@ class Stage:
 
 
 STAGES = (
-    Stage("prepare"),
-    Stage("plan", ("prepare",)),
-    Stage("train", ("plan",), stands=True),
-    Stage("evaluate", ("train",), stands=True),
-    Stage("export", ("train",), stands=True),
-    Stage("register", ("evaluate",)),
-    Stage("compare", ("register",)),
-    Stage("decide", ("register", "compare", "evaluate", "export")),
-    Stage("promote", ("register", "decide")),
-    Stage("report"),
+    Stage("prepare", "records become shards"),
+    Stage("plan", "steps, samples, tokens and memory are counted", ("prepare",)),
+    Stage("train", "the workers start and train the adapter", ("plan",), stands=True),
+    Stage("evaluate", "adapter and untrained base answer the test samples", ("train",), stands=True),
+    Stage("export", "each task becomes a plain LoRA that answers alike", ("train",), stands=True),
+    Stage("register", "the adapter becomes a version of the registered model", ("evaluate",)),
+    Stage("compare", "it is held against champion and base, sample by sample", ("register",)),
+    Stage("decide", "the gates judge the evidence", ("register", "compare", "evaluate", "export")),
+    Stage("promote", "the champion changes, or stays", ("register", "decide")),
+    Stage("report", "all of it goes on one page"),
 )
 _BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -104,7 +109,8 @@ def main_job(run: Run) -> dict[str, Any]:
         HeldBack: the gates did not let the candidate pass; everything else is done.
     """
     made: dict[str, Any] = {}
-    for stage in STAGES:
+    for number, stage in enumerate(STAGES, 1):
+        say(f"[bold]{number:>2}/{len(STAGES)} {stage.name:<8}[/bold] {stage.words}")
         if made and "promote" not in made:
             run.may_go_on()
         made[stage.name] = stage.run(run, *(made[needed] for needed in stage.takes))
@@ -119,12 +125,25 @@ def _outcome(run: Run, made: dict[str, Any]) -> dict[str, Any]:
     tables.show_evaluation(made["evaluate"].trained, made["evaluate"].base)
     tables.show_decision(decision)
     say(f"model   models:/{run.registry.name}@champion in {run.config.tracking.shown}")
-    say(f"exports {run.folder.exports}: {', '.join(made['export'])}")
-    say(f"report  {made['report']}")
-    say(f"serving {run.folder.exports / 'serving.json'}")
-    say("next: open the report; or begin with your own data: mtl-lora init path/to/records --out run.yaml")
+    say(f"exports {run.folder.exports}: {', '.join(made['export'])}, and how to serve them: serving.json")
+    _say_next(run, made["report"])
     links = {"version": decision.candidate, "report": str(made["report"])}
     return {"verdict": decision.verdict, "reasons": list(decision.reasons), **links}
+
+
+def _say_next(run: Run, report: Path) -> None:
+    """Say what a person may do with the run that is done."""
+    command = "mtl-lora" if shutil.which("mtl-lora") else str(Path(sys.executable).with_name("mtl-lora"))
+    mlflow = command.removesuffix("mtl-lora") + "mlflow"
+    say("[bold]what to do next[/bold]")
+    for words, what in (
+        ("look at the report", f"open {report}"),
+        ("all runs and models", f"{mlflow} ui --backend-store-uri {run.config.tracking.shown}"),
+        ("any two models in pairs", f"{command} compare --config {run.folder.config} --reference base"),
+        ("where a model comes from", f"{command} lineage --config {run.folder.config}"),
+        ("begin with your own data", f"{command} init path/to/records --out run.yaml"),
+    ):
+        tell(f"  {words:<26}{what}")
 
 
 def passed(result: dict[str, Any]) -> dict[str, Any]:

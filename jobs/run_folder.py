@@ -67,6 +67,8 @@ class RunFolder:
         self.exports = path / "export"
         """A folder a task, each a plain PEFT LoRA, and how to serve them."""
         self.page = path / "report.html"
+        self.job_log = path / "job.log"
+        """Every line of the last job on this folder that somebody waited for, those of libraries too."""
         self.result = path / "result.json"
         """Written last: the retraining that made this run is finished."""
         self._binding = path / "run.json"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +12,10 @@ from rich.table import Table
 from pipeline.contracts import Comparison, Difference, EvaluationReport, PromotionDecision, TaskResult
 from pipeline.ingestion.drift import DriftReport
 from pipeline.modeling.size_plan import AdapterSizes, MethodSize
-from pipeline.progress import console, say
+from pipeline.progress import console, say, sparkline
+
+_WIDTH = 140
+"""Columns of a table that is written where no terminal is."""
 
 
 def show_plan(numbers: dict[str, Any]) -> None:
@@ -107,18 +110,6 @@ def show_training(history: Sequence[Mapping[str, Any]]) -> None:
     _print(table)
 
 
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Return values as a line of at most ``width`` block characters, the lowest value the lowest block."""
-    count = min(width, len(values))
-    means = [fmean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
-    low, high = min(means), max(means)
-    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
-
-
-_BLOCKS = "▁▂▃▄▅▆▇█"
-
-
 def show_evaluation(trained: EvaluationReport, base: EvaluationReport | None) -> None:
     """Show each task's metric: untrained, reached with its interval, best attainable where that is known."""
     known_best = any(result.best_attainable is not None for result in trained.tasks.values())
@@ -179,7 +170,8 @@ def _cell(result: TaskResult) -> str:
 
 def _print(table: Table) -> None:
     # In a job's log there is no terminal to ask for its width; a table cut to 80 columns could not be read.
-    wide = console if console.is_terminal else Console(file=console.file, width=140, highlight=False)
+    width = int(os.environ.get("COLUMNS", _WIDTH))
+    wide = console if console.is_terminal else Console(file=console.file, width=width, highlight=False)
     wide.print(table)
 
 

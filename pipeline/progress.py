@@ -1,24 +1,26 @@
 """Progress of long work: a live bar on a terminal, a plain line every few seconds elsewhere, a message within a job.
 
-A process whose output another one follows, such as the driver of a Ray job and its workers, hands over progress and its
-result as messages: lines of a mark, a token and JSON. The token is drawn for each job and given to its processes by
-:data:`TOKEN`; a line without it is text, whatever it looks like.
+A process whose output another one follows, such as the driver of a Ray job and its workers, hands over what it says,
+how far it is and its result as messages: lines of a mark, a token and JSON. The token is drawn for each job and given
+to its processes by :data:`TOKEN`; a line without it is foreign, whatever it looks like: a library's, another job's.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
 INTERVAL_S = 5.0
 """Least time between two lines of a piece of work."""
 TOKEN = "MTL_LORA_MESSAGE_TOKEN"
@@ -57,8 +59,18 @@ class Result:
         return f"result: {json.dumps(self.value, default=str)}"
 
 
-Message = WorkDone | Result
-_KINDS: dict[str, type[WorkDone] | type[Result]] = {"progress": WorkDone, "result": Result}
+@dataclass(frozen=True)
+class Said:
+    """A line of this project's own, for the person who watches."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Message = WorkDone | Result | Said
+_KINDS: dict[str, type[WorkDone] | type[Result] | type[Said]] = {"progress": WorkDone, "result": Result, "said": Said}
 
 
 def is_followed() -> bool:
@@ -75,6 +87,22 @@ def send(message: Message) -> None:
         line = f"{_MARK} {os.environ[TOKEN]} {fields}"
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+class _SaidLines(io.TextIOBase):
+    """Standard error of a followed process: each line that is written to it leaves as a message."""
+
+    def __init__(self) -> None:
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            send(Said(line))
+        return len(text)
+
+
+console = Console(file=_SaidLines(), highlight=False) if is_followed() else Console(stderr=True, highlight=False)
 
 
 def received(line: str, token: str) -> Message | None:
@@ -103,12 +131,11 @@ class Track:
     def __init__(self, description: str, total: int, unit: str = "") -> None:
         self.description, self.total, self.unit = description, total, unit
         self.done = 0
-        self._start = time.monotonic()
-        self._last_line = 0.0
+        self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
-        self._start = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         if console.is_terminal and not is_followed():
             self._bar = bars(self.unit)
             self._bar.start()
@@ -150,5 +177,22 @@ def bars(unit: str = "") -> Progress:
 
 
 def say(message: str) -> None:
-    """Print one line for the person who watches."""
+    """Print one line for the person who watches; it may have Rich's markup."""
     console.print(message, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """Print text as it stands, such as an error's."""
+    console.print(text, markup=False, emoji=False, soft_wrap=True)
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Return values as a line of at most ``width`` block characters, the lowest value the lowest block."""
+    count = min(width, len(values))
+    means = [fmean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
+    low, high = min(means), max(means)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
+
+
+_BLOCKS = "▁▂▃▄▅▆▇█"

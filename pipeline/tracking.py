@@ -28,6 +28,7 @@ from pipeline.progress import say
 from pipeline.settings import Settings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
 class TrackingConfig(Settings):

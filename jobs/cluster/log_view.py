@@ -1,27 +1,28 @@
-"""A job's log as the person who waits for it wants it: bars, results and words, without Ray's own lines."""
+"""A job's log as the person who waits for it wants it: what the job itself says, as live bars, results and words.
+
+Ray, MLflow, DeepSpeed and torch write into the same log. Their lines are kept with all others in a file, and the last
+of them are shown where the job has failed; while all goes well they tell the one who waits nothing.
+"""
 
 from __future__ import annotations
 
 import re
+import signal
+from collections import deque
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.progress import Progress
 
-from pipeline.progress import Message, Result, WorkDone, bars, console, received
+from pipeline.progress import Message, Result, Said, WorkDone, bars, console, received, tell
 
 _PREFIX = re.compile(r"^(\x1b\[\d+m)*\((?P<who>[^()]* pid=\d+[^()]*)\)(\x1b\[\d+m)* ")
 """What Ray sets before each line of a worker."""
-_NOISE = re.compile(
-    r" (INFO|WARNING) (job_manager|worker|sdk|packaging|authentication_token_setup)\.py|^Running entrypoint for job "
-    r"|core_worker\.cc|real_accelerator\.py|FutureWarning|^  return func\(|^Setting up process group"
-    r"|^Checkpoint successfully created|^Found multiple active Ray"
-    r"|mlflow\.(store\.db|pyfunc)|^  warnings\.warn\("
-    r"|^Reporting training result|^Requesting resources|^Attempting to start|^Started training worker group|^- \(ip="
-)
-"""Lines of Ray, torch and DeepSpeed that tell the person who waits nothing; the job's own log keeps them."""
-_TRACEBACK = re.compile(r"^Exception in thread PlacementGroupCleanerMonitor")
-"""Begins a traceback of Ray's own housekeeping on a busy machine; its last line is the first that is not indented."""
+_FOREIGN_LINES = 40
+"""Lines of libraries that are shown of a job that has failed."""
+_EXPECTED = (0, 2, 3, 128 + signal.SIGTERM)
+"""Exit codes of which the job itself has said why: done, bad input, held back, told to stop."""
 
 
 def parted(line: str, token: str) -> tuple[str, Message | None]:
@@ -43,21 +44,28 @@ def plain(line: str, token: str) -> str:
 
 
 class LogView:
-    """Shows a job's log: progress as live bars on a terminal, as plain lines elsewhere, other lines as they come.
+    """Shows a job's log: progress as live bars on a terminal, as plain lines elsewhere, the job's words as they come.
 
     Args:
         token: of the job's messages.
+        file: that the whole log is written to as well; None: the cluster keeps it.
+        whole_log: how the one who waits comes by the whole log, in words.
     """
 
-    def __init__(self, token: str) -> None:
-        self.token = token
+    def __init__(self, token: str, file: Path | None, whole_log: str) -> None:
+        self.token, self.whole_log = token, whole_log
         self.result: Any = None
         """What the job has handed over, None until then."""
+        self._path = file
+        self._file: TextIO | None = None
         self._bars: Progress | None = None
         self._rows: dict[str, Any] = {}
-        self._in_traceback = False
+        self._foreign: deque[str] = deque(maxlen=_FOREIGN_LINES)
 
     def __enter__(self) -> Self:
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("w", buffering=1)
         if console.is_terminal:
             self._bars = bars()
             self._bars.start()
@@ -65,21 +73,29 @@ class LogView:
 
     def show(self, line: str) -> None:
         """Take one line of the log."""
+        if self._file is not None:
+            self._file.write(plain(line, self.token).rstrip() + "\n")
         text, message = parted(line, self.token)
         if isinstance(message, Result):
             self.result = message.value
         elif isinstance(message, WorkDone):
             self._progress(message)
-        elif _TRACEBACK.match(text):
-            self._in_traceback = True
-        elif self._in_traceback:
-            self._in_traceback = text.startswith((" ", "Traceback"))
-        elif text and not _NOISE.search(text):
-            console.print(text, markup=False, soft_wrap=True)
+        elif isinstance(message, Said):
+            tell(message.text)
+        elif text:
+            self._foreign.append(text)
+
+    def ended(self, code: int) -> None:
+        """Take the job's exit code: where the job itself cannot have said why, what was written last is shown."""
+        if code in _EXPECTED:
+            return
+        for text in self._foreign:
+            tell(text)
+        tell(f"the job ended with exit code {code}; its whole log: {self.whole_log}")
 
     def _progress(self, message: WorkDone) -> None:
         if self._bars is None:
-            console.print(str(message), markup=False, soft_wrap=True)
+            tell(str(message))
             return
         if message.what not in self._rows:
             self._rows[message.what] = self._bars.add_task(message.what, total=message.total, note="")
@@ -90,3 +106,5 @@ class LogView:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        if self._file is not None:
+            self._file.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,9 @@ class Jobs:
     def __init__(self, address: str) -> None:
         from ray.job_submission import JobSubmissionClient
 
+        for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+            # Each sets its own level to INFO, whatever that of Ray is.
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.address = address
         with _refusals(address):
             self._client = JobSubmissionClient(address)
@@ -207,7 +211,9 @@ def run_job(config: RayConfig, entrypoint: str, environment: Mapping[str, str], 
         show: takes each line of the job's log.
     """
     remote = address_of(config.address)
-    with contextlib.nullcontext(remote) if remote.startswith("http") else cluster(config) as address:
+    # The job's log has its workers' lines.
+    is_remote = remote.startswith("http")
+    with contextlib.nullcontext(remote) if is_remote else cluster(config, log_to_driver=False) as address:
         jobs = Jobs(address)
         job_id, _ = jobs.submit(entrypoint, environment)
         try:

@@ -26,7 +26,7 @@ from jobs.cluster.ray_jobs import Jobs, run_job
 from jobs.config import RunConfig
 from jobs.run import Run
 from pipeline.errors import InputError
-from pipeline.progress import TOKEN, say
+from pipeline.progress import TOKEN, console, say
 from pipeline.tracking import TrackingConfig
 
 _FROM_CONFIGURATION = ("prepare", "plan", "train", "evaluate", "export", "demo", "retrain")
@@ -48,14 +48,17 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
         path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
     environment = _environment(())
-    with LogView(environment[TOKEN]) as view:
+    with LogView(environment[TOKEN], run.folder.job_log, str(run.folder.job_log)) as view:
         code = run_job(config.ray, shlex.join(command), environment, view.show)
+        view.ended(code)
     return code, view.result
 
 
 def _environment(secrets: Sequence[str]) -> dict[str, str]:
     """Return the job's variables; of secrets, among them a tracking URI with a password, the name alone."""
     found = {TOKEN: token_hex(8), "PYTHONUNBUFFERED": "1"}
+    if console.is_terminal:  # tables as wide as they are shown
+        found["COLUMNS"] = str(console.width)
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri and TrackingConfig(uri=uri).shown == uri:
         found["MLFLOW_TRACKING_URI"] = uri
@@ -106,8 +109,10 @@ def submit(
     found = {"job": job_id, "attached": attached}
     if not wait:
         return 0, found
-    with LogView(jobs.variable(job_id, TOKEN)) as view:  # another may have submitted it
+    whole_log = f"mtl-lora logs {job_id} --address {address}"
+    with LogView(jobs.variable(job_id, TOKEN), None, whole_log) as view:  # another may have submitted it
         code = jobs.follow(job_id, view.show)
+        view.ended(code)
     return code, found | {"exit_code": code, "result": view.result}
 
 

@@ -23,13 +23,17 @@ from pipeline.progress import say
 
 
 @contextlib.contextmanager
-def cluster(config: RayConfig) -> Iterator[str]:
+def cluster(config: RayConfig, log_to_driver: bool = True) -> Iterator[str]:
     """Join or start the cluster and yield the address of its dashboard.
+
+    Args:
+        config: which cluster.
+        log_to_driver: whether this process writes down what its workers write.
 
     Raises:
         InputError: the named cluster does not answer.
     """
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # its warnings speak of how Ray may be set up, to nobody here
     address = (os.environ.get("RAY_ADDRESS") or "auto") if inside_job() else address_of(config.address)
     if ray.is_initialized():
         yield _dashboard()
@@ -38,7 +42,7 @@ def cluster(config: RayConfig) -> Iterator[str]:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address and address != "local" and not address.startswith("http"):
-            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         else:
             say("Starting a local Ray cluster …")
             folder = ended.enter_context(_own_folder())
@@ -47,8 +51,8 @@ def cluster(config: RayConfig) -> Iterator[str]:
                     address="local",
                     include_dashboard=True,
                     object_store_memory=config.object_store_mb * 2**20,
-                    log_to_driver=True,
-                    logging_level=logging.WARNING,
+                    log_to_driver=log_to_driver,
+                    logging_level=logging.ERROR,
                 )
             # Private: ray.init writes this file into the common folder only. An option of ray.init for the folder in
             # which jobs look for their cluster would replace it.

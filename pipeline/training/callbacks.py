@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts import Sample
-from pipeline.progress import Track, say
+from pipeline.progress import Track, say, sparkline
 from pipeline.stream import SampleLedger
 from pipeline.tracking import History, Tracker
 from pipeline.world import World
 
 CHECKPOINTS, HISTORY = "checkpoints", "history.jsonl"
 """Names in a run's folder."""
+_CURVE = 20
+"""Characters of the loss's course that is shown beside the progress."""
 _terminated = threading.Event()
 
 
@@ -70,6 +72,7 @@ class RunCallbacks(contextlib.ExitStack):
         """The step that this rank is in; None before the first."""
         self.ledger: SampleLedger | None = None
         self.track: Track | None = None
+        self.losses: list[float] = []
         self.history: History | None = None
         self.callback(faulthandler.cancel_dump_traceback_later)
         self._alive()
@@ -82,6 +85,8 @@ class RunCallbacks(contextlib.ExitStack):
         self._alive()
         self.start_step = self.step = step
         if self.world.rank == 0:
+            if step:
+                say(f"training goes on from step {step} of {num_steps}")
             self.history = self.enter_context(History(self.run_folder / HISTORY, self.tracker, step))
             self.track = self.enter_context(Track("train", num_steps, "steps"))
             self.track.done = step
@@ -97,7 +102,8 @@ class RunCallbacks(contextlib.ExitStack):
         if self.history is not None:
             self.history.append(row)
         if self.track is not None:
-            note = f"loss {row['loss']:.4f}, {row['tokens_per_s']:.0f} tokens/s"
+            self.losses.append(row["loss"])
+            note = f"loss {row['loss']:.3f} {sparkline(self.losses, _CURVE)} {row['tokens_per_s']:.0f} tokens/s"
             self.track.advance(row["step"] - self.track.done, note)
 
     def trained_on(self, step: int, rank: int, samples: Sequence[Sample]) -> None:

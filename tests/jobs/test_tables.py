@@ -1,21 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from jobs import tables
-from jobs.tables import sparkline
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 60))
-def test_a_sparkline_has_a_block_a_value_or_as_many_as_fit(values: list[float], width: int) -> None:
-    assert len(sparkline(values, width)) == min(width, len(values))
-
-
-def test_a_sparkline_falls_as_the_values_do() -> None:
-    assert sparkline([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
-    assert sparkline([1, 1, 1]) == "▁▁▁"
 
 
 def test_each_task_s_loss_is_shown_with_its_course(capsys: pytest.CaptureFixture[str]) -> None:

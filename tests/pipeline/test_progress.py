@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.progress import TOKEN, Message, Result, Track, WorkDone, received, send
+from pipeline.progress import TOKEN, Message, Result, Said, Track, WorkDone, received, send, sparkline
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -34,7 +36,7 @@ def _written(message: Message, token: str) -> list[str]:
     return stream.getvalue().split("\n")
 
 
-@given(WORK | st.builds(Result, VALUES), TOKENS)
+@given(WORK | st.builds(Result, VALUES) | st.builds(Said, st.text()), TOKENS)
 def test_a_message_comes_back_from_its_one_line(message: Message, token: str) -> None:
     line, end = _written(message, token)
     assert received(line, token) == message
@@ -81,3 +83,30 @@ def test_work_is_told_in_messages_within_a_job(
 def test_what_json_has_no_form_for_comes_as_text() -> None:
     line, _ = _written(Result({"path": io.StringIO}), "00ff")
     assert json.loads(line.split(" ", 2)[2])["value"] == {"path": str(io.StringIO)}
+
+
+def test_what_a_followed_process_says_leaves_as_messages_and_otherwise_as_text() -> None:
+    code = "from pipeline.progress import say, tell; say('[bold]12[/bold] shards'); tell('error: [a]\\n  b')"
+    for token in ("00ff", ""):
+        environment = {**os.environ, TOKEN: token}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+        lines = done.stderr.splitlines()
+        texts = [str(received(line, token)) for line in lines] if token else lines
+        assert texts == ["12 shards", "error: [a]", "  b"]
+
+
+def test_nothing_is_told_of_work_that_has_just_begun(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    assert len(_tracked(capsys)) == 1  # its end
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 60))
+def test_a_sparkline_has_a_block_a_value_or_as_many_as_fit(values: list[float], width: int) -> None:
+    assert len(sparkline(values, width)) == min(width, len(values))
+
+
+def test_a_sparkline_falls_as_the_values_do() -> None:
+    assert sparkline([8, 7, 6, 5, 4, 3, 2, 1]) == "█▇▆▅▄▃▂▁"
+    assert sparkline([1, 1, 1]) == "▁▁▁"
