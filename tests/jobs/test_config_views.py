@@ -66,7 +66,8 @@ def test_every_key_has_its_description() -> None:
 
 
 def test_the_counts_of_a_size_go_to_people_and_the_solved_rank_into_json(tmp_path: Path) -> None:
-    overrides = [f"run_root={tmp_path}", "model.num_layers=1", "adapter.size={like: lora, r: 16}"]
+    targets = "adapter.target_modules=[q_proj, k_proj, v_proj, o_proj]"
+    overrides = [f"run_root={tmp_path}", "model.num_layers=1", "adapter.size={like: lora, r: 16}", targets]
     found = sizes(Path("demo"), overrides)
     assert found is not None and found.parameters == 61440
     command = ["config", "show", "--config", "demo", *overrides]

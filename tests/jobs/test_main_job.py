@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +16,14 @@ from safetensors.torch import load_file
 from jobs.config import RunConfig, load_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SMALL = (
-    "model.num_layers=2",
-    "data.synthetic.rows_per_day=24",
-    "training.max_steps=8",
-    "training.checkpoint_steps=4",
-    "training.log_steps=2",
-    "training.global_batch_size=16",
-    "training.micro_batch_size=4",
-    "training.ledger=true",
-    "promotion.gates.beat_base=false",
-    "promotion.gates.min_samples=1",
-    "promotion.gates.min_rarer_class=1",
+LEDGER = "training.ledger=true"
+FOREIGN = re.compile(
+    r"\.(py|cc):\d+|\b(INFO|WARNING|ERROR|DEBUG)\b[ \t:]|\b(pid|ip)=|raylet|mlflow\.[a-z_]+[.:]|alembic|deepspeed|"
+    r"\b(Future|User|Deprecation|Runtime|Resource)Warning\b|warnings\.warn|^\d{4}[-/]\d\d[-/]\d\d[ T]"
 )
+"""What lines of Ray, MLflow, DeepSpeed, torch and Python's warnings look like."""
+WITHIN = 0.06
+"""How near each task of the demo comes to the best that any model can reach on its test samples."""
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,13 +31,42 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    root = tmp_path_factory.mktemp("runs")
-    overrides = [f"run_root={root}", "name=whole", *SMALL]
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, str]:
+    overrides = [f"run_root={tmp_path_factory.mktemp('runs')}", "name=whole", LEDGER]
     done = _run("demo", "--json", *overrides)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert json.loads(done.stdout)["verdict"] == "PROMOTE"
-    return load_config(Path("demo"), overrides)
+    return load_config(Path("demo"), overrides), done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(demo: tuple[RunConfig, str]) -> RunConfig:
+    return demo[0]
+
+
+def test_each_task_of_the_demo_comes_near_the_best_attainable(run: RunConfig) -> None:
+    found = json.loads((run.folder / "evaluation.json").read_text())["tasks"]
+    below = {name: round(task["best_attainable"] - task["value"], 3) for name, task in found.items()}
+    assert max(below.values()) <= WITHIN, below
+
+
+def test_the_demo_shows_no_line_of_a_library(demo: tuple[RunConfig, str]) -> None:
+    config, told = demo
+    log = (config.folder / "job.log").read_text()
+    assert any(map(FOREIGN.search, log.splitlines()))  # they are kept there
+    place = re.escape(str(config.run_root))
+    assert [line for line in told.splitlines() if FOREIGN.search(re.sub(place, "", line))] == []
+
+
+def test_the_demo_ends_with_commands_that_are_there(demo: tuple[RunConfig, str]) -> None:
+    config, told = demo
+    ending = told[told.index("what to do next") :].splitlines()[1:]
+    commands = [re.split(r"  +", line.strip())[1].split() for line in ending]
+    verbs = [command[1] for command in commands if command[0].endswith("mtl-lora")]
+    assert verbs == ["compare", "lineage", "init"]
+    assert Path(commands[0][1]) == config.folder / "report.html"
+    done = _run(*next(command[1:] for command in commands if "lineage" in command))
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_run_folder_holds_what_is_promised(run: RunConfig) -> None:
@@ -59,8 +84,9 @@ def test_ledger_is_the_global_order(run: RunConfig) -> None:
     from pipeline.stream import MixedStream
 
     rows = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
-    stream = MixedStream(run.manifest_path, run.seed, 16, length_grouping=run.length_grouping)
-    for step in range(8):
+    batch = run.training.global_batch_size
+    stream = MixedStream(run.manifest_path, run.seed, batch, run.mixture, length_grouping=run.length_grouping)
+    for step in (0, 1, 63, 64, 479):
         assert [f"{r['task']}/{r['key']}" for r in rows if r["step"] == step] == stream.global_batch(step)
 
 
@@ -123,13 +149,13 @@ def test_exported_task_answers_as_the_multi_task_model(run: RunConfig) -> None:
 
 def test_second_run_of_a_finished_folder_changes_nothing(run: RunConfig) -> None:
     before = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
-    done = _run("demo", f"run_root={run.run_root}", "name=whole", *SMALL)
+    done = _run("demo", f"run_root={run.run_root}", "name=whole", LEDGER)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "is champion already" in done.stderr
     assert (run.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_folder_of_another_configuration_is_refused(run: RunConfig) -> None:
-    done = _run("train", "--config", "demo", f"run_root={run.run_root}", "name=whole", *SMALL, "seed=5")
+    done = _run("train", "--config", "demo", f"run_root={run.run_root}", "name=whole", LEDGER, "seed=5")
     assert done.returncode == 2, done.stderr[-3000:]
     assert "was trained with another" in done.stderr

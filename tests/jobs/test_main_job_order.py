@@ -48,7 +48,7 @@ def _listed(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
 
         module = SimpleNamespace(standing=standing, **{name: made})
         monkeypatch.setitem(sys.modules, f"jobs.stages.{name}", module)  # type: ignore[arg-type]
-        return Stage(name, takes, stands)
+        return Stage(name, "is made", takes, stands)
 
     stages = (
         stage("data"),
