@@ -102,7 +102,8 @@ class _SaidLines(io.TextIOBase):
         return len(text)
 
 
-console = Console(file=_SaidLines(), highlight=False) if is_followed() else Console(stderr=True, highlight=False)
+_messages: Any = _SaidLines()
+console = Console(file=_messages, highlight=False) if is_followed() else Console(stderr=True, highlight=False)
 
 
 def received(line: str, token: str) -> Message | None:

@@ -14,12 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs.test_main_job import SMALL
 from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[3]
+SMALL = (
+    "model.num_layers=2",
+    "data.synthetic.rows_per_day=24",
+    "training.max_steps=8",
+    "training.checkpoint_steps=4",
+    "training.log_steps=2",
+    "training.global_batch_size=16",
+    "training.micro_batch_size=4",
+    "training.ledger=true",
+)
 
 
 @pytest.fixture(scope="module")
