@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,9 @@ from pipeline.progress import console, say, sparkline
 
 _WIDTH = 140
 """Columns of a table that is written where no terminal is."""
+
+if TYPE_CHECKING:
+    from pipeline.serving.batch_files import ScoreManifest
 
 
 def show_plan(numbers: dict[str, Any]) -> None:
@@ -159,6 +162,13 @@ def show_decision(decision: PromotionDecision) -> None:
     console.print(f"[bold]{decision.verdict}[/bold] {decision.candidate}", soft_wrap=True)
     for words in (*decision.reasons, *decision.evidence):
         console.print(f"  {words}", markup=False, soft_wrap=True)
+
+
+def show_scores(manifest: ScoreManifest, output: str) -> None:
+    """Show what batch scoring has written."""
+    say(f"{manifest.rows:,} rows scored by {manifest.model}, {manifest.rejected:,} put aside: {output}")
+    for reason, rows in manifest.reasons.items():
+        say(f"  {rows:,} put aside: {reason}")
 
 
 def _cell(result: TaskResult) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contracts import TaskSpec
+from pipeline.contracts import Sample, TaskSpec
 
 _PANDAS_MISSING = ("NAType", "NaTType")
 _SHOWN_FIELDS = 20
@@ -147,6 +147,23 @@ def choices_of(record: Mapping[Any, Any], spec: TaskSpec) -> tuple[str, ...]:
     if not is_unicode("".join(choices)):
         raise Rejected(f"field {name!r} is not valid Unicode")
     return choices
+
+
+def asked(record: Mapping[Any, Any], spec: TaskSpec, text_fields: Sequence[str], key: str) -> Sample:
+    """Return what a model is asked by a record without a label.
+
+    Args:
+        record: as it came in.
+        spec: its task.
+        text_fields: ``spec.text_fields``, which take time to find.
+        key: that the sample gets.
+
+    Raises:
+        Rejected: it lacks a field, or one is no text.
+    """
+    fields, choices = texts_of(record, text_fields), choices_of(record, spec)
+    label = spec.label_values[0] if spec.label_values else 0.0
+    return Sample(key=key, task=spec.name, fields=fields, label=label, choices=choices)
 
 
 def fields_found(fields: Sequence[str], wanted: Sequence[str]) -> str:

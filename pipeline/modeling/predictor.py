@@ -6,6 +6,7 @@ hashes of all three.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,9 +22,11 @@ from pipeline.modeling.adapter import load_adapter
 from pipeline.modeling.answering import class_scorer, sample_encoder, untrained_scorer
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.scoring import Scorer
-from pipeline.record import Rejected, choices_of, fields_found, texts_of
+from pipeline.record import Rejected, asked, fields_found
 
 PREDICTOR_FILE = "predictor.json"
+ANSWER = ("task", "score", "label", "label_word", "probabilities")
+"""Columns of an answer."""
 
 
 class PredictorSpec(Contract):
@@ -97,8 +100,7 @@ class Predictor:
         if "task" not in frame.columns:
             raise InputError(f"a row must name its task in a column 'task', got columns {list(frame.columns)}; add it")
         samples = [self._sample(str(i), row) for i, row in enumerate(frame.to_dict("records"))]
-        rows = [self._answer(s, p) for s, p in zip(samples, self.scorer.probabilities(samples), strict=True)]
-        return pd.DataFrame(rows, index=frame.index, columns=["task", "score", "label", "label_word", "probabilities"])
+        return pd.DataFrame(self.answer(samples), index=frame.index, columns=list(ANSWER))
 
     def _sample(self, key: str, row: dict[Any, Any]) -> Sample:
         name = str(row["task"])
@@ -106,15 +108,22 @@ class Predictor:
             raise InputError(f"task must be one of the model's, got {name!r}{did_you_mean(name, self._specs)}")
         spec = self._specs[name]
         try:
-            fields, choices = texts_of(row, self._text_fields[name]), choices_of(row, spec)
+            return asked(row, spec, self._text_fields[name], key)
         except Rejected as reason:
             wanted = [*self._text_fields[name], *([spec.choices_field] if spec.kind == "choice" else [])]
             raise InputError(
                 f"row {key} of task {name!r} must hold what the task asks for ({wanted}): {reason}; "
                 f"{fields_found([str(field) for field in row], wanted)}"
             ) from None
-        label = spec.label_values[0] if spec.label_values else 0.0
-        return Sample(key=key, task=name, fields=fields, label=label, choices=choices)
+
+    def answer(self, samples: Sequence[Sample]) -> list[tuple[str, float, int, str, list[float]]]:
+        """Return task, score, label, label word and probabilities of each sample, as :meth:`predict` does.
+
+        Raises:
+            InputError: a prompt cannot be cut to the model's length.
+        """
+        found = self.scorer.probabilities(samples)
+        return [self._answer(sample, row) for sample, row in zip(samples, found, strict=True)]
 
     def _answer(self, sample: Sample, probabilities: np.ndarray) -> tuple[str, float, int, str, list[float]]:
         spec = self._specs[sample.task]

@@ -31,8 +31,8 @@ BREAKS = [
     ("the way of the data", "pipeline/training/loop.py", f"{LAZY}import pipeline.orchestration.config"),
     ("the way of the data", "pipeline/newcomer.py", "import pipeline.errors"),
     ("ingestion meets the synthetic data", "pipeline/ingestion/scan.py", "import pipeline.synthetic.ads"),
-    ("Ray has one door", "pipeline/training/loop.py", f"{LAZY}import ray.train"),
-    ("Ray has one door", "jobs/scoring.py", f"{TYPES}from ray.util import ActorPool"),
+    ("Ray has one door for jobs", "pipeline/training/loop.py", f"{LAZY}import ray.train"),
+    ("Ray has one door for jobs", "jobs/scoring.py", f"{TYPES}from ray.util import ActorPool"),
     (
         "what names a cluster imports no Ray",
         "pipeline/orchestration/config.py",

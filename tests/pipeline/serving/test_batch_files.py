@@ -1,0 +1,150 @@
+"""Batch scoring's files: each row once, in its place, however the input is cut, and never half a file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import InputError
+from pipeline.serving import batch_files
+from pipeline.serving.batch_files import (
+    InputFile,
+    Output,
+    Reader,
+    ScoringPlan,
+    Stretch,
+    check_task,
+    find_files,
+    scores_name,
+)
+from tests.pipeline.serving.null_model import TASKS, NullModel
+
+ROWS = [
+    {"id": f"r{i}", "task": ("clicks", "topic")[i % 2], "text": f"text {'x' * (i % 7)}", "day": i} for i in range(25)
+]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def _score(output: Output, unit: int, file: InputFile, reader: Reader, done: frozenset[int] = frozenset()) -> int:
+    number = 0
+    for stretch in reader.stretches(unit, file, done):
+        columns = list(zip(*NullModel().answer(Stretch.load(stretch.dump()).samples), strict=True)) or [()] * 5
+        names = ("task", "score", "label", "label_word", "probabilities")
+        output.write_stretch(Stretch.load(stretch.dump()), dict(zip(names, columns, strict=True)))
+        number = stretch.number + 1
+    return number
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("stretch_rows", [1, 10, 1000])
+def test_each_row_is_scored_once_in_its_place(
+    name: str, stretch_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_files, "STRETCH_ROWS", stretch_rows)
+    _write(tmp_path / "in" / name, ROWS)
+    (file,) = find_files(str(tmp_path / "in"))
+    output = Output(str(tmp_path / "out"), ["day"])
+    stretches = _score(output, 0, file, Reader(TASKS, None, ["day"]))
+    assert stretches == -(-len(ROWS) // stretch_rows)
+    assert output.join(0, file, stretches).rows == len(ROWS)
+    found = pq.read_table(tmp_path / "out" / scores_name(name)).to_pylist()
+    assert [row["id"] for row in found] == [row["id"] for row in ROWS]
+    assert [row["day"] for row in found] == [str(row["day"]) for row in ROWS]
+    assert [len(row["probabilities"]) for row in found] == [2 + i % 2 for i in range(len(ROWS))]
+    assert len({row["row"] for row in found}) == len(ROWS)
+
+
+def test_a_bad_row_goes_aside_with_its_number_and_reason(tmp_path: Path) -> None:
+    rows = [*ROWS[:3], {"task": "clicks"}, {"task": "other", "text": "x"}, {"text": "y"}, *ROWS[3:5]]
+    path = _write(tmp_path / "in/a.jsonl", rows)
+    path.write_bytes(path.read_bytes() + b"{half\n")
+    (file,) = find_files(str(path))
+    output = Output(str(tmp_path / "out"), [])
+    scored = output.join(0, file, _score(output, 0, file, Reader(TASKS, None, [])))
+    assert scored.rows == 5 and sum(scored.reasons.values()) == 4
+    lines = [json.loads(line) for line in (tmp_path / "out/_quarantine/a.jsonl.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [4, 5, 6, 9]
+    assert "field 'text' is missing" in lines[0]["reason"] and "names no task" in lines[1]["reason"]
+    assert lines[1]["record"] == {"task": "other", "text": "x"}
+
+
+def test_rows_without_a_task_take_the_one_that_was_named(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", [{"text": "x"}, {"text": "y", "task": "topic"}])
+    (stretch,) = Reader(TASKS, "clicks", []).stretches(0, find_files(str(path))[0])
+    assert [sample.task for sample in stretch.samples] == ["clicks", "topic"]
+    with pytest.raises(InputError, match="--task must be one of the model's, got 'click'; did you mean 'clicks'"):
+        check_task("click", TASKS)
+
+
+def test_what_stands_is_left_out_but_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_files, "STRETCH_ROWS", 10)
+    path = _write(tmp_path / "a.jsonl", ROWS)
+    found = list(Reader(TASKS, None, []).stretches(0, find_files(str(path))[0], frozenset({0, 2})))
+    assert [(stretch.number, stretch.is_last) for stretch in found] == [(1, False), (2, True)]
+    assert [row[1] for row in found[0].rows] == [f"r{i}" for i in range(10, 20)]
+
+
+def test_an_empty_file_has_scores_without_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("")
+    (file,) = find_files(str(path))
+    output = Output(str(tmp_path / "out"), ["day"])
+    assert output.join(0, file, _score(output, 0, file, Reader(TASKS, None, ["day"]))).rows == 0
+    assert pq.read_table(tmp_path / "out/a.parquet").column_names[-1] == "day"
+
+
+def test_files_are_found_in_folders_and_by_globs_and_ours_are_passed_over(tmp_path: Path) -> None:
+    for name in ("b/x.jsonl", "a/x.csv", "_work/y.jsonl", ".hidden.jsonl"):
+        _write(tmp_path / name, ROWS[:1])
+    assert [file.name for file in find_files(str(tmp_path))] == ["a/x.csv", "b/x.jsonl"]
+    assert [file.name for file in find_files(f"{tmp_path}/*/x.csv")] == ["a/x.csv"]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "found none at"),
+        (["a.txt"], r"must end in one of .*, got .*a.txt"),
+        (["a.csv", "a.jsonl"], r"several would be scored into \['a.parquet'\]"),
+    ],
+)
+def test_an_input_that_cannot_be_scored_is_refused(names: list[str], words: str, tmp_path: Path) -> None:
+    for name in names:
+        _write(tmp_path / name, ROWS[:1])
+    with pytest.raises(InputError, match=words):
+        find_files(str(tmp_path))
+
+
+def test_an_output_is_of_one_plan_and_of_nothing_else(tmp_path: Path) -> None:
+    plan = ScoringPlan(model="models:/ads/3", input="in", task=None, keep=(), files=())
+    output = Output(str(tmp_path / "out"), [])
+    assert output.begin(plan) is None and output.begin(plan) is None
+    with pytest.raises(InputError, match=r"differs in \['model'\] \(model there models:/ads/3, here models:/ads/4\)"):
+        output.begin(plan.model_copy(update={"model": "models:/ads/4"}))
+    manifest = output.finish(plan, [])
+    assert output.begin(plan) == manifest
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine.txt").write_text("")
+    with pytest.raises(InputError, match=r"must be a new folder, .* holds other files"):
+        Output(str(tmp_path / "other"), []).begin(plan)
