@@ -1,7 +1,8 @@
-"""The verbs that put a model in front of traffic: score files."""
+"""The verbs that put a model in front of traffic: score files, serve requests."""
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,8 +71,59 @@ def score(
     finish(manifest.model_dump(mode="json", by_alias=True), as_json)
 
 
-def _served(model: str, tracking_uri: str | None) -> Any:
-    from pipeline.serving.served_model import resolve
+@verbs.command()
+def serve(
+    model: Model,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than the loopback need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that hold the model.")] = 1,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="About so many tokens are answered together.")] = 2048,
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows of a request.")] = 256,
+    max_waiting_rows: Annotated[int, typer.Option(min=1, help="Rows that may wait; more get 429.")] = 1024,
+    timeout_s: Annotated[float, typer.Option(min=0.01, help="Longest time of a request; longer ones get 503.")] = 10.0,
+    poll_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks at the registry's alias.")] = 5.0,
+    tracking_uri: TrackingUri = None,
+    address: Address = "",
+) -> None:
+    """Answer requests over HTTP until stopped, with the version that the alias names at the time.
+
+    Where MTL_LORA_SERVE_TOKEN is set, clients must bring it. See /docs of the server for its requests.
+    """
+    import threading
+
+    from pipeline.orchestration.cluster import cluster
+    from pipeline.orchestration.config import RayConfig
+    from pipeline.progress import say
+    from pipeline.serving.server import TOKEN, ServerConfig, run_server
+
+    config = ServerConfig(
+        model=model,
+        tracking_uri=_registry(tracking_uri),
+        replicas=replicas,
+        batch_tokens=batch_tokens,
+        max_rows=max_rows,
+        max_waiting_rows=max_waiting_rows,
+        timeout_s=timeout_s,
+        poll_s=poll_s,
+        needs_token=bool(os.environ.get(TOKEN)),
+    )
+    with cluster(RayConfig(address=address)):
+        run_server(config, host, port)
+        say(
+            f"serving {model} at http://{host}:{port}: POST /v1/score, GET /v1/tasks, /docs, /metrics; stop with Ctrl-C"
+        )
+        threading.Event().wait()
+
+
+def _registry(tracking_uri: str | None) -> str:
     from pipeline.tracking import TrackingConfig
 
-    return resolve(model, TrackingConfig(uri=tracking_uri or "").resolved(Path("runs")).uri)
+    return TrackingConfig(uri=tracking_uri or "").resolved(Path("runs")).uri
+
+
+def _served(model: str, tracking_uri: str | None) -> Any:
+    from pipeline.serving.served_model import resolve
+
+    return resolve(model, _registry(tracking_uri))

@@ -6,7 +6,7 @@ hashes of all three.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -99,10 +99,20 @@ class Predictor:
             raise InputError(f"a table must have each column once, got {double} more than once; rename one")
         if "task" not in frame.columns:
             raise InputError(f"a row must name its task in a column 'task', got columns {list(frame.columns)}; add it")
-        samples = [self._sample(str(i), row) for i, row in enumerate(frame.to_dict("records"))]
+        samples = self.samples(frame.to_dict("records"))
         return pd.DataFrame(self.answer(samples), index=frame.index, columns=list(ANSWER))
 
-    def _sample(self, key: str, row: dict[Any, Any]) -> Sample:
+    def samples(self, rows: Sequence[Mapping[Any, Any]]) -> list[Sample]:
+        """Return what the model is asked by rows, each with its ``task`` and the fields that it names.
+
+        Raises:
+            InputError: as :meth:`predict` does.
+        """
+        return [self._sample(str(i), row) for i, row in enumerate(rows)]
+
+    def _sample(self, key: str, row: Mapping[Any, Any]) -> Sample:
+        if "task" not in row:
+            raise InputError(f"row {key} must name its task in a field 'task', got {list(row)[:20]}; add it")
         name = str(row["task"])
         if name not in self._specs:
             raise InputError(f"task must be one of the model's, got {name!r}{did_you_mean(name, self._specs)}")
