@@ -114,7 +114,12 @@ async def _not_found(_: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": f"{error.detail}; see /docs"}, error.status_code)
 
 
-@serve.deployment(name="scores", max_ongoing_requests=4096, health_check_timeout_s=60)
+@serve.deployment(
+    name="scores",
+    max_ongoing_requests=4096,
+    health_check_timeout_s=60,
+    logging_config={"enable_access_log": False, "log_level": "WARNING"},
+)
 @serve.ingress(api)
 class ScoreServer:
     """One replica.
