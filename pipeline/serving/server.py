@@ -5,13 +5,14 @@ replicas change over one after another: each loads the new version beside the ol
 """
 
 # Without deferred annotations: Ray Serve and FastAPI read the routes' own.
-import asyncio
 import contextlib
 import hmac
 import json
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -20,7 +21,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import Field
 from ray import serve
-from starlette.exceptions import HTTPException
 
 from pipeline.errors import InputError, masked
 from pipeline.modeling.predictor import ANSWER
@@ -109,9 +109,11 @@ class _Metrics:
 api = FastAPI(title="mtl-lora", description="Scores for rows of mixed tasks.")
 
 
-@api.exception_handler(HTTPException)
-async def _not_found(_: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse({"error": f"{error.detail}; see /docs"}, error.status_code)
+@api.exception_handler(404)
+@api.exception_handler(405)
+async def _not_there(request: Request, error: Any) -> JSONResponse:
+    what = f"{request.method} {request.url.path}"
+    return JSONResponse({"error": f"{what} is nothing that is answered here; see /docs"}, error.status_code)
 
 
 @serve.deployment(
@@ -136,7 +138,8 @@ class ScoreServer:
         first = Version(self._served.words, self._served.load(config.batch_tokens))
         self._batcher = Batcher(first, config.batch_tokens, config.max_waiting_rows)
         self._metrics.model.labels(first.words).set(1)
-        self._following = asyncio.get_event_loop().create_task(self._follow()) if "@" in config.model else None
+        if "@" in config.model:  # a thread of its own, so that requests are answered while a version is loaded
+            threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
     @api.post(
         "/v1/score",
@@ -241,21 +244,24 @@ class ScoreServer:
         headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
         return JSONResponse({"error": masked(str(error))}, error.status, headers)
 
-    async def _follow(self) -> None:
+    def _follow(self) -> None:
         while True:
-            await asyncio.sleep(self._config.poll_s)
+            time.sleep(self._config.poll_s)
             try:
-                found = await asyncio.to_thread(resolve, self._config.model, self._config.tracking_uri)
-                if found != self._served:
-                    async with _turn(self._config.poll_s):
-                        predictor = await asyncio.to_thread(found.load, self._config.batch_tokens)
-                        self._metrics.model.labels(self._served.words).set(0)
-                        self._served, self._batcher.version = found, Version(found.words, predictor)
-                    self._metrics.model.labels(found.words).set(1)
-                    self._metrics.swaps.inc()
-                    _log.warning("%s answers now", found.words)
+                found = resolve(self._config.model, self._config.tracking_uri)
+                if found == self._served:
+                    continue
+                with _turn(self._config.poll_s):
+                    predictor = found.load(self._config.batch_tokens)
+                    self._metrics.model.labels(self._served.words).set(0)
+                    self._served, self._batcher.version = found, Version(found.words, predictor)
+                self._metrics.model.labels(found.words).set(1)
+                self._metrics.swaps.inc()
+                _log.warning("%s answers now", found.words)
             except (InputError, RegistryUnavailable) as error:  # what answers now goes on answering
                 _log.warning("%s stays: %s", self._served.words, masked(str(error)))
+            except Exception:  # noqa: BLE001 - whatever it was, the next look may find better
+                _log.exception("%s stays", self._served.words)
 
 
 @ray.remote(num_cpus=0)
@@ -277,16 +283,17 @@ class _Turns:
             self._holder = ""
 
 
-@contextlib.asynccontextmanager
-async def _turn(wait_s: float) -> Any:
+@contextlib.contextmanager
+def _turn(wait_s: float) -> Iterator[None]:
     who = serve.get_replica_context().replica_id.unique_id
-    turns = _Turns.options(name="mtl-lora-turns", get_if_exists=True, lifetime="detached").remote()  # type: ignore[attr-defined]
-    while not await turns.take.remote(who):
-        await asyncio.sleep(min(wait_s, 1.0))
+    actor: Any = _Turns
+    turns = actor.options(name="mtl-lora-turns", get_if_exists=True, lifetime="detached").remote()
+    while not ray.get(turns.take.remote(who)):
+        time.sleep(min(wait_s, 1.0))
     try:
         yield
     finally:
-        await turns.give.remote(who)
+        ray.get(turns.give.remote(who))
 
 
 def application(config: ServerConfig) -> serve.Application:

@@ -56,8 +56,8 @@ def predictors(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 class Server:
     """The running command."""
 
-    def __init__(self, registry: Registry, answers: dict[str, list[float]]) -> None:
-        self.registry, self.answers = registry, answers
+    def __init__(self, registry: Registry, answers: dict[str, list[float]], log: Path) -> None:
+        self.registry, self.answers, self.log = registry, answers, log
         self.url = ""
 
     def ask(self, rows: Any = ROWS, **options: Any) -> requests.Response:
@@ -82,10 +82,10 @@ def server(store: str, predictors: list[Path], tmp_path_factory: pytest.TempPath
             Predictor.load(folder, "cpu").predict(pd.DataFrame(ROWS))["score"].tolist()
         )
     promote(registry, 1)
-    found, port = Server(registry, answers), free_port()
+    log = tmp_path_factory.mktemp("server") / "log"
+    found, port = Server(registry, answers, log), free_port()
     command = [sys.executable, "-m", "jobs", "serve", "--model", "models:/served@champion", "--port", str(port)]
     command += ["--tracking-uri", store, "--poll-s", "0.5", "--max-rows", "8", "--max-waiting-rows", "16"]
-    log = tmp_path_factory.mktemp("server") / "log"
     environment = os.environ | {"MTL_LORA_SERVE_TOKEN": "a-token"}
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
@@ -113,6 +113,8 @@ def test_mixed_tasks_are_answered_as_the_predictor_does(server: Server) -> None:
     assert answer["model"] == "models:/served/1" and server.is_right(answer)
     tasks = requests.get(f"{server.url}/v1/tasks", headers=TOKEN, timeout=10).json()
     assert tasks["tasks"]["pick"] == {"kind": "choice", "fields": ["query", "choices"], "label_words": []}
+    assert requests.get(f"{server.url}/v1/score", timeout=10).status_code == 405
+    assert requests.get(f"{server.url}/v2", timeout=10).json()["error"].startswith("GET /v2 is nothing")
     assert "/v1/score" in requests.get(f"{server.url}/openapi.json", timeout=10).json()["paths"]
 
 
@@ -154,9 +156,9 @@ def test_the_champion_is_followed_under_load_forwards_and_back_and_no_request_is
     try:
         for change, wanted in ((lambda: promote(server.registry, 2), 2), (server.registry.rollback, 1)):
             change()
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 60
             while not found or found[-1].get("model") != f"models:/served/{wanted}":
-                assert time.monotonic() < deadline, found[-3:]
+                assert time.monotonic() < deadline, f"{found[-1:]}, {server.log.read_text()[-3000:]}"
                 time.sleep(0.2)
     finally:
         stop.set()
