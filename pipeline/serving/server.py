@@ -138,6 +138,7 @@ class ScoreServer:
         first = Version(self._served.words, self._served.load(config.batch_tokens))
         self._batcher = Batcher(first, config.batch_tokens, config.max_waiting_rows)
         self._metrics.model.labels(first.words).set(1)
+        self._name = serve.get_replica_context().replica_tag
         if "@" in config.model:  # a thread of its own, so that requests are answered while a version is loaded
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
@@ -251,7 +252,7 @@ class ScoreServer:
                 found = resolve(self._config.model, self._config.tracking_uri)
                 if found == self._served:
                     continue
-                with _turn(self._config.poll_s):
+                with _turn(self._name, self._config.poll_s):
                     predictor = found.load(self._config.batch_tokens)
                     self._metrics.model.labels(self._served.words).set(0)
                     self._served, self._batcher.version = found, Version(found.words, predictor)
@@ -284,8 +285,7 @@ class _Turns:
 
 
 @contextlib.contextmanager
-def _turn(wait_s: float) -> Iterator[None]:
-    who = serve.get_replica_context().replica_id.unique_id
+def _turn(who: str, wait_s: float) -> Iterator[None]:
     actor: Any = _Turns
     turns = actor.options(name="mtl-lora-turns", get_if_exists=True, lifetime="detached").remote()
     while not ray.get(turns.take.remote(who)):
