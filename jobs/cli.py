@@ -176,6 +176,34 @@ def train(config: ConfigFile, overrides: Overrides = None, as_json: Json = False
 
 
 @app.command()
+def tune(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials, instead of tune.trials.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the search will take, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search the keys of the configuration's `tune` section; write curves and the best configuration as YAML.
+
+    Judged on the validation split alone. After a kill the same command goes on.
+    """
+    changed = [*(overrides or []), *([] if trials is None else [f"tune.trials={trials}"])]
+
+    def verb(run: RunConfig) -> dict[str, Any]:
+        from jobs.tuning.search import tune as search
+
+        return search(run, dry_run)
+
+    from jobs.config import load_config
+    from jobs.tuning.trials import Search
+
+    Search(load_config(config, changed)).trials()  # what is wrong with the space is said before Ray is imported
+    if dry_run:
+        return _run(config, changed, as_json, verb)
+    return _as_job("tune", config, changed, as_json, verb)
+
+
+@app.command()
 def evaluate(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Score the trained adapter and the untrained base on the test shards."""
     from jobs import tables

@@ -17,6 +17,7 @@ from jobs.config_file import read_resolved
 from jobs.notices import NoticesConfig
 from jobs.recipes import over_recipe
 from jobs.run_folder import RunFolder
+from jobs.tune_config import TuneConfig
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError
 from pipeline.evaluation.config import EvaluationConfig
@@ -145,6 +146,8 @@ class RunConfig(Settings):
     """Under which name it is registered, and what it must pass."""
     retraining: RetrainingConfig | None = None
     """Null: ``retrain`` runs once over the data as configured."""
+    tune: TuneConfig | None = None
+    """What ``mtl-lora tune`` searches."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Times at which ``mtl-lora schedule`` retrains."""
     notices: NoticesConfig = NoticesConfig()

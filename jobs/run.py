@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,12 @@ class Run:
         config: everything it was told.
         may_go_on: asked between the stages, the last time right before the champion changes; what it raises ends the
             run there. It returns the number of the lease that is held, None without one.
+        tags: of its MLflow run, beside those that every run has.
     """
 
     config: RunConfig
     may_go_on: Callable[[], int | None] = _always
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def folder(self) -> RunFolder:
@@ -72,7 +74,7 @@ class Run:
         if known.get("mlflow_uri") == config.tracking.shown:
             return Tracker(config.tracking.uri, known["mlflow_run_id"])
         data_sets = self.data_sets()
-        tags = {"git_commit": git_commit(), "manifest_sha256": data_sets["training"].manifest_sha256}
+        tags = {"git_commit": git_commit(), "manifest_sha256": data_sets["training"].manifest_sha256, **self.tags}
         parameters = config.shown()
         if config.adapter.size is not None:
             parameters["adapter"] |= {key: getattr(self.adapter, key) for key in ("r", "lora_alpha")}

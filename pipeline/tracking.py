@@ -50,6 +50,10 @@ class TrackingConfig(Settings):
         return masked(self.uri)
 
 
+PARENT = "mlflow.parentRunId"
+"""Tag with the id of the run that a run is a part of."""
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Samples that a run reads.

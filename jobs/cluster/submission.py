@@ -29,7 +29,7 @@ from pipeline.errors import InputError
 from pipeline.progress import TOKEN, console, say
 from pipeline.tracking import TrackingConfig
 
-_FROM_CONFIGURATION = ("prepare", "plan", "train", "evaluate", "export", "demo", "retrain")
+_FROM_CONFIGURATION = ("prepare", "plan", "train", "evaluate", "export", "demo", "retrain", "tune")
 
 
 def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple[int, Any]:

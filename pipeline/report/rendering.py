@@ -38,7 +38,7 @@ def render(page: ReportPage) -> str:
     with drawing.style():
         planes, feature_tasks = feature_planes(page.features, names)
         return (
-            _environment()
+            environment()
             .get_template("page.html.j2")
             .render(
                 page=page,
@@ -61,7 +61,8 @@ def render(page: ReportPage) -> str:
         )
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the templates with their filters; charts are numbered anew for each page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "templates"),
         autoescape=True,

@@ -1,0 +1,198 @@
+"""Trials side by side under Ray Tune: each trains in one process, those that fall behind are ended early.
+
+Every trial has a run folder with checkpoints. After a kill, Tune's own state says which are over; a folder that says
+so itself is believed first, since that state is written only every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.orchestration.environment import inside_job  # noqa: F401 - sets what Ray reads before it is imported
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from pipeline.contracts import write_atomic
+from pipeline.errors import InputError
+from pipeline.tracking import Tracker, read_history
+from pipeline.training.callbacks import CHECKPOINTS, HISTORY, RunCallbacks
+from pipeline.world import World
+
+if TYPE_CHECKING:
+    from pipeline.training.loop import TrainingJob
+
+ENDED = "trial.json"
+"""In a trial's folder: how it ended."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial.
+
+    Args:
+        job: what it trains.
+        folder: its run folder, on storage that all nodes share.
+        tracker: its MLflow run.
+        steps: it has at most.
+    """
+
+    job: TrainingJob
+    folder: Path
+    tracker: Tracker
+    steps: int
+
+
+def ended(folder: Path) -> dict[str, str] | None:
+    """Return a trial's ``state`` and ``reason``; None where it is not over."""
+    path = folder / ENDED
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    state: Path,
+    metric: str,
+    grace_and_reduction: tuple[int, int] | None,
+    max_concurrent: int | None,
+    told: Callable[[int, int | None], None],
+) -> None:
+    """Run all trials that are not over; each leaves its history and :data:`ENDED`.
+
+    Args:
+        trials: numbered by their place.
+        state: folder of Tune's state; the same one goes on after a kill.
+        metric: of the history's ``validation``, the higher the better.
+        grace_and_reduction: of successive halving, steps and factor; None: no trial is ended early.
+        max_concurrent: most at a time; None: as many as there are CPUs or GPUs.
+        told: hears a trial's number and the step that it has measured; None when it is over.
+    """
+    resource = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+    pickled = [ray.cloudpickle.dumps(trial) for trial in trials]
+
+    def function(values: dict[str, Any]) -> None:
+        _run_trial(pickled[values["trial"]], metric)
+
+    trainable = tune.with_resources(function, {"CPU": 1, **({"GPU": 1} if resource == "GPU" else {})})
+    longest = max(trial.steps for trial in trials)
+    if grace_and_reduction is None:
+        scheduler: Any = FIFOScheduler()
+    else:
+        grace, reduction = grace_and_reduction
+        scheduler = ASHAScheduler(
+            time_attr="step",
+            metric=metric,
+            mode="max",
+            max_t=max(longest, grace) + 1,  # a trial's last step ends it, not the scheduler
+            grace_period=grace,
+            reduction_factor=reduction,
+        )
+    name = f"tune-{len(trials)}"
+    told_of = _Told([trial.folder for trial in trials], told)
+    if tune.Tuner.can_restore(str(state / name)):
+        tuner = tune.Tuner.restore(str(state / name), trainable, resume_unfinished=True, restart_errored=True)
+        # Private: callbacks are part of what is restored, where this process's progress is not to be found.
+        tuner._local_tuner._run_config.callbacks = [told_of]
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"trial": tune.grid_search(list(range(len(trials))))},
+            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=max_concurrent),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(state.resolve()),
+                callbacks=[told_of],
+                failure_config=tune.FailureConfig(max_failures=1),
+                verbose=0,
+            ),
+        )
+    results = tuner.fit()
+    for result in results:
+        folder = trials[result.config["trial"]].folder if result.config else None
+        if folder is not None and result.error is not None and ended(folder) is None:
+            _end(folder, "failed", str(result.error).strip().splitlines()[-1])
+
+
+def _end(folder: Path, state: str, reason: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / ENDED, json.dumps({"state": state, "reason": reason}) + "\n")
+
+
+class _Told(tune.Callback):
+    """Carries what Tune hears of the trials to the search's progress, and notes how each ended."""
+
+    def __init__(self, folders: Sequence[Path], told: Callable[[int, int | None], None]) -> None:
+        self.folders, self.told = folders, told
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folders": self.folders, "told": _nobody}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if "step" in result:
+            self.told(trial.config["trial"], result["step"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        folder = self.folders[trial.config["trial"]]
+        if ended(folder) is None:
+            _end(folder, "stopped")
+        self.told(trial.config["trial"], None)
+
+
+def _nobody(trial: int, step: int | None) -> None:
+    return
+
+
+class _TrialCallbacks(RunCallbacks):
+    """A rank's surroundings, which also report each measurement to Tune."""
+
+    def __init__(self, trial: Trial, metric: str) -> None:
+        super().__init__(trial.folder, World(0, 1), trial.job.training.hang_timeout_s, trial.tracker)
+        self.metric = metric
+
+    def log(self, row: dict[str, Any]) -> None:
+        super().log(row)
+        if "validation" in row:
+            tune.report({"step": row["step"], self.metric: row["validation"][self.metric]})
+
+
+def _run_trial(pickled: bytes, metric: str) -> None:
+    trial: Trial = pickle.loads(pickled)
+    if ended(trial.folder) is not None:
+        return _repeat(trial.folder, metric)
+    _alone()
+    from pipeline.training.loop import Trainer
+
+    try:
+        with _TrialCallbacks(trial, metric) as callbacks:
+            Trainer(trial.job, World(0, 1), callbacks, trial.folder / CHECKPOINTS).run()
+    except InputError as error:
+        return _end(trial.folder, "failed", str(error))
+    _end(trial.folder, "finished")
+    return None
+
+
+def _repeat(folder: Path, metric: str) -> None:
+    """Report what a trial that is over has measured, for the others to be judged by."""
+    for row in read_history(folder / HISTORY):
+        if "validation" in row:
+            tune.report({"step": row["step"], metric: row["validation"][metric]})
+
+
+def _alone() -> None:
+    """Be the only rank of a process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ.update({**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
