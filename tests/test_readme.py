@@ -113,7 +113,7 @@ def test_each_configuration_prepares_data_of_its_form(mtl_lora: Run, tmp_path: P
             _write_tars(root, task)
             continue
         (root / task.name).mkdir(parents=True)
-        for split in ("train", "test"):
+        for split in ("train", "validation", "test"):
             lines = [json.dumps(row) + "\n" for row in _records(task, split)]
             (root / task.name / f"{split}.jsonl").write_text("".join(lines))
     done = mtl_lora("prepare", "--config", str(tmp_path / "c.yaml"), "--json", *settings)
