@@ -89,10 +89,11 @@ def send(message: Message) -> None:
     sys.stderr.flush()
 
 
-class _SaidLines(io.TextIOBase):
+class _SaidLines(io.StringIO):
     """Standard error of a followed process: each line that is written to it leaves as a message."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._begun = ""
 
     def write(self, text: str) -> int:

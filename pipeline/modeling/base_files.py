@@ -149,7 +149,8 @@ def _from_hub(repo: str, revision: str) -> tuple[Path, dict[str, Any]]:
             f"{masked(str(error).splitlines()[0] if str(error) else type(error).__name__)}; fix the revision or the "
             "connection, or bring the model as a local folder"
         ) from error
-    expected = {name: entries[name].lfs.sha256 for name in names if getattr(entries[name], "lfs", None)}
+    large = {name: getattr(entries[name], "lfs", None) for name in names}
+    expected = {name: found.sha256 for name, found in large.items() if found}
     return folder, {"repo": repo, "revision": revision, "commit": commit, "expected_sha256": expected}
 
 

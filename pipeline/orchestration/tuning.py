@@ -103,7 +103,8 @@ def run_trials(
     if tune.Tuner.can_restore(str(state / name)):
         tuner = tune.Tuner.restore(str(state / name), trainable, resume_unfinished=True, restart_errored=True)
         # Private: callbacks are part of what is restored, where this process's progress is not to be found.
-        tuner._local_tuner._run_config.callbacks = [told_of]
+        restored: Any = tuner._local_tuner
+        restored._run_config.callbacks = [told_of]
     else:
         tuner = tune.Tuner(
             trainable,
@@ -118,7 +119,7 @@ def run_trials(
             ),
         )
     results = tuner.fit()
-    for result in results:
+    for result in (results[number] for number in range(len(results))):
         folder = trials[result.config["trial"]].folder if result.config else None
         if folder is not None and result.error is not None and ended(folder) is None:
             _end(folder, "failed", str(result.error).strip().splitlines()[-1])

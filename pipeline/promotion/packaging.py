@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 REQUIREMENTS = (
     "filelock",
+    "fsspec",
+    "huggingface_hub",
     "mlflow",
     "numpy",
     "pandas",
@@ -31,6 +33,7 @@ REQUIREMENTS = (
     "pydantic",
     "rich",
     "safetensors",
+    "tenacity",
     "tokenizers",
     "torch",
     "transformers",
@@ -47,7 +50,9 @@ PACKAGES = (
     "errors.py",
     "progress.py",
     "record.py",
+    "retry.py",
     "settings.py",
+    "storage.py",
     "world.py",
     "__init__.py",
     "modeling",

@@ -301,7 +301,7 @@ def application(config: ServerConfig) -> serve.Application:
     gpus = 1 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= config.replicas else 0
     options = {"num_cpus": 0.5, "num_gpus": gpus}
     deployment: Any = ScoreServer
-    return deployment.options(num_replicas=config.replicas, ray_actor_options=options).bind(config)  # type: ignore[no-any-return]
+    return deployment.options(num_replicas=config.replicas, ray_actor_options=options).bind(config)
 
 
 def run_server(config: ServerConfig, host: str, port: int) -> None:
