@@ -116,6 +116,37 @@ async def _not_there(request: Request, error: Any) -> JSONResponse:
     return JSONResponse({"error": f"{what} is nothing that is answered here; see /docs"}, error.status_code)
 
 
+@ray.remote(num_cpus=0)
+class _Turns:
+    """Lets one replica at a time change over."""
+
+    def __init__(self) -> None:
+        self._holder, self._since = "", 0.0
+
+    def take(self, who: str) -> bool:
+        """Whether the turn is this replica's now."""
+        if self._holder in ("", who) or time.monotonic() - self._since > _TURN_S:
+            self._holder, self._since = who, time.monotonic()
+        return self._holder == who
+
+    def give(self, who: str) -> None:
+        """End the turn."""
+        if self._holder == who:
+            self._holder = ""
+
+
+@contextlib.contextmanager
+def _turn(who: str, wait_s: float) -> Iterator[None]:
+    actor: Any = _Turns
+    turns = actor.options(name="mtl-lora-turns", get_if_exists=True, lifetime="detached").remote()
+    while not ray.get(turns.take.remote(who)):
+        time.sleep(min(wait_s, 1.0))
+    try:
+        yield
+    finally:
+        ray.get(turns.give.remote(who))
+
+
 @serve.deployment(
     name="scores",
     max_ongoing_requests=4096,
@@ -263,37 +294,6 @@ class ScoreServer:
                 _log.warning("%s stays: %s", self._served.words, masked(str(error)))
             except Exception:  # noqa: BLE001 - whatever it was, the next look may find better
                 _log.exception("%s stays", self._served.words)
-
-
-@ray.remote(num_cpus=0)
-class _Turns:
-    """Lets one replica at a time change over."""
-
-    def __init__(self) -> None:
-        self._holder, self._since = "", 0.0
-
-    def take(self, who: str) -> bool:
-        """Whether the turn is this replica's now."""
-        if self._holder in ("", who) or time.monotonic() - self._since > _TURN_S:
-            self._holder, self._since = who, time.monotonic()
-        return self._holder == who
-
-    def give(self, who: str) -> None:
-        """End the turn."""
-        if self._holder == who:
-            self._holder = ""
-
-
-@contextlib.contextmanager
-def _turn(who: str, wait_s: float) -> Iterator[None]:
-    actor: Any = _Turns
-    turns = actor.options(name="mtl-lora-turns", get_if_exists=True, lifetime="detached").remote()
-    while not ray.get(turns.take.remote(who)):
-        time.sleep(min(wait_s, 1.0))
-    try:
-        yield
-    finally:
-        ray.get(turns.give.remote(who))
 
 
 def application(config: ServerConfig) -> serve.Application:
