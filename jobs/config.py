@@ -21,7 +21,7 @@ from jobs.tune_config import TuneConfig
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.ingestion import DataConfig, DriftConfig
+from pipeline.ingestion import DataConfig, DriftConfig, with_columns
 from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.orchestration.config import RayConfig
@@ -275,6 +275,8 @@ def _resolved(config: RunConfig) -> RunConfig:
     changes: dict[str, Any] = {"run_root": root, "tracking": config.tracking.resolved(root)}
     if not config.tasks:
         changes["tasks"] = tuple(synthetic_ads_tasks())
+    elif config.data.columns or any(task.columns for task in config.tasks):
+        changes["tasks"] = with_columns(config.data, config.tasks)
     if config.data.root and "://" not in config.data.root:
         changes["data"] = config.data.model_copy(update={"root": str(Path(config.data.root).resolve())})
     if config.manifest:

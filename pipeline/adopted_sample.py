@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pipeline.contracts import Sample, ShardInfo, TaskSpec
 from pipeline.errors import InputError
 from pipeline.members import image_of, is_image, record_of
+from pipeline.record import renamed
 from pipeline.shard_index import ShardIndex, read_members
 from pipeline.validate import Rejected, check_record, day_of
 
@@ -49,7 +50,7 @@ def adopted_sample(
             "changed or is damaged; restore it, or run prepare again"
         )
     try:
-        record = record_of(contents)
+        record = renamed(record_of(contents), spec.columns)
         checked = check_record(record, spec, spec.text_fields)
         image = image_of(record, spec) if spec.image_field and with_image else None
     except Rejected as reason:

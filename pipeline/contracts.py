@@ -5,6 +5,7 @@ Each carries a ``schema`` number; readers refuse one they do not know. On disk t
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import string
@@ -12,9 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import InputError
+from pipeline.label_names import class_of, with_label_keys
 
 TaskKind = Literal["binary", "multiclass", "choice", "ordinal"]
 Metric = Literal["auc", "accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman"]
@@ -116,6 +118,19 @@ class TaskSpec(Contract):
     """Field that clusters samples (a query, a user): intervals are then drawn by cluster."""
     weight_field: str | None = None
     """Field that holds the weight of a record's loss in training, > 0; without it every record weighs 1."""
+    columns: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Field → name of the record's column that it is read from, such as ``{text_a: Product Title}``, or a dotted path
+    into nested values, ``product.title`` or ``offers.0.price``. A column whose own name is the path comes first."""
+    label_map: dict[str, int | float | str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Label in the records → class: a label word, the index of the class, for ``ordinal`` the number, such as
+    ``{Exact: 1, Irrelevant: 0}``; any number of labels may go to one class. A label is taken by its text, else as
+    the same number; one that is not listed is rejected. Labels that YAML takes for truth values stand in quotes."""
+    class_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, exclude_if=lambda value: not value
+    )
+    """Class, by label word or index, → factor of the training loss of its samples, > 0, on top of a sample's own
+    weight; classes that are not listed have 1. Factors are not normalised, and evaluation does not see them. The
+    factor of an ordinal label between two classes lies between theirs."""
     metric: Metric | None = None
     """The metric that stands for the task; ``auc`` for binary, ``pearson`` for ordinal, else ``accuracy``."""
     length_normalized: bool = False
@@ -133,6 +148,84 @@ class TaskSpec(Contract):
             default = {"binary": "auc", "ordinal": "pearson"}.get(kind, "accuracy")
             values["metric"] = values.get("metric") or default
         return values
+
+    @field_validator("label_map", "class_weights", mode="before")
+    @classmethod
+    def _texts_as_keys(cls, values: Any, info: ValidationInfo) -> Any:
+        found = with_label_keys(values, str(info.field_name))
+        if isinstance(found, dict) and (truths := [key for key, value in found.items() if isinstance(value, bool)]):
+            raise ValueError(
+                f"{info.field_name}: a value must be a number or text, got {found[truths[0]]!r} for {truths[0]!r}; "
+                "write the class's index, or its word in quotes"
+            )
+        return found
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> Self:
+        for label, target in self.label_map.items():
+            if (fault := self._target_fault(target)) is not None:
+                raise ValueError(f"task {self.name!r}: label_map must map to classes, {label!r}: {target!r} {fault}")
+        if self.kind == "choice" and self.class_weights:
+            raise ValueError(
+                f"task {self.name!r}: a choice task has no classes to weigh, its records bring the answers; remove "
+                "class_weights"
+            )
+        self.loss_weights()
+        return self
+
+    def _target_fault(self, target: float | str) -> str | None:
+        """Return why a label cannot be mapped to this; None where it can."""
+        words = [word.strip() for word in self.class_names]
+        if isinstance(target, str):
+            return None if target.strip() in words else f"is none of the label words {words}"
+        if self.kind == "ordinal":
+            low, high = min(self.label_values, default=0), max(self.label_values, default=0)
+            return None if low <= target <= high else f"lies outside {low:g} to {high:g}"
+        if target != int(target) or target < 0 or (words and target >= len(words)):
+            return f"is no index within 0 to {len(words) - 1}" if words else "is no index of an answer"
+        return None
+
+    def loss_weights(self) -> tuple[float, ...]:
+        """Return the factor of each class's loss in training, in label order; none without ``class_weights``.
+
+        Raises:
+            ValueError: a key names no class, or one class is named twice.
+        """
+        if not self.class_weights:
+            return ()
+        found: dict[int, float] = {}
+        for name, weight in self.class_weights.items():
+            try:
+                place = class_of(name, self.class_names, self.labels_are)
+            except ValueError as error:
+                raise ValueError(f"task {self.name!r}: a key of class_weights {error}") from None
+            if place in found:
+                raise ValueError(f"task {self.name!r}: class_weights must name class {place} once, got it twice")
+            found[place] = weight
+        return tuple(found.get(place, 1.0) for place in range(len(self.class_names)))
+
+    def loss_weight(self, label: float) -> float:
+        """Return the factor of the training loss that ``class_weights`` gives a sample's label."""
+        weights = self.loss_weights()
+        if not weights:
+            return 1.0
+        if self.kind != "ordinal":
+            return weights[int(label)]
+        values, weights = zip(*sorted(zip(self.label_values, weights, strict=True)), strict=True)
+        upper = min(bisect.bisect_left(values, label), len(values) - 1)
+        lower = max(upper - 1, 0)
+        if upper == lower or label >= values[upper]:
+            return weights[upper]
+        share = (label - values[lower]) / (values[upper] - values[lower])
+        return weights[lower] + share * (weights[upper] - weights[lower])
+
+    def as_prepared(self) -> Self:
+        """Return the spec as far as shards depend on it: without the weights of classes."""
+        return self.model_copy(update={"class_weights": {}})
+
+    def as_asked(self) -> Self:
+        """Return the spec as far as samples show it: without the way in which records were read."""
+        return self.model_copy(update={"columns": {}, "label_map": {}, "class_weights": {}})
 
     @model_validator(mode="after")
     def _check(self) -> Self:

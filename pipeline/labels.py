@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.record import Rejected, as_text, value_of
 
+_Target = int | float | str
 _TRUTH = {"true": True, "false": False}
 _SAYS = {True: ("true", "yes", "1"), False: ("false", "no", "0")}
 
@@ -30,6 +32,8 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
         InputError: it could be an index and another class's word, and the task does not say which.
     """
     value, words = record.get(spec.label_field), choices if spec.kind == "choice" else spec.class_names
+    if spec.label_map:
+        return _mapped(value_of(record, spec.label_field), spec, len(words))
     if type(value) is int and 0 <= value < len(words) and _is_index(spec.kind, spec.labels_are, spec.class_names):
         return float(value)
     name = spec.label_field
@@ -54,6 +58,38 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
     if word is not None and _of_class(spec, word) != found:
         raise InputError(_ambiguous(spec, words, value, found, word))
     return found
+
+
+def _mapped(value: Any, spec: TaskSpec, num_classes: int) -> float:
+    """Return the class or number that ``label_map`` gives a label."""
+    value = value.strip() if isinstance(value, str) else value
+    if value is None or value == "":
+        raise Rejected(f"label {spec.label_field!r} is missing")
+    by_text, by_number = _map_of(tuple(spec.label_map.items()))
+    target = by_text.get(_folded(as_text(value) or ""))
+    if target is None and _truth(value) is None and (number := number_of(value)) is not None:
+        target = by_number.get(number)
+    if target is None:
+        raise Rejected(f"label {spec.label_field!r} is not in label_map")
+    if isinstance(target, str):
+        return _of_class(spec, [word.strip() for word in spec.class_names].index(target.strip()))
+    if spec.kind != "ordinal" and target >= num_classes:
+        raise Rejected(f"label {spec.label_field!r} is not a class index within its choices")
+    return float(target)
+
+
+@functools.lru_cache(maxsize=256)
+def _map_of(items: tuple[tuple[str, _Target], ...]) -> tuple[dict[str, _Target], dict[float, _Target]]:
+    """Return a label map by texts, and by those numbers that one key alone stands for."""
+    by_text = {_folded(key): target for key, target in items}
+    numbers = Counter(number for key, _ in items if (number := number_of(key)) is not None)
+    by_number = {number: t for key, t in items if (number := number_of(key)) is not None and numbers[number] == 1}
+    return by_text, by_number
+
+
+def _folded(text: str) -> str:
+    """Return a truth value in its JSON form, other text as it is."""
+    return text.casefold() if text.casefold() in _TRUTH else text
 
 
 @functools.lru_cache(maxsize=256)

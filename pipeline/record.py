@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -60,6 +60,48 @@ def value_of(record: Mapping[Any, Any], name: str) -> Any:
         return plain(record.get(name))
     except UnicodeDecodeError:
         raise Rejected(f"field {name!r} is not valid UTF-8") from None
+
+
+_ABSENT = object()
+
+
+def renamed(record: Mapping[Any, Any], columns: Mapping[str, str]) -> dict[Any, Any]:
+    """Return a record as it was read with its fields under the names that tasks know; the original stays as it is.
+
+    The result is that of renaming the columns in the file: a field whose column is absent is absent, even where the
+    record has one of the field's own name. Fields that ``columns`` does not name stay.
+
+    Args:
+        record: column → value.
+        columns: field → its column, or a dotted path into nested values; see ``TaskSpec.columns``.
+    """
+    found = dict(record)
+    for field, path in columns.items():
+        value = _at(record, path)
+        if value is _ABSENT:
+            found.pop(field, None)
+        else:
+            found[field] = value
+    return found
+
+
+def column_of(path: str, known: Container[str]) -> str:
+    """Return the column in which a dotted path begins, of those that are known."""
+    return path if path in known else path.partition(".")[0]
+
+
+def _at(record: Mapping[Any, Any], path: str) -> Any:
+    if path in record:
+        return record[path]
+    value: Any = record
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list | tuple | np.ndarray) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return _ABSENT
+    return value
 
 
 def as_text(value: Any) -> str | None:
@@ -153,7 +195,7 @@ def asked(record: Mapping[Any, Any], spec: TaskSpec, text_fields: Sequence[str],
     """Return what a model is asked by a record without a label.
 
     Args:
-        record: as it came in.
+        record: as it came in: a field under its column of ``spec.columns``, or, where that is absent, its own name.
         spec: its task.
         text_fields: ``spec.text_fields``, which take time to find.
         key: that the sample gets.
@@ -161,6 +203,10 @@ def asked(record: Mapping[Any, Any], spec: TaskSpec, text_fields: Sequence[str],
     Raises:
         Rejected: it lacks a field, or one is no text.
     """
+    if spec.columns:
+        read = (*text_fields, spec.choices_field)
+        columns = {field: path for field, path in spec.columns.items() if field in read}
+        record = {**record, **renamed(record, columns)} if columns else record
     fields, choices = texts_of(record, text_fields), choices_of(record, spec)
     label = spec.label_values[0] if spec.label_values else 0.0
     return Sample(key=key, task=spec.name, fields=fields, label=label, choices=choices)

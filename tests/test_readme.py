@@ -87,9 +87,15 @@ def _records(task: TaskSpec, split: str) -> list[dict[str, Any]]:
         if task.kind == "choice":
             row[task.choices_field] = ["this one", "that one"]
         row[task.label_field] = task.label_values[i % 3] if task.label_values else i % (task.num_classes or 2)
+        if task.label_map:
+            row[task.label_field] = list(task.label_map)[i % len(task.label_map)]
         for field, value in ((task.group_field, f"g{i // 4}"), (task.weight_field, 1.5)):
             if field:
                 row[field] = value
+        for field, path in task.columns.items():
+            if field in row:
+                column, _, inner = path.partition(".")
+                row[column] = {inner: row.pop(field)} if inner else row.pop(field)
         rows.append(row)
     return rows
 

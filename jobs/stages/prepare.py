@@ -66,7 +66,7 @@ def _given_shards(config: RunConfig, place: str, append: bool) -> ShardManifest:
     if append:
         raise InputError(f"only a run's own shards can be appended to, got manifest={place!r}; leave manifest out")
     manifest, _, _ = load_manifest(place, config.cache.patience_s)
-    given, asked = ({task.name: task for task in tasks} for tasks in (manifest.tasks, config.tasks))
+    given, asked = ({task.name: task.as_asked() for task in tasks} for tasks in (manifest.tasks, config.tasks))
     if other := sorted(name for name in given.keys() | asked.keys() if given.get(name) != asked.get(name)):
         raise InputError(
             f"tasks must be those of the given shards, with equal templates and label words, {other} are not (there: "

@@ -1,5 +1,6 @@
 """Raw records → validated WebDataset shards and their manifest."""
 
+from pipeline.ingestion.columns import with_columns
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.drift import DriftConfig, DriftReport, DriftThresholds, compare_drift
 from pipeline.ingestion.prepare import Mapper, prepare
@@ -16,5 +17,6 @@ __all__ = [
     "prepare",
     "publish",
     "record_schema",
+    "with_columns",
     "write_schemas",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import datetime as dt
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings import Settings
 from pipeline.synthetic.config import SyntheticAdsConfig
@@ -30,21 +31,66 @@ class Replay(Settings):
     """Share of each task's records that is taken, drawn by a hash of the key and of the train window."""
 
 
+class CsvDialect(Settings):
+    """How CSV files are written."""
+
+    delimiter: str = Field(default=",", pattern=r"^(.|auto)$")
+    """What stands between two fields, one character such as ``;`` or a tab (``"\\t"`` in double quotes); ``auto`` takes
+    what gives each file's first rows the same number of fields."""
+    quote: str | None = Field(default='"', min_length=1, max_length=1)
+    """What stands around a field that holds delimiters or line ends; null where nothing does."""
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """What takes its meaning from the character after it; with it, a quote within quotes need not be doubled."""
+    doubled_quotes: bool = True
+    """A quote within quotes is written twice."""
+    encoding: str = "utf-8"
+    """Of the text, by Python's names (``utf-16``, ``cp1252``); ``auto`` goes by the file's byte order mark, else
+    takes UTF-8 and refuses what is not."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CsvDialect:
+        if self.encoding != "auto":
+            try:
+                codec = codecs.lookup(self.encoding)
+            except LookupError:
+                raise ValueError(
+                    f"data.csv.encoding must be one that Python knows, got {self.encoding!r}; such as utf-16, or auto"
+                ) from None
+            if not codec._is_text_encoding:
+                raise ValueError(f"data.csv.encoding must be one of text, got {self.encoding!r}; such as cp1252")
+        signs = [sign for sign in (self.delimiter, self.quote, self.escape) if sign]
+        if len(set(signs)) != len(signs) or set(signs) & {"\r", "\n", "\0"}:
+            raise ValueError(
+                f"data.csv's delimiter, quote and escape must differ and be no line ends, got {signs}; change one"
+            )
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is to be found out file by file."""
+        return "auto" in (self.delimiter, self.encoding)
+
+
 class DataConfig(Settings):
     """Input of a run."""
 
     source: Literal["synthetic_ads", "records", "webdataset"] = "synthetic_ads"
-    """``synthetic_ads`` makes records; ``records`` reads JSONL, CSV or Parquet files, gzip or not;
+    """``synthetic_ads`` makes records; ``records`` reads JSON, JSONL, CSV or Parquet files, gzip or not;
     ``webdataset`` takes tars that others wrote and leaves them where they are: a member's extension is its field's
     name (``txt``, ``cls``, ``jpg``; a ``json`` member brings the fields inside it), and ``files`` names them."""
     root: str | None = None
-    """Folder or ``s3://`` URL; ``TASK/SPLIT.jsonl.gz`` (also .jsonl, .csv, .csv.gz, .parquet) is looked up in it and
-    in its folders (``SUITE/TASK/…``), with ``windows`` ``DATE/TASK.jsonl.gz``, and ``SPLIT.jsonl.gz`` where records
-    name their task."""
+    """Folder or ``s3://`` URL; ``TASK/SPLIT.jsonl.gz`` (also .json, .csv, each with .gz or not, .parquet) is looked up
+    in it and in its folders (``SUITE/TASK/…``), with ``windows`` ``DATE/TASK.jsonl.gz``, and ``SPLIT.jsonl.gz`` where
+    records name their task."""
     files: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Task → split → path or glob, relative to ``root``, instead of the default layout. The task ``*`` stands for
     files whose records name their task in ``task_field``. With ``webdataset`` braces may count the tars:
     ``part-{0000..0009}.tar``."""
+    columns: dict[str, str] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Field → column of the records, or dotted path into nested values, for all tasks that read the field, and for
+    ``task_field``, ``id_field`` and ``time_field``; a task's own ``columns`` come first."""
+    csv: CsvDialect = Field(default=CsvDialect(), exclude_if=lambda value: value == CsvDialect())
+    """How CSV files are written; ``auto`` stands for ``{delimiter: auto, encoding: auto}``."""
     task_field: str = "task"
     """Field in which a record may name its task."""
     id_field: str = "id"
@@ -78,6 +124,11 @@ class DataConfig(Settings):
     ``conflicts``, so that scores stay comparable."""
     synthetic: SyntheticAdsConfig = SyntheticAdsConfig()
     """What is made with source ``synthetic_ads``."""
+
+    @field_validator("csv", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"delimiter": "auto", "encoding": "auto"} if value == "auto" else value
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

@@ -14,7 +14,10 @@ from pipeline.storage import filesystem
 
 HEAD_BYTES = 64 << 10
 _MARKS = (
-    ((b"\xff\xfe", b"\xfe\xff"), "UTF-16 text; convert it to UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (
+        (b"\xff\xfe", b"\xfe\xff"),
+        "UTF-16 text; convert it to UTF-8: iconv -f UTF-16 -t UTF-8; of CSV say data.csv.encoding: utf-16",
+    ),
     ((b"PAR1",), "a Parquet file; name it .parquet"),
     ((b"\x1f\x8b",), "compressed with gzip; name it .gz"),
     ((b"PK\x03\x04",), "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
@@ -32,7 +35,7 @@ def cause(source: SourceFile, wanted: Sequence[str] = ()) -> str:
     if source.is_synthetic or source.is_tar:
         return ""
     try:
-        head = _head(source.location)
+        head = head_of(source.location)
         seen = _kind(source.location, head)
         if seen:
             return f" (the file is {seen})"
@@ -44,7 +47,10 @@ def cause(source: SourceFile, wanted: Sequence[str] = ()) -> str:
     found = fields_found(fields, wanted)
     separator = next((c for c in _SEPARATORS if len(fields) == 1 and c in fields[0]), None)
     if separator is not None:
-        found += f"; its fields are separated by {separator!r}: write them with commas"
+        found += (
+            f"; its fields are separated by {separator!r}: write them with commas, or say data.csv.delimiter: "
+            f"{json.dumps(separator)}"
+        )
     return f" ({source.name}: {found})"
 
 
@@ -76,7 +82,8 @@ def field_names(location: str, head: bytes) -> list[str]:
     return []
 
 
-def _head(location: str) -> bytes:
+def head_of(location: str) -> bytes:
+    """Return the beginning of a file, unpacked."""
     fs, path = filesystem(location)
     with fs.open(path, "rb") as raw:
         return bytes((gzip.GzipFile(fileobj=raw) if location.endswith(".gz") else raw).read(HEAD_BYTES))
@@ -91,10 +98,12 @@ def _kind(location: str, head: bytes) -> str:
             return what
     if head.count(b"\0") > len(head) // 4:
         return _MARKS[0][1]
-    if name.endswith(".jsonl"):
+    if name.endswith((".jsonl", ".json")):
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+        if text.startswith(b"[") and name.endswith(".json"):
+            return ""
         if text.startswith(b"["):
-            return "one JSON array; write one JSON object a line: jq -c '.[]'"
+            return "one JSON array; write one JSON object a line: jq -c '.[]', or name it .json"
         if text.split(b"\n", 1)[0].strip() == b"{":
             return "JSON over several lines; write one JSON object a line: jq -c ."
         if text and not text.startswith(b"{"):

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
-from pipeline.record import fields_found
+from pipeline.record import column_of, fields_found
 
 BATCH_BYTES = 32 << 20
 """Texts of one batch, about: what its rows are cut by."""
@@ -128,7 +128,8 @@ class _Group:
 def _wanted(names: Sequence[str], columns: Collection[str] | None, name: str) -> list[str]:
     if double := sorted(column for column, count in Counter(names).items() if count > 1):
         raise InputError(f"a Parquet file must have each column once, {name} has {double} more than once; rename one")
-    wanted = [column for column in names if columns is None or column in columns]
+    roots = None if columns is None else {column_of(path, names) for path in columns}
+    wanted = [column for column in names if roots is None or column in roots]
     if columns is not None and not wanted:
         raise InputError(
             f"{name} must have a field that the task asks for ({sorted(columns)}), {fields_found(names, ())}; rename "

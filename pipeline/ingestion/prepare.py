@@ -17,11 +17,12 @@ from pipeline.errors import InputError
 from pipeline.ingestion.adoption import adopt_shard, plan_adoption
 from pipeline.ingestion.append import earlier_data, merged
 from pipeline.ingestion.attainable import best_of_all
+from pipeline.ingestion.columns import with_columns
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.lengths import tokenizer_digest
 from pipeline.ingestion.profile import PROFILE, profile_data, scanned_before, scanned_records
 from pipeline.ingestion.quarantine import check_limits, write_quarantine
-from pipeline.ingestion.records import Unit, split_units
+from pipeline.ingestion.records import Unit, split_units, tell_dialects
 from pipeline.ingestion.resolve import Decisions, Earlier, check_left, resolve
 from pipeline.ingestion.scan import ScanJob, scan_unit
 from pipeline.ingestion.schemas import SCHEMAS, write_schemas
@@ -73,8 +74,9 @@ def prepare(
             preparing the same folder; there is nothing whole to append to; partitions were appended to what stands
             there, which would be lost.
     """
-    folder, tasks = Path(folder), tuple(tasks)
+    folder = Path(folder)
     check_tasks(tasks)
+    tasks = tuple(task.as_prepared() for task in with_columns(config, tasks))
     sources = _sources(config, tasks, folder)
     digest = source_digest(config, tasks, sources, seed)
     current = _current(folder, digest)
@@ -188,6 +190,7 @@ class _Run:
         work = self.folder / ".work" / digest[:16]
         self._drop_other_work(work)
         units = split_units([source for source in sources if not source.is_archive])
+        tell_dialects(self.config, sources)
         names = [task.name for task in self.tasks]
         generation = len(self.old.appended) + 1 if self.append and self.old else 0
         jobs = [ScanJob(n, unit, self.config, self.tasks, work, generation) for n, unit in enumerate(units)]

@@ -19,6 +19,7 @@ from pipeline.ingestion.diagnosis import cause, missing_fields
 from pipeline.ingestion.records import Unit
 from pipeline.ingestion.resolve import CHUNK_ROWS, REASONS, Decisions
 from pipeline.ingestion.scan import Scanned, part, read_rows
+from pipeline.record import column_of
 from pipeline.validate import fields_asked
 
 FOLDER = "quarantine"
@@ -45,12 +46,14 @@ def check_limits(
             continue
         first = next(unit for unit in scanned if task in unit.first_rejects)
         line = first_lines(scanned, units)[first.number] + first.first_rejects[task][0]
-        source, asked = units[first.number].source, fields_asked(specs[task])
+        source, columns = units[first.number].source, specs[task].columns
+        missing = missing_fields(first.rejects[task], fields_asked(specs[task]))
+        wanted = [column_of(columns[field], ()) if field in columns else field for field in missing]
         raise InputError(
             f"task {task!r}: at most {config.max_rejected_share:.1%} of its records"
             f"{'' if config.max_rejected is None else f' and {config.max_rejected} in number'} may be invalid, got "
             f"{rejected} of {total}: {'; '.join(f'{n} x {why}' for why, n in reasons.most_common(5))} (first: "
-            f"{source.name} line {line}){cause(source, missing_fields(first.rejects[task], asked))}; fix them, or "
+            f"{source.name} line {line}){cause(source, wanted)}; fix them, or "
             "raise data.max_rejected_share"
         )
 

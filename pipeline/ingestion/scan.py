@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,15 +17,16 @@ import numpy as np
 
 from pipeline.contracts import PROBABILITIES_FIELD, TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
+from pipeline.ingestion.columns import columns_asked
 from pipeline.ingestion.config import ANY_TASK, DataConfig
 from pipeline.ingestion.images import ImageFolder
 from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
 from pipeline.members import image_of
-from pipeline.record import value_of
+from pipeline.record import renamed, value_of
 from pipeline.retry import persistently
 from pipeline.storage import is_remote
-from pipeline.validate import Checked, Rejected, check_record, day_of, fields_asked, key_of
+from pipeline.validate import Checked, Rejected, check_record, day_of, key_of
 
 ROW = np.dtype(
     [
@@ -124,14 +125,15 @@ class _Scan:
         offset = lines = total = 0
         for line in read_unit(unit, config, self._columns()):
             lines = line.number
+            named = self._name_of(line.record)
+            number, spec, text_fields = self._task_of(line, named)
+            found, line = line, self._renamed(line, spec)
             if unit.source.keep < 1 and not self._drawn(line):
                 continue
-            named = _name_of(line.record, config.task_field)
-            number, spec, text_fields = self._task_of(line, named)
             try:
                 checked, image, image_digest = self._check(line, named, spec, text_fields)
             except Rejected as reason:
-                self._reject(line, spec, str(reason), rejects)
+                self._reject(found, spec, str(reason), rejects)
                 continue
             key = self._key(line)
             payload, name = self._payload(line, checked, spec, key), image.encode()
@@ -159,12 +161,19 @@ class _Scan:
 
     def _columns(self) -> set[str]:
         """Return the fields that are needed of the unit's records."""
-        config, task = self.job.config, self.job.unit.source.task
-        columns = {config.task_field, config.id_field, config.time_field, PROBABILITIES_FIELD}
-        for name, (_, spec, _) in self.by_name.items():
-            if task in (name, ANY_TASK):
-                columns.update(fields_asked(spec))
-        return columns
+        task = self.job.unit.source.task
+        return columns_asked(self.job.config, [spec for spec in self.job.tasks if task in (spec.name, ANY_TASK)])
+
+    def _name_of(self, record: dict[str, Any]) -> Any:
+        """Return the task that a record names, None where it names none."""
+        field = self.job.config.task_field
+        if field in self.job.config.columns:
+            record = renamed(record, {field: self.job.config.columns[field]})
+        return _name_of(record, field)
+
+    @staticmethod
+    def _renamed(line: Line, spec: TaskSpec) -> Line:
+        return replace(line, record=renamed(line.record, spec.columns)) if spec.columns and not line.error else line
 
     def _drawn(self, line: Line) -> bool:
         """Whether a record of a replayed day is taken: a function of its key and of the window trained on."""

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.contracts import EvaluationReport, PromotionDecision, Sample, ShardManifest, TaskSpec, write_atomic
 from pipeline.ingestion.config import DataConfig
 from pipeline.labels import number_of
+from pipeline.record import column_of
 
 SCHEMAS = "schemas"
 """Folder beside the manifest."""
@@ -39,6 +40,10 @@ def record_schema(task: TaskSpec) -> dict[str, Any]:
         properties[task.weight_field] = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}]}
         required.append(task.weight_field)
     properties[task.label_field] = _label_schema(task)
+    for field, path in task.columns.items():
+        if field in required:
+            required[required.index(field)] = column_of(path, ())
+    properties = _by_column(properties, task)
     return {
         "$schema": DIALECT,
         "title": f"record of task {task.name}",
@@ -49,7 +54,22 @@ def record_schema(task: TaskSpec) -> dict[str, Any]:
     }
 
 
+def _by_column(properties: dict[str, Any], task: TaskSpec) -> dict[str, Any]:
+    """Return the properties under the columns that they are read from; of what lies within one, only that it does."""
+    found: dict[str, Any] = {}
+    for field, schema in properties.items():
+        path = task.columns.get(field, field)
+        column = path if field not in task.columns else column_of(path, ())
+        found[column] = schema if path == column else {"description": f"Holds {path!r}."}
+    return found
+
+
 def _label_schema(task: TaskSpec) -> dict[str, Any]:
+    if task.label_map:
+        return {
+            "type": ["string", "number", "boolean"],
+            "description": f"One of {list(task.label_map)}, as text or as the same number.",
+        }
     numbers = [value for word in task.class_names if (value := number_of(word.strip())) is not None]
     words: list[dict[str, Any]] = [{"enum": numbers}] if numbers else []
     if task.kind == "ordinal":

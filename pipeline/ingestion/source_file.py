@@ -1,11 +1,15 @@
-"""One input of a run, as it is found, shown and digested."""
+"""One input of a run, as it is found, shown and digested, and one record of it as found."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.ingestion.images import ARCHIVE
+from pipeline.ingestion.tar_records import TarSample
 
+MAX_LINE_BYTES = 4 << 20
+"""Longest record of a file: a longer one is rejected without being held in memory."""
 SYNTHETIC = "synthetic_ads"
 """``data.source`` whose records are made, and the first part of the names of what is made."""
 
@@ -42,3 +46,17 @@ class SourceFile:
     def is_archive(self) -> bool:
         """Whether it holds the images of the records beside it, and no records."""
         return self.location.endswith(f"/{ARCHIVE}")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One record as found; ``error`` where it could not be read."""
+
+    number: int
+    """Line or row number within the unit, from 1; of a CSV row over several lines the first one."""
+    place: int
+    """A number that tells it from the other records of its source, however the source is cut into units."""
+    record: dict[str, Any]
+    error: str | None = None
+    sample: TarSample | None = None
+    """Where it stands in a tar that others wrote."""

@@ -20,7 +20,7 @@ from pipeline.ingestion.source_file import SYNTHETIC, SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_sources
 from pipeline.storage import filesystem, is_remote, join, stamp_of
 
-SUFFIXES = (".jsonl.gz", ".jsonl", ".csv.gz", ".csv", ".parquet")
+SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".csv.gz", ".csv", ".parquet")
 SPLITS = ("train", "test")
 _MAGIC = re.compile(r"[*?\[]")
 

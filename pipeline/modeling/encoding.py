@@ -132,7 +132,8 @@ class Encoder(SampleEncoder):
             self._refuse_beyond(sample, (*ids, *(token for word in words for token in word)))
             target = target_of(spec, sample, len(words))
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
-            examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized, sample.weight))
+            weight = sample.weight * spec.loss_weight(sample.label)
+            examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized, weight))
         return examples
 
     @staticmethod

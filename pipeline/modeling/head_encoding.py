@@ -64,7 +64,8 @@ class HeadEncoder(SampleEncoder):
             head_rows = (first,) * len(rows) if is_choice else tuple(range(first, first + (spec.num_classes or 1)))
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
             target = target_of(spec, sample, len(head_rows))
-            examples.append(HeadExample(name, task, ids, types, head_rows, target, sample.weight))
+            weight = sample.weight * spec.loss_weight(sample.label)
+            examples.append(HeadExample(name, task, ids, types, head_rows, target, weight))
         return examples
 
     def _texts(self, spec: TaskSpec, sample: Sample) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ import pipeline
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.promotion.integrity import digests
+from pipeline.record import column_of
 
 if TYPE_CHECKING:
     from pipeline.modeling.base_model import BaseModelConfig
@@ -48,6 +49,7 @@ DIGESTS = "digests"
 PACKAGES = (
     "contracts.py",
     "errors.py",
+    "label_names.py",
     "progress.py",
     "record.py",
     "retry.py",
@@ -85,12 +87,18 @@ def signature(specs: tuple[TaskSpec, ...]) -> Any:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import AnyType, Array
 
-    fields = sorted({name for spec in specs for name in spec.text_fields})
-    choices = sorted({spec.choices_field for spec in specs if spec.kind == "choice"})
+    texts = {name for spec in specs for name in spec.text_fields}
+    listed = {spec.choices_field for spec in specs if spec.kind == "choice"}
+    # Rows may come under the columns of the records, too; of a nested path that is the column in which it begins.
+    for spec in specs:
+        read = {field: path for field, path in spec.columns.items() if field in (*spec.text_fields, spec.choices_field)}
+        texts |= {path for field, path in read.items() if field in spec.text_fields}
+        listed |= {path for field, path in read.items() if field not in spec.text_fields}
+        listed |= {column_of(path, ()) for path in read.values() if "." in path}
     inputs: list[Any] = [ColSpec("string", "task")]
-    inputs += [ColSpec("string", name, required=False) for name in fields]
+    inputs += [ColSpec("string", name, required=False) for name in sorted(texts - listed - {"task"})]
     # A list where the row's task has choices, missing elsewhere: an Array column would refuse pandas' NaN.
-    inputs += [ColSpec(AnyType(), name, required=False) for name in choices]
+    inputs += [ColSpec(AnyType(), name, required=False) for name in sorted(listed - {"task"})]
     outputs: list[Any] = [ColSpec("string", "task"), ColSpec("double", "score"), ColSpec("long", "label")]
     outputs += [ColSpec("string", "label_word"), ColSpec(Array(DataType.double), "probabilities")]
     return ModelSignature(Schema(inputs), Schema(outputs))

@@ -112,3 +112,17 @@ def test_a_changed_or_missing_tar_is_noticed_before_and_while_it_is_read(tmp_pat
     path.unlink()
     with pytest.raises(InputError, match="gone or have changed"):
         next(read_split(tmp_path / "out", "train"))
+
+
+def test_columns_and_label_maps_hold_whenever_a_sample_is_read(tmp_path: Path) -> None:
+    rows = [
+        {"__key__": f"{i}", "json": {"said": {"text": f"text {i}"}, "verdict": ["ham", "spam"][i % 2]}}
+        for i in range(8)
+    ]
+    write_tar(tmp_path / "in" / "a.tar", members_of(rows))
+    spec = SPAM.model_copy(
+        update={"columns": {"txt": "said.text", "cls": "verdict"}, "label_map": {"ham": "no", "spam": 1}}
+    )
+    prepare(tar_config(tmp_path / "in"), [spec], tmp_path / "out", seed=0)
+    samples = list(read_split(tmp_path / "out", "train"))
+    assert [(s.fields, s.label) for s in samples] == [({"txt": f"text {i}"}, i % 2) for i in range(8)]

@@ -57,3 +57,11 @@ def test_schemas_are_written_for_tasks_and_artefacts(tmp_path: Path) -> None:
     assert {"record-query_vertical.schema.json", "ShardManifest.schema.json"} <= {path.name for path in paths}
     for path in paths:
         jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text()))
+
+
+def test_the_schema_names_the_columns_of_the_records_and_their_labels() -> None:
+    columns = {"a": "Title", "b": "more.text", "label": "verdict"}
+    task = TASKS[0].model_copy(update={"columns": columns, "label_map": {"bad": 0, "good": 1}})
+    schema = record_schema(task)
+    assert schema["required"] == ["Title", "more", "verdict"]
+    assert jsonschema.Draft202012Validator(schema).is_valid({"Title": "t", "more": {"text": "u"}, "verdict": "good"})

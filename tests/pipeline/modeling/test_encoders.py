@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
 from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
 from pipeline.modeling.answering import class_scorer, classes_of_heads, sample_encoder
-from pipeline.modeling.base_model import BaseModelConfig, load_base
+from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import HeadExample, pack
 from pipeline.modeling.predictor import Predictor, PredictorSpec
@@ -223,3 +223,11 @@ def test_an_absent_tasks_head_gets_zero_gradient_and_only_the_chosen_ones_train(
 def test_a_task_with_labels_alone_is_refused_for_a_language_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'topic': a language model answers by label words after a template"):
         Encoder(tiny_tokenizer(), [TASKS[1]], 64)
+
+
+def test_a_classes_weight_multiplies_the_samples_own(tmp_path: Path) -> None:
+    pair = TASKS[0].model_copy(update={"class_weights": {"1": 3.0}})
+    samples = [SAMPLES[0].model_copy(update={"weight": 0.5}), SAMPLES[4], SAMPLES[0]]
+    words = Encoder(load_tokenizer(BaseModelConfig()), (pair,), 64)
+    for encoder in (sample_encoder(_config(tmp_path, "bert"), (pair,)), words):
+        assert [example.weight for example in encoder.encode(samples)] == [1.5, 1.0, 3.0]

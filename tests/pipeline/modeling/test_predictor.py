@@ -112,3 +112,13 @@ def test_a_column_twice_is_refused(predictor: Predictor) -> None:
 def test_a_row_of_no_known_task_is_refused(predictor: Predictor, name: Any) -> None:
     with pytest.raises(InputError, match="task must be one of the model's"):
         predictor.predict(pd.DataFrame([{**GOOD, "task": name}], dtype=object))
+
+
+def test_rows_are_asked_under_the_columns_of_the_records_and_under_the_fields_own_names(predictor: Predictor) -> None:
+    spec = PICK.model_copy(update={"columns": {"question": "Q.text", "choices": "options", "answer": "gold"}})
+    mapped = Predictor(PredictorSpec(tasks=(spec,), base=predictor.spec.base), predictor.scorer)
+    theirs = {"task": "pick", "Q": {"text": "which?"}, "size": "1", "options": ["one", "two"]}
+    (expected,) = predictor.samples([{"task": "pick", **GOOD}])
+    assert mapped.samples([theirs, {"task": "pick", **GOOD}]) == [expected, expected.model_copy(update={"key": "1"})]
+    with pytest.raises(InputError, match="field 'question' is missing"):
+        mapped.samples([{**theirs, "Q": {}}])

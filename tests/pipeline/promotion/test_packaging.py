@@ -16,11 +16,12 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import Predictor, PredictorSpec
-from pipeline.promotion.packaging import input_example, package, requirements
+from pipeline.promotion.packaging import input_example, package, requirements, signature
 from tests.pipeline.promotion.conftest import TASKS
 
 OWN = {"pipeline", "mtl_lora"}
@@ -130,6 +131,15 @@ def test_answers_are_what_the_signature_says(loaded: Any) -> None:
         values = [v for cell in found[column.name] for v in (cell if column.name == "probabilities" else [cell])]
         name = column.type.dtype.name if column.name == "probabilities" else column.type.name
         assert {type(value.item() if hasattr(value, "item") else value) for value in values} == {kinds[name]}
+
+
+def test_the_signature_takes_rows_under_the_columns_of_the_records_too() -> None:
+    columns = {"question": "Q.text", "size": "Size", "choices": "options", "answer": "gold"}
+    spec = TaskSpec(name="pick", kind="choice", template="{question} {size}:", columns=columns)
+    found = {column.name: str(column.type) for column in signature((spec,)).inputs}
+    assert found.keys() == {"task", "question", "size", "choices", "Q.text", "Q", "Size", "options"}
+    assert found["Size"] == "DataType.string"
+    assert found["Q"] == found["options"] == found["choices"] == "Any"
 
 
 def test_rows_without_a_task_are_refused(loaded: Any) -> None:

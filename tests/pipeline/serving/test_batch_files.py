@@ -148,3 +148,15 @@ def test_an_output_is_of_one_plan_and_of_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "other/mine.txt").write_text("")
     with pytest.raises(InputError, match=r"must be a new folder, .* holds other files"):
         Output(str(tmp_path / "other"), []).begin(plan)
+
+
+def test_rows_are_scored_under_the_columns_of_the_records(tmp_path: Path) -> None:
+    tasks = [task.model_copy(update={"columns": {"text": "Their Text"}}) for task in TASKS]
+    theirs = [{("Their Text" if field == "text" else field): value for field, value in row.items()} for row in ROWS]
+    samples = []
+    for rows, known in ((ROWS, TASKS), (theirs, tasks)):
+        (file,) = find_files(str(_write(tmp_path / f"{len(samples)}" / "a.csv", rows)))
+        (stretch,) = Reader(known, None, ["day"]).stretches(0, file)
+        assert not stretch.rejected
+        samples.append(stretch.samples)
+    assert samples[0] == samples[1]
