@@ -14,6 +14,7 @@ from pipeline.evaluation.ranking import (
     auc_statistic,
     average_precision_statistic,
     grouped_auc_statistic,
+    is_constant,
     pearson_statistic,
     ratio,
     spearman_statistic,
@@ -187,7 +188,7 @@ def reason(sample: TaskScores, metric: str) -> str:
     if len(classes) == 1:
         return f"all {len(sample)} labels are class {int(classes[0])}; {metric} needs at least two classes"
     if metric in ("pearson", "spearman"):
-        side = "predictions" if np.ptp(sample.score) == 0 else "labels"
+        side = "predictions" if is_constant(sample.score) else "labels"
         return f"all {len(sample)} {side} are equal; {metric} needs variation"
     if metric == "grouped_auc":
         return "no group holds both classes"

@@ -18,6 +18,10 @@ from pipeline.evaluation.score_table import Floats, Ints
 Statistic = Callable[[Floats], Floats]
 
 
+_ROUNDING = 1e-12
+"""Differences of this share of the values come from the order of a sum."""
+
+
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Divide element by element; NaN, silently, where the denominator is zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -96,12 +100,21 @@ def _run_ends(ordered: NDArray) -> Ints:
 def pearson_statistic(x: Floats, y: Floats) -> Statistic:
     """Return Pearson's correlation as a function of weights; NaN where a side is constant."""
     # Centred first: raw moments would lose the digits that the mean holds.
-    moments = _moments(x - x.mean(), y - y.mean()) if len(x) else np.zeros((0, 6))
+    moments = _moments(_centred(x), _centred(y)) if len(x) else np.zeros((0, 6))
 
     def statistic(weights: Floats) -> Floats:
         return _correlation(weights @ moments)
 
     return statistic
+
+
+def is_constant(values: Floats) -> bool:
+    """Whether values are equal up to rounding: what is left of their differences then is noise."""
+    return bool(np.ptp(values) <= _ROUNDING * np.abs(values).max())
+
+
+def _centred(values: Floats) -> Floats:
+    return np.zeros(len(values)) if is_constant(values) else values - values.mean()
 
 
 def _moments(x: Floats, y: Floats) -> Floats:

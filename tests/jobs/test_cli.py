@@ -26,6 +26,8 @@ class Done:
 
 @pytest.fixture
 def mtl_lora(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setenv("COLUMNS", "140")  # whatever ran before in this process may have left another width
+
     def run(*arguments: str | Path) -> Done:
         monkeypatch.setattr(sys, "argv", ["mtl-lora", *map(str, arguments)])
         before = signal.getsignal(signal.SIGTERM)

@@ -61,7 +61,7 @@ def test_explicit_keys_win_in_files_and_overrides(tmp_path: Path) -> None:
 
 def test_a_size_leaves_the_recipe_no_rank(tmp_path: Path) -> None:
     overrides = [f"run_root={tmp_path}", "recipe=paper", "adapter.size={like: lora, r: 16}"]
-    config = load_config(Path("demo"), overrides)
+    config = load_config(Path("ads"), overrides)
     assert config.adapter.size is not None and config.adapter.sized(5).lora_alpha == 10
     assert load_config(config.write()) == config
 
