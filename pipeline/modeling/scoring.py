@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mtl_lora import AdapterModel
 from pipeline.contracts import Sample
+from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
 from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.packing import Batch, micro_batches
@@ -75,7 +76,19 @@ class ClassScorer(nn.Module):
 
 
 class LabelScorer(ClassScorer):
-    """Scores the label words of mixed-task batches, the adapted model being a causal language model."""
+    """Scores the label words of mixed-task batches, the adapted model being a causal language model.
+
+    Raises:
+        InputError: the model is none: it has no logits of words.
+    """
+
+    def __init__(self, adapted: nn.Module) -> None:
+        super().__init__(adapted)
+        if self.language_model.get_output_embeddings() is None:
+            raise InputError(
+                f"label words are scored by a language model, got {type(self.language_model).__name__}, which has no "
+                "logits of words; an encoder answers by heads: take class_scorer, or a causal model as base"
+            )
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""

@@ -22,7 +22,7 @@ from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokeni
 from pipeline.modeling.encoding import Encoder
 from pipeline.modeling.packing import HeadExample, pack
 from pipeline.modeling.predictor import Predictor, PredictorSpec
-from pipeline.modeling.scoring import Scorer, label_loss
+from pipeline.modeling.scoring import LabelScorer, Scorer, label_loss
 from tests.pipeline.modeling.tiny import tiny_encoder_folder, tiny_tokenizer
 from tests.reference.encoder_reference import class_log_probabilities
 
@@ -231,3 +231,10 @@ def test_a_classes_weight_multiplies_the_samples_own(tmp_path: Path) -> None:
     words = Encoder(load_tokenizer(BaseModelConfig()), (pair,), 64)
     for encoder in (sample_encoder(_config(tmp_path, "bert"), (pair,)), words):
         assert [example.weight for example in encoder.encode(samples)] == [1.5, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoder_has_no_words_to_score(tmp_path: Path, kind: str) -> None:
+    base = load_base(BaseModelConfig(base=str(tiny_encoder_folder(tmp_path / kind, kind)), max_length=64))
+    with pytest.raises(InputError, match=r"label words are scored by a language model, got .*; an encoder answers by"):
+        LabelScorer(base)
