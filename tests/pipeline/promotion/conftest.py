@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.contracts import PromotionDecision, TaskSpec
-from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import PredictorSpec
 from pipeline.promotion.entries import Entry
 from pipeline.promotion.provenance import Provenance
@@ -48,6 +49,20 @@ def write_adapter(folder: Path) -> Path:
     save_file({"layer.A": torch.ones(2, 3)}, folder / "adapter_model.safetensors")
     (folder / "mtl_lora_config.json").write_text('{"version": 1, "config": {}, "base": null}')
     PredictorSpec(tasks=TASKS, base=BaseModelConfig(num_layers=2)).write(folder / "predictor.json")
+    return folder
+
+
+def write_moved_adapter(folder: Path, seed: int = 0) -> Path:
+    """Write a real adapter on one real layer, its weights moved so that it does answer."""
+    base = BaseModelConfig(num_layers=1)
+    torch.manual_seed(seed)
+    adapted: Any = build_adapter(AdapterConfig(), load_base(base), [task.name for task in TASKS])
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder)
+    PredictorSpec(tasks=TASKS, base=base).write(folder / "predictor.json")
     return folder
 
 

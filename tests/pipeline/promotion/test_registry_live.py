@@ -16,16 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline.errors import HeldBack, InputError
-from pipeline.modeling.adapter import AdapterConfig, build_adapter
-from pipeline.modeling.base_model import BaseModelConfig, load_base
-from pipeline.modeling.predictor import PredictorSpec
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry, Version
 from pipeline.promotion.versions import RegistryUnavailable
-from tests.pipeline.promotion.conftest import TASKS, copy_version, made_from, promote
+from tests.pipeline.promotion.conftest import copy_version, made_from, promote, write_moved_adapter
 from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -74,16 +70,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real adapter on one real layer, its weights moved so that it does answer."""
-    folder, base = tmp_path_factory.mktemp("predictor") / "adapter", BaseModelConfig(num_layers=1)
-    torch.manual_seed(0)
-    adapted: Any = build_adapter(AdapterConfig(), load_base(base), [t.name for t in TASKS])
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    adapted.save_pretrained(folder)
-    PredictorSpec(tasks=TASKS, base=base).write(folder / "predictor.json")
-    return folder
+    return write_moved_adapter(tmp_path_factory.mktemp("predictor") / "adapter")
 
 
 ANSWER = """

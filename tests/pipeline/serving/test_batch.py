@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -87,7 +88,10 @@ def test_a_killed_call_goes_on_where_it_was(inputs: Path, whole: dict[str, bytes
         "    score_files(job)\n"
     )
     output = tmp_path / "out"
-    running = subprocess.Popen([sys.executable, str(script), str(inputs), str(output)])
+    here = os.environ | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[3])
+    }  # the null model is no part of the package
+    running = subprocess.Popen([sys.executable, str(script), str(inputs), str(output)], env=here)
     try:
         while len(list(output.glob("_work/*/*.parquet"))) + len(list(output.glob("_work/*.json"))) < 2:
             assert running.poll() is None, "it ended before it could be killed"

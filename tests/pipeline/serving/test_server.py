@@ -15,16 +15,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import requests
-import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.errors import InputError
-from pipeline.modeling.adapter import AdapterConfig, build_adapter
-from pipeline.modeling.base_model import BaseModelConfig, load_base
-from pipeline.modeling.predictor import Predictor, PredictorSpec
+from pipeline.modeling.predictor import Predictor
 from pipeline.promotion.registry import Registry
 from pipeline.serving.served_model import resolve
-from tests.pipeline.promotion.conftest import TASKS, add_version, promote, store  # noqa: F401 - a fixture
+from tests.pipeline.promotion.conftest import add_version, promote, store, write_moved_adapter  # noqa: F401 - a fixture
 from tests.processes import free_port, kill_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
@@ -38,19 +35,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def predictors(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two adapters that answer differently."""
-    folders = []
-    for seed in range(2):
-        folder, base = tmp_path_factory.mktemp("predictor") / "adapter", BaseModelConfig(num_layers=1)
-        torch.manual_seed(seed)
-        adapted: Any = build_adapter(AdapterConfig(), load_base(base), [task.name for task in TASKS])
-        with torch.no_grad():
-            for parameter in adapted.parameters():
-                if parameter.requires_grad:
-                    parameter += 0.05 * torch.randn_like(parameter)
-        adapted.save_pretrained(folder)
-        PredictorSpec(tasks=TASKS, base=base).write(folder / "predictor.json")
-        folders.append(folder)
-    return folders
+    return [write_moved_adapter(tmp_path_factory.mktemp("predictor") / "adapter", seed) for seed in range(2)]
 
 
 class Server:
