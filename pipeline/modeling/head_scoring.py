@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mtl_lora import AdapterModel
 from mtl_lora.heads import TaskHeads
 from pipeline.modeling import packed_attention
-from pipeline.modeling.packing import Batch, is_token
+from pipeline.modeling.packing import Batch
 from pipeline.modeling.scoring import ClassScorer
 
 
@@ -50,17 +50,14 @@ def row_states(model: Any, batch: Batch, routed: AbstractContextManager[Any]) ->
         return states_MH[batch.answer]
     starts = torch.zeros(len(states_MH), dtype=torch.long, device=states_MH.device)
     row_M = starts.index_fill(0, batch.answer, 1).cumsum(0) - 1
-    sums_PH = torch.zeros(len(batch.answer), states_MH.shape[1], device=states_MH.device).index_add(
-        0, row_M, states_MH.float()
-    )
-    return sums_PH / row_M.bincount(minlength=len(batch.answer))[:, None]
+    none_P = torch.zeros(len(batch.answer), device=states_MH.device)
+    sums_PH = none_P[:, None].expand(-1, states_MH.shape[1]).index_add(0, row_M, states_MH.float())
+    return sums_PH / none_P.index_add(0, row_M, torch.ones_like(row_M, dtype=none_P.dtype))[:, None]
 
 
 def _packed_states(model: Any, batch: Batch, reading: RowReading, routed: AbstractContextManager[Any]) -> Tensor:
-    tokens = [is_token(rows) for rows in batch.rows]
-    masks = tuple(None if bool(found.all()) else found for found in tokens)
     position = batch.position + reading.first_position
-    inputs = packed_attention.packed_inputs(batch.input_ids, position, batch.rows, batch.owner, masks=masks)
+    inputs = packed_attention.packed_inputs(batch.input_ids, position, batch.rows, batch.owner, masks=batch.row_masks)
     if reading.has_segments:
         inputs["token_type_ids"] = batch.token_type[None]
     with routed:
@@ -75,7 +72,7 @@ def _padded_states(model: Any, batch: Batch, reading: RowReading, routed: Abstra
         inputs["token_type_ids"] = batch.token_type[nodes]
     with routed:
         states_BSH: Tensor = model(**inputs).last_hidden_state
-    return states_BSH[mask][nodes[mask].argsort()]
+    return states_BSH.flatten(0, 1)[batch.padded_place(nodes)]
 
 
 class HeadScorer(ClassScorer):

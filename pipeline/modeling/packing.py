@@ -97,6 +97,8 @@ class Batch:
     """(M,) task index; a task's nodes stand together."""
     rows: tuple[Tensor, ...]
     """Groups of rows of like length, each (B, S): the nodes of each row, the last one repeated as padding."""
+    row_masks: tuple[Tensor | None, ...]
+    """With heads, for each group which of its places are no padding, (B, S), None where all are; else empty."""
     owner: Tensor
     """(M,) for each node one place of it in the groups, flattened one after another."""
     answer: Tensor
@@ -128,9 +130,7 @@ class Batch:
         def move(value: object) -> object:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
-            if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
-                return tuple(map(move, value))
-            return value
+            return tuple(map(move, value)) if isinstance(value, tuple) else value
 
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
 
@@ -142,9 +142,7 @@ class Batch:
             of it in the flattened rows (P,).
         """
         nodes, mask = self.padded_nodes()
-        place = torch.zeros_like(self.input_ids)
-        place[nodes[mask]] = mask.flatten().nonzero().squeeze(1)
-        return self.input_ids[nodes], mask.long(), self.token_task[nodes[:, 0]], place[self.answer]
+        return self.input_ids[nodes], mask.long(), self.token_task[nodes[:, 0]], self.padded_place(nodes)[self.answer]
 
     def padded_nodes(self) -> tuple[Tensor, Tensor]:
         """Return the nodes of all rows, right-padded with the last one of each (B, S), and where they are no padding
@@ -152,6 +150,12 @@ class Batch:
         longest = max(group.shape[1] for group in self.rows)
         nodes = torch.cat([torch.cat([g, g[:, -1:].expand(-1, longest - g.shape[1])], 1) for g in self.rows])
         return nodes, is_token(nodes)
+
+    def padded_place(self, nodes: Tensor) -> Tensor:
+        """Return for each node its first place in the flattened rows of :meth:`padded_nodes`, which is no padding,
+        (M,)."""
+        every = torch.arange(nodes.numel(), device=nodes.device)
+        return torch.full_like(self.input_ids, nodes.numel()).scatter_reduce(0, nodes.flatten(), every, "amin")
 
 
 def is_token(rows: Tensor) -> Tensor:
@@ -283,6 +287,8 @@ def _batch(
     examples: Sequence[Example | HeadExample],
 ) -> Batch:
     groups, width = _groups(rows), max(example.num_classes for example in examples)
+    group_rows = tuple(map(torch.from_numpy, groups))
+    masks = [is_token(nodes) for nodes in group_rows] if isinstance(examples[0], HeadExample) else []
     target = torch.zeros(len(examples), width)
     class_mask = torch.zeros(len(examples), width, dtype=torch.bool)
     for e, example in enumerate(examples):
@@ -294,7 +300,8 @@ def _batch(
         position=torch.tensor(trie.positions),
         token_type=torch.tensor(trie.types),
         token_task=torch.tensor(trie.tasks),
-        rows=tuple(map(torch.from_numpy, groups)),
+        rows=group_rows,
+        row_masks=tuple(None if bool(mask.all()) else mask for mask in masks),
         owner=torch.from_numpy(_owners(groups, len(trie.tokens))),
         answer=torch.tensor(answers),
         term_answer=torch.tensor(term_answer),

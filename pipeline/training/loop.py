@@ -123,7 +123,7 @@ class Trainer:
         self.objective = objective
         self.engine = Engine(objective, job.training, self.num_steps, bfloat16)
         self.guard = FiniteGuard(objective, self.device)
-        self.log_interval = _LogInterval(len(job.tasks), self.device)
+        self.log_interval = LogInterval(len(job.tasks), self.device)
         self.measured: dict[str, Any] = {}
         self.validation: Validation | None = None
         if (asked := job.training.validation) is not None:
@@ -298,7 +298,7 @@ class Trainer:
         return step
 
 
-class _LogInterval:
+class LogInterval:
     """Sums since the last log row: per-task loss and count, tokens, waiting time."""
 
     def __init__(self, num_tasks: int, where: torch.device) -> None:
@@ -308,12 +308,14 @@ class _LogInterval:
         self.start = time.monotonic()
 
     def restart(self) -> None:
+        """Begin anew."""
         self.sums_T2.zero_()
         self.tokens.zero_()
         self.last_wait_s, self.data_wait_s = self.data_wait_s, 0.0
         self.start = time.monotonic()
 
     def add(self, batch: Batch, losses_E: Tensor, counts_E: Tensor) -> None:
+        """Take the losses of one micro-batch, and which of them count; the host does not wait for them."""
         values = torch.stack([losses_E * counts_E, counts_E], 1).to(self.sums_T2.dtype)
         self.sums_T2.index_add_(0, batch.example_task, values)
         self.tokens += batch.num_tokens

@@ -33,7 +33,8 @@ class Objective(nn.Module):
     def __init__(self, scorer: ClassScorer, tasks: Sequence[str], config: TrainingConfig) -> None:
         super().__init__()
         self.scorer, self.label_smoothing = scorer, config.label_smoothing
-        self._task_weight_T = torch.tensor([config.task_weights.get(task, 1.0) for task in tasks])
+        weights = [config.task_weights.get(task, 1.0) for task in tasks]
+        self._task_weight_T = torch.tensor(weights, device=next(scorer.parameters()).device)
         self.orthogonality = config.orthogonality
         self.log_variance = nn.Parameter(torch.zeros(len(tasks))) if config.uncertainty_weighting else None
 
@@ -47,7 +48,6 @@ class Objective(nn.Module):
             known = log_probabilities_EC.masked_fill(~batch.class_mask, 0.0)
             uniform_E = -known.sum(-1) / batch.class_mask.sum(-1)
             losses_E = plain_E.lerp(uniform_E, self.label_smoothing)
-        self._task_weight_T = self._task_weight_T.to(plain_E.device)
         if self.log_variance is not None:
             s_E = self.log_variance.float()[batch.example_task]
             losses_E = losses_E * torch.exp(-s_E) + s_E / 2
