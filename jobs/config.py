@@ -26,8 +26,8 @@ from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.orchestration.config import RayConfig
 from pipeline.promotion.gates import GatesConfig
+from pipeline.schemes import WRITABLE, scheme_of
 from pipeline.settings import Settings
-from pipeline.storage import is_remote
 from pipeline.stream import CacheConfig, LengthGrouping, Mixture, Proportional
 from pipeline.synthetic import synthetic_ads_tasks
 from pipeline.tracking import TrackingConfig
@@ -119,13 +119,13 @@ class RunConfig(Settings):
     data: DataConfig = DataConfig()
     """What is read, from where, and how strictly."""
     manifest: str | None = None
-    """Shards that stand prepared: their ``manifest.json`` or its folder, a path or ``s3://`` URL. ``prepare`` then
+    """Shards that stand prepared: their ``manifest.json`` or its folder, a path or URL. ``prepare`` then
     only checks them, and ``data`` is not read."""
     publish: str | None = None
-    """``s3://`` folder to which ``prepare`` uploads the shards, and from which they are then read. Its credentials
-    are those in the environment."""
+    """Folder in ``s3://``, ``gs://``, ``az://`` or ``abfs://`` to which ``prepare`` uploads the shards, and from which
+    they are then read. Its credentials are those in the environment."""
     cache: CacheConfig = CacheConfig()
-    """Where shards from S3 are kept."""
+    """Where shards from afar are kept."""
     drift: DriftConfig = DriftConfig()
     """Comparison of the data with earlier data, before anything is trained."""
     tasks: tuple[TaskSpec, ...] = ()
@@ -168,9 +168,10 @@ class RunConfig(Settings):
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             raise ValueError(f"task names must differ, got {doubles} twice; rename one of each")
-        if self.publish and (self.manifest or not is_remote(self.publish)):
+        scheme = scheme_of(self.publish or "")
+        if self.publish and (self.manifest or scheme is None or not scheme.is_writable):
             raise ValueError(
-                "publish must be an s3:// folder for shards that this run prepares, got "
+                f"publish must be a folder in {WRITABLE} for shards that this run prepares, got "
                 f"publish {self.publish!r} with manifest {self.manifest!r}; leave one of them out, or name a bucket"
             )
         if self.tasks and (unknown := self.promotion.gates.unknown_names(names)) is not None:

@@ -11,12 +11,17 @@ from typing import TypeVar
 import tenacity
 
 from pipeline.errors import InputError
+from pipeline.schemes import scheme_of
 
 T = TypeVar("T")
 PATIENCE_S = 300.0
 """How long a read is tried again before the run stops: longer than a storage node takes to restart."""
 _LONGEST_WAIT_S = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "azure", "huggingface_hub", "httpx")
+"""Packages whose errors come out of a file system as they are."""
+_PASSING = (408, 425, 429)
+_REFUSING = (401, 403)
 _log = logging.getLogger(__name__)
 
 
@@ -29,20 +34,43 @@ def is_transient(error: BaseException) -> bool:
     """Whether trying again may help: broken connections and server errors, not refusals and missing files."""
     if isinstance(error, PermissionError | FileNotFoundError | IsADirectoryError) or is_full(error):
         return False
+    name, status = type(error).__name__, _status(error)
+    if is_refused(error) or "Certificate" in name:
+        return False
+    if _package(error) in _CLIENTS and status is not None:
+        return status >= 500 or status in _PASSING
     if isinstance(error, OSError | TimeoutError | EOFError):
         return True
-    module = type(error).__module__.split(".")[0]
-    if module == "aiohttp":
+    return _package(error) in _CLIENTS and "Param" not in name
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether storage does not let this one in, whatever package asked it."""
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return True
-    if module in ("botocore", "aiobotocore"):
-        return "Credentials" not in type(error).__name__ and "Param" not in type(error).__name__
-    return False
+    if type(error) is OSError and str(error).startswith("Forbidden:"):  # as gcsfs says it
+        return True
+    return _package(error) in _CLIENTS and (
+        _status(error) in _REFUSING or type(error).__name__ in ("ClientAuthenticationError", "RefreshError")
+    )
+
+
+def _package(error: BaseException) -> str:
+    return type(error).__module__.split(".")[0]
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status in an error of a storage's client; each keeps it in its own place."""
+    response = getattr(error, "response", None)
+    places = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+    found = next((value for value in (*places, getattr(response, "status_code", None)) if value), None)
+    return int(found) if isinstance(found, int | str) and str(found).isdigit() else None
 
 
 def is_outage(error: BaseException) -> bool:
     """Whether storage refused a read or failed at it for a while, where a damaged file fails for good."""
     damaged = isinstance(error, EOFError | gzip.BadGzipFile) or (type(error) is OSError and error.errno is None)
-    return isinstance(error, PermissionError) or (is_transient(error) and not damaged)
+    return is_refused(error) or (is_transient(error) and not damaged)
 
 
 def persistently(action: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
@@ -65,11 +93,14 @@ def persistently(action: Callable[[], T], what: str, patience_s: float = PATIENC
     except Exception as error:  # told apart right here
         if is_transient(error):
             raise InputError(f"{what} must answer within {patience_s:g} s, it did not: {error}; fix it") from error
-        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        if is_refused(error):
+            scheme = scheme_of(what)
             raise InputError(
-                f"{what} must be readable with the credentials at hand, it was refused: {error}; "
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+                f"{what} must be readable with the credentials at hand, it was refused: {error}; check "
+                f"{scheme.credentials if scheme else 'who may read it'}"
             ) from error
+        if _package(error) in _CLIENTS:
+            raise InputError(f"{what} must be read or written, storage does not do it: {error}; fix the URL") from error
         raise
 
 

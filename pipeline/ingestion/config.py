@@ -79,9 +79,10 @@ class DataConfig(Settings):
     ``webdataset`` takes tars that others wrote and leaves them where they are: a member's extension is its field's
     name (``txt``, ``cls``, ``jpg``; a ``json`` member brings the fields inside it), and ``files`` names them."""
     root: str | None = None
-    """Folder or ``s3://`` URL; ``TASK/SPLIT.jsonl.gz`` (also .json, .csv, each with .gz or not, .parquet) is looked up
-    in it and in its folders (``SUITE/TASK/…``), with ``windows`` ``DATE/TASK.jsonl.gz``, and ``SPLIT.jsonl.gz`` where
-    records name their task."""
+    """Folder or URL (``s3://``, ``gs://``, ``az://``, ``abfs://``, ``hf://``, ``https://``); ``TASK/SPLIT.jsonl.gz``
+    (also .json, .csv, each with .gz or not, .parquet) is looked up in it and in its folders (``SUITE/TASK/…``), SPLIT
+    being train, validation (or valid, val, dev) and test; with ``windows`` ``DATE/TASK.jsonl.gz``, and
+    ``SPLIT.jsonl.gz`` where records name their task."""
     files: dict[str, dict[str, str]] = Field(default_factory=dict)
     """Task → split → path or glob, relative to ``root``, instead of the default layout. The task ``*`` stands for
     files whose records name their task in ``task_field``. With ``webdataset`` braces may count the tars:

@@ -55,7 +55,7 @@ class DriftConfig(Settings):
     """Whether and how strictly new data is held against earlier data."""
 
     against: str | None = None
-    """Earlier shards: their ``manifest.json`` or its folder, a path or ``s3://`` URL; None for no comparison."""
+    """Earlier shards: their ``manifest.json`` or its folder, a path or URL; None for no comparison."""
     thresholds: DriftThresholds = DriftThresholds()
     """Of each measure."""
 
@@ -79,7 +79,7 @@ class DriftReport(Contract):
 
 
 def compare_drift(earlier: str | Path, current: str | Path, thresholds: DriftThresholds | None = None) -> DriftReport:
-    """Compare two preparations, each named by its folder or manifest, a path or ``s3://`` URL, by their profiles.
+    """Compare two preparations, each named by its folder or manifest, a path or URL, by their profiles.
 
     Raises:
         InputError: one has no profile, or it cannot be read.

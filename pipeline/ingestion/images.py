@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import InputError
 from pipeline.record import Rejected, is_unicode
 from pipeline.retry import is_outage
-from pipeline.storage import filesystem, is_remote
+from pipeline.storage import exists, filesystem, is_remote
 
 ARCHIVE = "images.zip"
 MAX_IMAGE_BYTES = 16 << 20
@@ -31,7 +31,7 @@ class ImageFolder:
         self._fs, path = filesystem(record_file)
         self._folder = posixpath.dirname(path)
         self._zip: zipfile.ZipFile | None = None
-        if self._fs.exists(f"{self._folder}/{ARCHIVE}"):
+        if exists(self._fs, f"{self._folder}/{ARCHIVE}"):
             self._zip = self._opened(f"{self._folder}/{ARCHIVE}")
 
     def _opened(self, path: str) -> zipfile.ZipFile:
@@ -75,8 +75,12 @@ class ImageFolder:
 
     def _from_folder(self, name: str) -> bytes:
         path = f"{self._folder}/{name}"
-        if not self._fs.isfile(path):
+        try:
+            info = self._fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Rejected("image is missing") from None
+        if info["type"] != "file":
             raise Rejected("image is missing")
-        if self._fs.size(path) > MAX_IMAGE_BYTES:
+        if int(info["size"]) > MAX_IMAGE_BYTES:
             raise Rejected(f"image is larger than {MAX_IMAGE_BYTES} bytes")
         return bytes(self._fs.cat_file(path))

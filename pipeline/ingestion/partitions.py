@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from pipeline.ingestion.sources import SUFFIXES
-from pipeline.storage import filesystem, is_remote, join
+from pipeline.storage import exists, filesystem, is_remote, join, stamp_of
 
 COMPLETE = "_SUCCESS"
 _DAY = dt.timedelta(days=1)
@@ -54,7 +54,7 @@ class Window:
 
 
 def find_partitions(root: str, complete_file: str | None = COMPLETE) -> list[Partition]:
-    """Return the partitions under a folder or ``s3://`` URL, by day.
+    """Return the partitions under a folder or URL, by day.
 
     Args:
         root: what holds the folders named by date.
@@ -65,7 +65,7 @@ def find_partitions(root: str, complete_file: str | None = COMPLETE) -> list[Par
     """
     fs, path = filesystem(root)
     found = []
-    for entry in fs.ls(path, detail=False) if fs.exists(path) else ():
+    for entry in fs.ls(path, detail=False) if exists(fs, path) else ():
         day = _date(posixpath.basename(str(entry).rstrip("/")))
         if day is None:
             continue
@@ -81,7 +81,7 @@ def find_partitions(root: str, complete_file: str | None = COMPLETE) -> list[Par
 
 
 def digest_partitions(root: str, partitions: Sequence[Partition]) -> dict[str, str]:
-    """Return a short digest of each day's content: of the bytes locally, of names, sizes and ETags on S3."""
+    """Return a short digest of each day's content: of the bytes locally, of names, sizes and versions elsewhere."""
     digests = {}
     for partition in partitions:
         digest = hashlib.sha256()
@@ -91,7 +91,7 @@ def digest_partitions(root: str, partitions: Sequence[Partition]) -> dict[str, s
             if is_remote(place):
                 fs, path = filesystem(place)
                 info = fs.info(path)
-                digest.update(f"{info['size']}{info.get('ETag')}".encode())
+                digest.update(f"{info['size']}{info.get('ETag') or stamp_of(info)}".encode())
             else:
                 with Path(place).open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -1,4 +1,4 @@
-"""Prepared shards to S3."""
+"""Prepared shards to an object store."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pipeline.ingestion.prepare import MANIFEST, is_whole
 from pipeline.ingestion.profile import PROFILE
 from pipeline.ingestion.schemas import SCHEMAS
 from pipeline.retry import PATIENCE_S, persistently
+from pipeline.schemes import WRITABLE
 from pipeline.shard_index import index_path
-from pipeline.storage import filesystem, is_remote, join
+from pipeline.storage import check_target, filesystem, is_remote, join
 
 
 def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
@@ -22,11 +23,12 @@ def publish(folder: Path, url: str, patience_s: float = PATIENCE_S) -> str:
     shards only the indexes are; what fails for a while is tried again for ``patience_s``.
 
     Raises:
-        InputError: the shards are not whole, the target is not an ``s3://`` URL, or it refuses them.
+        InputError: the shards are not whole, the target is no URL that can be written to, or it refuses them.
     """
     folder = Path(folder)
     if not is_remote(url):
-        raise InputError(f"shards are published to an s3:// URL, got {url!r}; copy them with cp to a folder")
+        raise InputError(f"shards are published to a URL of {WRITABLE}, got {url!r}; copy them with cp to a folder")
+    url = check_target(url, "shards")
     manifest = ShardManifest.read(folder / MANIFEST)
     if not is_whole(folder, manifest):
         raise InputError(f"all shards of {folder / MANIFEST} must stand beside it before they are published; prepare")
@@ -67,6 +69,7 @@ def _digests(manifest: ShardManifest) -> dict[str, str]:
 def _there(fs: Any, root: str) -> tuple[dict[str, int], ShardManifest | None]:
     """Return name → bytes of what is published already, and its manifest."""
     try:
+        fs.invalidate_cache()
         listed = fs.ls(root, detail=True)
     except FileNotFoundError:
         return {}, None

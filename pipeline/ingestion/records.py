@@ -110,7 +110,7 @@ def tell_dialects(config: DataConfig, sources: Sequence[SourceFile]) -> None:
 
 
 class _Stretches(io.RawIOBase):
-    """A file on S3, whose own ``readline`` takes no limit, for a buffer to be laid over it."""
+    """A file from afar, whose own ``readline`` takes no limit, for a buffer to be laid over it."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

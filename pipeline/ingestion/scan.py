@@ -92,7 +92,7 @@ def scan_unit(job: ScanJob) -> Scanned:
     if done.is_file():
         return Scanned(**json.loads(done.read_bytes()))
     location = job.unit.source.location
-    # A read from S3 that breaks off begins again: its files are written anew.
+    # A read from afar that breaks off begins again: its files are written anew.
     found = persistently(lambda: _scanned(job), location) if is_remote(location) else _scanned(job)
     write_atomic(done, json.dumps(found.__dict__))
     return found

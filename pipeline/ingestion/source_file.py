@@ -22,7 +22,7 @@ class SourceFile:
     """Task of its records; ``*`` where each names its own."""
     split: str
     location: str
-    """Local path or ``s3://`` URL."""
+    """Local path or URL."""
     name: str
     """The location relative to the configured root: what is shown and digested."""
     day: str | None = None
@@ -30,7 +30,7 @@ class SourceFile:
     keep: float = 1.0
     """Share of its records that is taken, the others being left out before anything else."""
     digest: str = ""
-    """sha256 of a local file's content, ETag of one on S3; of a local tar the time of its last change."""
+    """sha256 of a local file's content; of a remote file and of a tar what storage calls its version (ETag, time)."""
 
     @property
     def is_synthetic(self) -> bool:

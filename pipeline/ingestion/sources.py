@@ -18,10 +18,12 @@ from pipeline.ingestion.config import ANY_TASK, DataConfig, days_of
 from pipeline.ingestion.images import ARCHIVE
 from pipeline.ingestion.source_file import SYNTHETIC, SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_sources
-from pipeline.storage import filesystem, is_remote, join, stamp_of
+from pipeline.schemes import scheme_of
+from pipeline.storage import exists, filesystem, is_remote, join, stamp_of, url_of
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".csv.gz", ".csv", ".parquet")
-SPLITS = ("train", "test")
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+"""Splits of the default layout, each with the names that its file may bear."""
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -41,11 +43,14 @@ def find_sources(config: DataConfig, tasks: Sequence[TaskSpec]) -> list[SourceFi
         names = [ANY_TASK]
     found = []
     for name in names:
-        for split, candidates in _candidates(config, name).items():
-            if split in config.windows and name not in config.files:
-                found += _partitions(config, name, split, config.windows[split])
-            else:
+        if name in config.files:
+            for split, candidates in _candidates(config, name).items():
                 found += _expand(config, name, split, candidates)
+        elif config.windows:
+            for split, window in config.windows.items():
+                found += _partitions(config, name, split, window)
+        else:
+            found += _in_layout(config, name)
         if config.replay is not None and name not in config.files:
             older = _partitions(config, name, "train", config.replay.window, late=True)
             found += [replace(source, keep=config.replay.share) for source in older]
@@ -61,27 +66,64 @@ def find_archives(config: DataConfig, tasks: Sequence[TaskSpec], sources: Sequen
         if source.is_synthetic or location in found or source.task not in with_images:
             continue
         fs, path = filesystem(location)
-        if fs.exists(path):
+        if exists(fs, path):
             found[location] = _described(config, source.task, source.split, fs, path, location)
     return list(found.values())
 
 
 def _has_mixed_files(config: DataConfig) -> bool:
     fs, path = filesystem(str(config.root))
-    return any(fs.exists(f"{path.rstrip('/')}/train{suffix}") for suffix in SUFFIXES)
+    return any(exists(fs, f"{path.rstrip('/')}/train{suffix}") for suffix in SUFFIXES)
 
 
 def _candidates(config: DataConfig, task: str) -> dict[str, list[str]]:
-    """Return for each split the places to look at: the first that exists is taken."""
-    if task in config.files and config.source == "webdataset":
+    """Return for each split the places that ``data.files`` names."""
+    if config.source == "webdataset":
         from pipeline.ingestion.tar_writer import expand_braces  # webdataset brings torch, which takes seconds
 
         return {split: expand_braces(pattern) for split, pattern in config.files[task].items()}
-    if task in config.files:
-        return {split: [pattern] for split, pattern in config.files[task].items()}
+    return {split: [pattern] for split, pattern in config.files[task].items()}
+
+
+def _in_layout(config: DataConfig, task: str) -> list[SourceFile]:
+    """Return a task's files in the default layout, by split; in each folder the first ending that is there is taken."""
     heads = [""] if task == ANY_TASK else [f"{task}/", f"*/{task}/"]
-    splits = dict.fromkeys((*SPLITS, *config.windows)) if not config.windows else dict.fromkeys(config.windows)
-    return {split: [f"{head}{split}{suffix}" for head in heads for suffix in SUFFIXES] for split in splits}
+    root = str(config.root or ".").rstrip("/")
+    fs, path = filesystem(root)
+    scheme = scheme_of(root)
+    if scheme is None or scheme.is_listed:
+        there = [_matches(fs, f"{path}/{head}*") for head in heads]
+    else:  # what a folder holds is not told there, so each name is asked for
+        names = [f"{path}/{heads[0]}{stem}{end}" for stems in SPLITS.values() for stem in stems for end in SUFFIXES]
+        there = [[name for name in names if exists(fs, name)]]
+    found = []
+    for split, stems in SPLITS.items():
+        places = [
+            [f for f in files for stem in stems if f.endswith(f"/{stem}{end}")] for files in there for end in SUFFIXES
+        ]
+        matches = next(filter(None, places), [])
+        if len({posixpath.basename(match).partition(".")[0] for match in matches}) > 1:
+            raise InputError(
+                f"split {split!r} of task {task!r} must have one name of {list(stems)}, found {matches}; name one in "
+                f"data.files.{task}.{split}"
+            )
+        if len(matches) > 1:
+            raise InputError(
+                f"task {task!r} must stand in one folder of {config.root}, found it in {matches}; name the one in "
+                f"data.root, or the files in data.files.{task}"
+            )
+        if not matches and split == "train":
+            wanted = [f"{head}{split}{end}" for head in heads for end in SUFFIXES]
+            raise InputError(_none_found(config, task, split, wanted))
+        found += [_source(config, task, split, fs, match, root) for match in matches]
+    return found
+
+
+def _none_found(config: DataConfig, task: str, split: str, wanted: Sequence[str]) -> str:
+    return (
+        f"task {task!r} must have its {split} records in {config.root or '.'}, found none of {list(wanted)}; "
+        f"put the file there or name it in data.files.{task}.{split}"
+    )
 
 
 def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) -> list[SourceFile]:
@@ -93,29 +135,19 @@ def _expand(config: DataConfig, task: str, split: str, candidates: list[str]) ->
         location = candidate if alone else join(config.root or ".", candidate)
         fs, path = filesystem(location)
         matches = _matches(fs, path)
-        if len(matches) > 1 and task not in config.files:
-            raise InputError(
-                f"task {task!r} must stand in one folder of {config.root}, found it in {matches}; name the one in "
-                f"data.root, or the files in data.files.{task}"
-            )
         if matches:
             return [_source(config, task, split, fs, match, location) for match in matches]
-    if split == "test" and task not in config.files:
-        return []
-    raise InputError(
-        f"task {task!r} must have its {split} records in {config.root or '.'}, found none of {candidates}; "
-        f"put the file there or name it in data.files.{task}.{split}"
-    )
+    raise InputError(_none_found(config, task, split, candidates))
 
 
 def _matches(fs: Any, path: str) -> list[str]:
     """Return the files that a path or glob names; what is there by its very name is no glob, folders included."""
-    if not _MAGIC.search(path) or fs.exists(path):
-        return [path] if fs.exists(path) else []
+    if not _MAGIC.search(path) or exists(fs, path):
+        return [path] if exists(fs, path) else []
     parts = path.split("/")
     literal = 0
     for at, part in enumerate(parts[:-1], 1):
-        if _MAGIC.search(part) and not fs.exists("/".join(parts[:at])):
+        if _MAGIC.search(part) and not exists(fs, "/".join(parts[:at])):
             break
         literal = at
     if not _MAGIC.search("/".join(parts[literal:])):
@@ -135,7 +167,7 @@ def _partitions(
             continue
         place = join(config.root or ".", day.isoformat())
         fs, path = filesystem(place)
-        match = next((f"{path}/{task}{s}" for s in SUFFIXES if fs.exists(f"{path}/{task}{s}")), None)
+        match = next((f"{path}/{task}{s}" for s in SUFFIXES if exists(fs, f"{path}/{task}{s}")), None)
         if match is None and (found or split != "train"):
             missing.append(day.isoformat())
         elif match is None:
@@ -169,14 +201,13 @@ def _described(
     config: DataConfig, task: str, split: str, fs: Any, path: str, location: str, day: str | None = None
 ) -> SourceFile:
     info = fs.info(path)
-    found = f"s3://{path}" if is_remote(location) else path
+    found = url_of(location, path)
     root = str(Path(config.root).resolve()) if config.root and not is_remote(config.root) else config.root
     shown = str(Path(found).resolve()) if not is_remote(found) else found
     name = shown.removeprefix(f"{root}/") if root else found
-    etag = str(info.get("ETag") or "").strip('"')
-    if config.source == "webdataset":  # the index has a checksum of each sample
-        etag = stamp_of(info)
-    return SourceFile(task, split, found, name, day, int(info["size"]), digest=etag)
+    # A local file is digested by its content; of a tar the index has a checksum of each sample.
+    version = stamp_of(info) if is_remote(found) or config.source == "webdataset" else ""
+    return SourceFile(task, split, found, name, day, int(info["size"]), digest=version)
 
 
 def with_digests(sources: Sequence[SourceFile], folder: Path) -> list[SourceFile]:

@@ -49,10 +49,12 @@ DIGESTS = "digests"
 PACKAGES = (
     "contracts.py",
     "errors.py",
+    "https_files.py",
     "label_names.py",
     "progress.py",
     "record.py",
     "retry.py",
+    "schemes.py",
     "settings.py",
     "storage.py",
     "world.py",

@@ -1,4 +1,4 @@
-"""A bounded folder of shards fetched from S3, shared by all processes of a machine.
+"""A bounded folder of shards fetched from afar, shared by all processes of a machine.
 
 Files are named by their sha256, appear whole and verified or not at all, and the longest unused go first. Locks are
 the operating system's: a killed process leaves none behind.
@@ -26,14 +26,14 @@ _NAME = re.compile(r"[0-9a-f]{64}\.(tar|npz)")
 
 
 class CacheConfig(Settings):
-    """Where shards from S3 are kept, and how many bytes of them."""
+    """Where shards from afar are kept, and how many bytes of them."""
 
     folder: str | None = None
     """None: ``mtl-lora/shards`` in ``MTL_LORA_CACHE`` or the user's cache folder."""
     max_bytes: int = Field(default=20 << 30, ge=1)
     """Most bytes that are kept; the shards used longest ago go first."""
     range_reads: Literal["auto", "always", "never"] = "auto"
-    """``always`` reads single samples from S3 and caches indexes only; ``auto`` does so where the shards that are
+    """``always`` reads single samples by ranges and caches indexes only; ``auto`` does so where the shards that are
     read at a time do not fit."""
     patience_s: float = Field(default=300.0, gt=0)
     """How long a failing read is tried again."""

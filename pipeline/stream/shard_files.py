@@ -1,24 +1,29 @@
-"""The bytes of shards and of their indexes, from a local folder or from S3."""
+"""The bytes of shards and of their indexes, from a local folder or from afar."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from pipeline.contracts import ShardInfo
 from pipeline.errors import InputError
-from pipeline.retry import persistently
+from pipeline.retry import PATIENCE_S, persistently
+from pipeline.schemes import scheme_of
 from pipeline.shard_index import index_path
 from pipeline.storage import filesystem, is_remote, join, stamp_of
 from pipeline.stream.cache import CacheConfig, CacheFullError, ShardCache
 from pipeline.stream.shard_table import ShardTable
 
 CHUNK_BYTES = 8 << 20
+_ASKING = 16
 SIZED_SHARDS = 200_000
 """Up to so many shards, the size of each is looked at when a stream is opened: a second's system calls."""
+ASKED_FILES = 2000
+"""Up to so many files of a web server are asked for one by one when a stream is opened."""
 UNKNOWN = -1
 """Size of a file of which the name alone was asked for."""
 
@@ -45,8 +50,8 @@ class ShardFiles(Protocol):
     def index(self, shard: ShardInfo) -> bytes:
         """Return the content of the shard's index file."""
 
-    def sizes(self, names_alone: bool = False) -> dict[str, int]:
-        """Return name → bytes of every file that is there, ``UNKNOWN`` where names alone are asked for."""
+    def sizes(self, names: Sequence[str], names_alone: bool = False) -> dict[str, int]:
+        """Return name → bytes of at least these files, where they are there; ``UNKNOWN`` where that was not asked."""
 
 
 class _Local:
@@ -102,7 +107,7 @@ class LocalFiles:
         except FileNotFoundError:
             raise InputError(f"a shard's index must be there, {path} is missing; prepare the data anew") from None
 
-    def sizes(self, names_alone: bool = False) -> dict[str, int]:
+    def sizes(self, names: Sequence[str], names_alone: bool = False) -> dict[str, int]:
         """Return name → bytes of every file in the folder; a system call a file, unless names are enough."""
         if names_alone:
             return dict.fromkeys(os.listdir(self.root), UNKNOWN)  # noqa: PTH208 - a Path for each takes ten times as long
@@ -124,7 +129,7 @@ class _Ranges:
 
 
 class RemoteFiles:
-    """Shards under an ``s3://`` URL, whole through the cache or single samples by byte range."""
+    """Shards under a URL, whole through the cache or single samples by byte range."""
 
     def __init__(self, root: str, config: CacheConfig, whole: bool) -> None:
         self.root, self._config, self._whole = root, config, whole
@@ -156,15 +161,15 @@ class RemoteFiles:
         except CacheFullError:
             return next(content())
 
-    def sizes(self, names_alone: bool = False) -> dict[str, int]:
-        """Return name → bytes of every object under the root; a listing brings both."""
+    def sizes(self, names: Sequence[str], names_alone: bool = False) -> dict[str, int]:
+        """Return name → bytes of every object under the root; a listing brings both.
 
-        def listed() -> list[dict[str, Any]]:
-            self._fs.invalidate_cache()
-            return list(self._fs.ls(self._path, detail=True))
-
-        found = persistently(listed, self.root, self._config.patience_s)
-        return {str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"]) for entry in found}
+        Where there is none, each file is asked for, up to ``ASKED_FILES`` of them.
+        """
+        if not _is_listed(self.root) and len(names) > ASKED_FILES:
+            return dict.fromkeys(names, UNKNOWN)
+        found = _infos(self.root, names, self._config.patience_s)
+        return {name: int(info["size"] or 0) for name, info in found.items()}
 
     def _chunks(self, url: str, size: int) -> Callable[[], Iterator[bytes]]:
         def chunks() -> Iterator[bytes]:
@@ -203,7 +208,7 @@ def shard_files(root: str, config: CacheConfig, working_set_bytes: int) -> Shard
 
 
 def read_manifest_bytes(location: str, patience_s: float) -> bytes:
-    """Return the content of a manifest, local or on S3.
+    """Return the content of a manifest, local or remote.
 
     Raises:
         InputError: it is not there or cannot be read.
@@ -230,7 +235,8 @@ def check_shards(files: ShardFiles, tables: Sequence[ShardTable], root: str) -> 
     check_adopted({tar.url: tar.stamp for tar, _ in adopted}, {tar.url: size for tar, size in adopted})
     tables = [table.of([shard for shard in table if not shard.adopted]) if table.adopted else table for table in tables]
     shards = sum(map(len, tables))
-    found = files.sizes(names_alone=shards > SIZED_SHARDS) if shards else {}
+    names = [path for table in tables for path in table.paths]
+    found = files.sizes(names, names_alone=shards > SIZED_SHARDS) if shards else {}
     missing, other = [], []
     for table in tables:
         for path, size in zip(table.paths, table.bytes.tolist(), strict=True):
@@ -258,9 +264,9 @@ def check_adopted(stamps: Mapping[str, str], sizes: Mapping[str, int]) -> None:
     """
     changed = []
     for folder in sorted({url.rpartition("/")[0] for url in stamps}):
-        fs, path = filesystem(folder)
-        listed = persistently(lambda fs=fs, path=path: _listed(fs, path), folder)  # type: ignore[misc]
-        for url in (url for url in stamps if url.rpartition("/")[0] == folder):
+        urls = [url for url in stamps if url.rpartition("/")[0] == folder]
+        listed = _infos(folder, [url.rpartition("/")[2] for url in urls])
+        for url in urls:
             info = listed.get(url.rpartition("/")[2])
             if info is None or int(info["size"]) != sizes[url] or stamp_of(info) != stamps[url]:
                 changed.append(url)
@@ -271,9 +277,34 @@ def check_adopted(stamps: Mapping[str, str], sizes: Mapping[str, int]) -> None:
         )
 
 
-def _listed(fs: Any, path: str) -> dict[str, dict[str, Any]]:
-    fs.invalidate_cache()
-    return {str(info["name"]).rpartition("/")[2]: info for info in fs.ls(path, detail=True)}
+def _infos(folder: str, names: Sequence[str], patience_s: float = PATIENCE_S) -> dict[str, dict[str, Any]]:
+    """Return name → what storage knows of it, of all files in a folder, or, where it lists none, of those named."""
+    fs, path = filesystem(folder)
+    if _is_listed(folder):
+
+        def listed() -> list[dict[str, Any]]:
+            fs.invalidate_cache()
+            return list(fs.ls(path, detail=True))
+
+        found = persistently(listed, folder, patience_s)
+        return {str(info["name"]).rstrip("/").rpartition("/")[2]: info for info in found}
+
+    def asked(name: str) -> dict[str, Any] | None:
+        def info() -> dict[str, Any] | None:
+            try:
+                return dict(fs.info(f"{path}/{name}"))
+            except FileNotFoundError:
+                return None
+
+        return persistently(info, f"{folder}/{name}", patience_s)
+
+    with ThreadPoolExecutor(_ASKING) as pool:
+        return {name: info for name, info in zip(names, pool.map(asked, names), strict=True) if info is not None}
+
+
+def _is_listed(url: str) -> bool:
+    scheme = scheme_of(url)
+    return scheme is None or scheme.is_listed
 
 
 def sha256_of(data: bytes) -> str:

@@ -38,13 +38,13 @@ class MixedStream:
     of W loads the rank's slices of the steps s with s % W = w. Resuming is starting at another step.
 
     Args:
-        manifest_path: the ``manifest.json`` of prepared shards, its folder, or either on ``s3://``.
+        manifest_path: the ``manifest.json`` of prepared shards, its folder, or the URL of either.
         seed: of every shuffle.
         global_batch_size: samples a step over all ranks.
         mixture: a name (``"proportional"``, ``"temperature"``), a mapping with ``kind``, or a typed mixture.
         split: the split whose shards are streamed.
         length_grouping: put samples of like lengths into one batch; None for the plain order.
-        cache: where shards from S3 are kept.
+        cache: where shards from afar are kept.
 
     Raises:
         InputError: the manifest or a shard is missing, a task has no sample in the split, or a batch is larger than

@@ -34,7 +34,7 @@ class Validation:
         tasks: every one must have samples in the split.
         encoder: tokenises them.
         world: this rank takes its share.
-        cache: where shards from S3 are kept.
+        cache: where shards from afar are kept.
 
     Raises:
         InputError: a task has no sample in the split.

@@ -95,7 +95,7 @@ def test_given_shards_serve_another_run(mtl_lora: Run, tmp_path: Path) -> None: 
     both = mtl_lora("plan", "--no-calibrate", "--config", path, given, "publish=s3://bucket/x")
     folder = mtl_lora("plan", "--no-calibrate", "--config", path, f"publish={tmp_path}")
     assert both.code == folder.code == 2
-    assert "publish must be an s3:// folder for shards that this run prepares" in both.err
+    assert "for shards that this run prepares" in both.err
 
 
 def test_plan_shows_the_epoch_of_each_task(mtl_lora: Run, tmp_path: Path) -> None:  # noqa: F811
