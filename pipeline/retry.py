@@ -18,7 +18,7 @@ PATIENCE_S = 300.0
 """How long a read is tried again before the run stops: longer than a storage node takes to restart."""
 _LONGEST_WAIT_S = 10.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "azure", "huggingface_hub", "httpx")
+_CLIENTS = ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "azure", "huggingface_hub", "httpx", "httpx2")
 """Packages whose errors come out of a file system as they are."""
 _PASSING = (408, 425, 429)
 _REFUSING = (401, 403)

@@ -20,7 +20,7 @@ from pipeline.ingestion.synthetic_source import synthetic_records
 from pipeline.ingestion.tar_records import tar_records
 from pipeline.progress import say
 from pipeline.retry import is_outage
-from pipeline.storage import filesystem, is_remote
+from pipeline.storage import filesystem, is_remote, stamp_of
 
 UNIT_BYTES = 64 << 20
 """A plain .jsonl file is cut into stretches of this size, which are read in parallel."""
@@ -59,7 +59,7 @@ def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = 
 
     Raises:
         InputError: the file as a whole cannot be read (a truncated gzip, no Parquet, a CSV header that is none or
-            names a field twice).
+            names a field twice), or has changed since it was found.
     """
     source = unit.source
     if source.is_synthetic:
@@ -67,6 +67,23 @@ def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = 
             yield Line(number, number, record)
         return
     fs, path = filesystem(source.location)
+    yield from _lines(unit, config, columns, fs, path)
+    if is_remote(source.location) and source.digest:
+        _check_unchanged(source, fs, path)
+
+
+def _check_unchanged(source: SourceFile, fs: Any, path: str) -> None:
+    """Refuse a file that is another one than was found: part of what was read may be the old one's."""
+    fs.invalidate_cache()
+    if (now := stamp_of(fs.info(path))) != source.digest:
+        raise InputError(
+            f"{source.location} must stay as it is while it is read, its version was {source.digest} and is {now}; "
+            "run again when it is written whole"
+        )
+
+
+def _lines(unit: Unit, config: DataConfig, columns: Collection[str] | None, fs: Any, path: str) -> Iterator[Line]:
+    source = unit.source
     try:
         if source.is_tar:
             for number, found in enumerate(tar_records(source.location, columns or ()), 1):

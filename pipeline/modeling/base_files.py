@@ -25,10 +25,19 @@ from pipeline.errors import InputError, did_you_mean, masked
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.progress import say
 from pipeline.retry import persistently
-from pipeline.storage import filesystem
+from pipeline.schemes import scheme_of
+from pipeline.storage import exists, filesystem, join, stamp_of
 
 SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Files of a model that are fetched: weights, configuration, tokenizer. No pickle and no Python among them."""
+_INDEX = "model.safetensors.index.json"
+_NAMES = (
+    *("config.json", "generation_config.json", "model.safetensors", _INDEX),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json"),
+)
+"""Files of a model by the names that transformers and sentence-transformers give them."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ = 8 << 20
 
@@ -186,7 +195,9 @@ def _listing(url: str) -> dict[str, list[Any]]:
     fs, path = filesystem(url.rstrip("/"))
 
     def found() -> Mapping[str, Any]:
-        return dict(fs.find(path, maxdepth=2, detail=True))
+        scheme = scheme_of(url)
+        is_listed = scheme is None or scheme.is_listed
+        return dict(fs.find(path, maxdepth=2, detail=True)) if is_listed else _asked(fs, path)
 
     entries = persistently(found, url)
     named = {name.removeprefix(f"{path}/"): info for name, info in entries.items()}
@@ -194,10 +205,20 @@ def _listing(url: str) -> dict[str, list[Any]]:
         raise InputError(f"model.base must hold a Hugging Face folder, found nothing at {url!r}; fix the URL")
     _check_names(url, named)
     return {
-        name: [int(info["size"] or 0), str(info.get("ETag") or info.get("etag") or info.get("md5Hash") or "")]
+        name: [int(info["size"] or 0), str(info.get("ETag") or info.get("etag") or stamp_of(info))]
         for name, info in sorted(named.items())
         if PurePosixPath(name).suffix in SUFFIXES and _is_of_model(name)
     }
+
+
+def _asked(fs: Any, path: str) -> dict[str, Any]:
+    """Return what is known of a model's files where there is no list: of those with the names that models use."""
+    found = {f"{path}/{name}": fs.info(f"{path}/{name}") for name in _NAMES if exists(fs, f"{path}/{name}")}
+    index = f"{path}/{_INDEX}"
+    if index in found:
+        weights = sorted(set(json.loads(fs.cat_file(index))["weight_map"].values()))
+        found |= {join(path, name): fs.info(join(path, name)) for name in weights}
+    return found
 
 
 def _from_store(url: str, listed: Mapping[str, list[Any]], target: Path) -> tuple[Path, dict[str, Any]]:

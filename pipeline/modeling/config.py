@@ -21,8 +21,9 @@ class BaseModelConfig(Settings):
 
     base: str = EMBEDDED
     """``smollm2-135m-instruct`` or ``minilm-l6`` (both embedded), a local Hugging Face folder, the URL of one (``s3://``,
-    ``gs://``, ``az://``, ``abfs://``), or with ``revision`` the id of a model of the Hugging Face Hub, ``org/name``. An
-    encoder (BERT, RoBERTa, ModernBERT and their like) answers by a head a task, a language model by label words."""
+    ``gs://``, ``az://``, ``abfs://``, ``https://``), or with ``revision`` the id of a model of the Hugging Face Hub,
+    ``org/name``. An encoder (BERT, RoBERTa, ModernBERT and their like) answers by a head a task, a language model by
+    label words."""
     revision: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Commit (40 hexadecimal digits) or tag of a model of the hub; a branch moves and is refused. It makes ``base`` an
     id of the hub, whatever folders there are."""
@@ -59,7 +60,7 @@ class BaseModelConfig(Settings):
 
     @property
     def is_url(self) -> bool:
-        """Whether the base is a folder of an object store."""
+        """Whether the base is a folder of an object store or a web server."""
         return "://" in self.base
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from pipeline.ingestion.records import Line, Unit, read_unit
 from pipeline.ingestion.source_file import SourceFile
 from pipeline.ingestion.sources import SUFFIXES
 from pipeline.record import Rejected, as_text, asked, value_of
-from pipeline.storage import check_location, filesystem
+from pipeline.retry import persistently
+from pipeline.storage import check_location, check_target, exists, filesystem, is_remote, stamp_of, url_of
 
 STRETCH_ROWS = 2048
 STRETCH_CHARACTERS = 8 << 20
@@ -139,9 +141,13 @@ def find_files(url: str) -> list[InputFile]:
     Raises:
         InputError: there is none, or one has no known ending.
     """
+    return persistently(lambda: _found(url), url) if is_remote(url) else _found(url)
+
+
+def _found(url: str) -> list[InputFile]:
     fs, path = filesystem(url)
     path = path.rstrip("/")
-    if re.search(r"[*?\[]", path) and not fs.exists(path):
+    if re.search(r"[*?\[]", path) and not exists(fs, path):
         root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]  # type: ignore[union-attr]
         places = [place for place in fs.glob(path) if fs.isfile(place)]
     elif fs.isfile(path):
@@ -156,21 +162,14 @@ def find_files(url: str) -> list[InputFile]:
         if not place.endswith(SUFFIXES):
             raise InputError(f"a record file must end in one of {SUFFIXES}, got {place!r}; rename, convert or move it")
         info = fs.info(place)
-        version = str(info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or "")
-        found.append(
-            InputFile(name=name, location=f"{_scheme(url)}{place}", size=int(info["size"]), version=version.strip('"'))
-        )
+        location = url_of(check_location(url), place)
+        found.append(InputFile(name=name, location=location, size=int(info["size"]), version=stamp_of(info)))
     if not found:
         raise InputError(f"--input must name record files ({', '.join(SUFFIXES)}), found none at {url!r}")
     outputs = [scores_name(file.name) for file in found]
     if double := sorted({name for name in outputs if outputs.count(name) > 1}):
         raise InputError(f"input files must differ in more than their ending, several would be scored into {double}")
     return found
-
-
-def _scheme(url: str) -> str:
-    checked = check_location(url)
-    return checked[: checked.index("://") + 3] if "://" in checked else ""
 
 
 def scores_name(name: str) -> str:
@@ -198,7 +197,7 @@ class Reader:
         Raises:
             InputError: the file as a whole cannot be read.
         """
-        source = SourceFile(self._task or "*", "score", file.location, file.name, size=file.size)
+        source = SourceFile(self._task or "*", "score", file.location, file.name, size=file.size, digest=file.version)
         lines = read_unit(Unit(source, unit), DataConfig(source="records", root="."))
         counts_bytes = file.location.endswith(".jsonl")
         for number, (part, is_last) in enumerate(_cut(lines)):
@@ -256,15 +255,18 @@ class Output:
     Args:
         url: of the folder.
         keep: fields that are carried along.
+
+    Raises:
+        InputError: the folder can only be read.
     """
 
     def __init__(self, url: str, keep: Sequence[str]) -> None:
-        self.url, self._schema = url, schema(keep)
+        self.url, self._schema = check_target(url, "scores"), schema(keep)
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, None where it is missing."""
         fs, path = filesystem(posixpath.join(self.url, name))
-        return bytes(fs.cat_file(path)) if fs.exists(path) else None
+        return persistently(lambda: bytes(fs.cat_file(path)) if exists(fs, path) else None, f"{self.url}/{name}")
 
     def write(self, name: str, fill: Callable[[Any], object]) -> None:
         """Write a file whole or not at all.
@@ -274,14 +276,17 @@ class Output:
             fill: writes to the open file.
         """
         fs, path = filesystem(posixpath.join(self.url, name))
-        local = "file" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))
-        if local:
-            fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        scratch = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.part") if local else path
+        if is_remote(self.url):  # an object that is closed early would stand there, cut off
+            with tempfile.NamedTemporaryFile() as file:
+                fill(file)
+                file.flush()
+                persistently(lambda: fs.put_file(file.name, path), f"{self.url}/{name}")
+            return
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        scratch = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.part")
         with fs.open(scratch, "wb") as file:
             fill(file)
-        if local:
-            fs.mv(scratch, path)
+        fs.mv(scratch, path)
 
     def done(self, files: Sequence[InputFile]) -> tuple[dict[int, ScoredFile], dict[int, frozenset[int]]]:
         """Return what an earlier call has finished: whole units, and stretches of the others, by unit."""
@@ -292,7 +297,7 @@ class Output:
                 whole[unit] = ScoredFile.model_validate_json(found)
                 continue
             fs, path = filesystem(posixpath.join(self.url, WORK, f"{unit:06d}"))
-            names = [posixpath.basename(place) for place in fs.find(path)] if fs.exists(path) else []
+            names = [posixpath.basename(place) for place in fs.find(path)] if exists(fs, path) else []
             parts[unit] = frozenset(int(n[:6]) for n in names if re.fullmatch(r"\d{6}\.parquet", n))
         return whole, parts
 
@@ -355,7 +360,7 @@ class Output:
         found = self.read(PLAN)
         if found is None:
             fs, path = filesystem(self.url)
-            if fs.exists(path) and fs.find(path):
+            if exists(fs, path) and fs.find(path):
                 raise InputError(f"--output must be a new folder, {self.url!r} holds other files; name another one")
             self.write(PLAN, lambda file: file.write(plan.model_dump_json(by_alias=True, indent=2).encode()))
             return None
@@ -382,7 +387,7 @@ class Output:
         )
         self.write(MANIFEST, lambda file: file.write(manifest.model_dump_json(by_alias=True, indent=2).encode()))
         fs, path = filesystem(posixpath.join(self.url, WORK))
-        if fs.exists(path):
+        if exists(fs, path):
             fs.rm(path, recursive=True)
         return manifest
 

@@ -1,4 +1,4 @@
-"""A local stand-in for the Hugging Face Hub: it speaks what ``huggingface_hub`` asks to fetch a model."""
+"""A local stand-in for the Hugging Face Hub: it speaks what ``huggingface_hub`` asks to fetch a model or read files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 REPO, COMMIT, OTHER_COMMIT = "org/tiny", "a" * 40, "b" * 40
 """The one model, the commit of its tag ``v1``, and where its branch ``main`` is."""
 
 
 class HubServer:
-    """Serves a folder as ``org/tiny``; a context manager. ``requests`` counts what was asked for, by kind of path."""
+    """Serves a folder as the model and the data set ``org/tiny``; a context manager. ``requests`` counts what was asked
+    for, by kind of path."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,6 +36,9 @@ class HubServer:
             def do_GET(self) -> None:
                 hub.answer(self, with_body=True)
 
+            def do_POST(self) -> None:
+                hub.answer(self, with_body=True)
+
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -48,7 +52,9 @@ class HubServer:
         self._server.server_close()
 
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
-        path = unquote(urlparse(request.path).path)
+        path = unquote(urlparse(request.path).path).replace(
+            "/datasets/", "/models/" if "/api/" in request.path else "/"
+        )
         kind = next((k for k in ("/refs", "/tree/", "/revision/", "/resolve/") if k in path), path)
         self.requests[kind.strip("/")] += 1
         if path == f"/api/models/{REPO}/refs":
@@ -56,7 +62,11 @@ class HubServer:
             branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": OTHER_COMMIT}
             return _json(request, {"tags": [tag], "branches": [branch], "converts": []}, with_body)
         if path.startswith(f"/api/models/{REPO}/tree/{COMMIT}"):
-            return _json(request, [self._entry(file) for file in self._files()], with_body)
+            return self._tree(request, path.partition(f"/tree/{COMMIT}")[2].strip("/"), with_body)
+        if path == f"/api/models/{REPO}/paths-info/{COMMIT}":
+            form = parse_qs(request.rfile.read(int(request.headers["Content-Length"])).decode())
+            asked = [self.folder / name for name in form["paths"]]
+            return _json(request, [self._entry(place) for place in asked if place.exists()], with_body)
         if path.startswith(f"/api/models/{REPO}/revision/"):
             return _json(request, {"id": REPO, "sha": COMMIT, "siblings": []}, with_body)
         head = f"/{REPO}/resolve/{COMMIT}/"
@@ -67,17 +77,25 @@ class HubServer:
         data = file.read_bytes()
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
         if with_body and (limits := request.headers.get("Range")):
-            start = int(limits.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            return _send(request, 206, data[start:], headers, with_body)
+            first, _, last = limits.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+            return _send(request, 206, data[start : end + 1], headers, with_body)
         return _send(request, 200, data, headers, with_body)
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+    def _tree(self, request: BaseHTTPRequestHandler, under: str, with_body: bool) -> None:
+        place = self.folder / under
+        if not place.is_dir():
+            return _send(request, 404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+        recursive = parse_qs(urlparse(request.path).query).get("recursive", ["false"])[0].lower() == "true"
+        entries = sorted(place.rglob("*") if recursive else place.iterdir())
+        return _json(request, [self._entry(entry) for entry in entries], with_body)
 
     def _entry(self, file: Path) -> dict[str, Any]:
-        data = file.read_bytes()
         name = file.relative_to(self.folder).as_posix()
+        if file.is_dir():
+            return {"type": "directory", "path": name, "oid": "0" * 40}
+        data = file.read_bytes()
         entry = {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
         if name.endswith(".safetensors"):
             entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}

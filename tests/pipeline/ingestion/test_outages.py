@@ -42,8 +42,10 @@ class Bucket:
     def __init__(self, files: dict[str, bytes], error: Exception | None, failing: int) -> None:
         self.files, self.error, self.failing, self.opened = files, error, failing, 0
 
-    def exists(self, path: str) -> bool:
-        return path in self.files
+    def info(self, path: str) -> dict[str, object]:
+        if path not in self.files:
+            raise FileNotFoundError(path)
+        return {"name": path, "type": "file", "size": len(self.files[path])}
 
     def open(self, path: str, mode: str) -> io.BytesIO:
         file = Flaky(self.files[path])

@@ -177,7 +177,7 @@ def test_a_plain_webdataset_tar_without_an_index_is_read(tmp_path: Path) -> None
     ["pipe:cat /etc/passwd", "http://host/a", "zip://a::s3://b", "|cat a", "ftp://a", "github://a", "data:x"],
 )
 def test_locations_that_run_or_reach_elsewhere_are_refused(location: str) -> None:
-    with pytest.raises(InputError, match="must be a local path or an s3:// URL"):
+    with pytest.raises(InputError, match="must be a local path or a URL of s3://"):
         check_location(location)
 
 
