@@ -11,7 +11,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from pipeline.errors import InputError
 
 
-class HttpsFiles(HTTPFileSystem):  # type: ignore[misc]
+class HttpsFiles(HTTPFileSystem):
     """fsspec's file system over HTTPS, read-only, which says what it cannot do."""
 
     protocol = "https"
@@ -23,26 +23,33 @@ class HttpsFiles(HTTPFileSystem):  # type: ignore[misc]
 
         Raises:
             FileNotFoundError: the server knows no such file.
-            InputError: it does not tell the size.
+            InputError: it does not tell the size, or leads away from HTTPS.
         """
         session = await self.set_session()
         async with session.head(self.encode_url(url), allow_redirects=True) as answer:
-            found = answer if answer.status not in (403, 405, 501) else None
-            if found is not None:
-                self._raise_not_found_for_status(found, url)
-                headers = dict(found.headers)
-        if found is None:  # signed for reading alone, or the server knows no HEAD
+            is_known = answer.status not in (403, 405, 501)
+            headers = answer.headers  # its keys are found in any case
+            if is_known:
+                self._raise_not_found_for_status(answer, url)
+        if not is_known:  # the server lets files be read alone, or knows no HEAD
             async with session.get(self.encode_url(url)) as answer:
                 self._raise_not_found_for_status(answer, url)
-                headers = dict(answer.headers)
+                headers = answer.headers
+        if answer.url.scheme != "https":
+            raise InputError(f"a file must come over HTTPS, {url} leads to {answer.url}; name the address it lies at")
         size = headers.get("Content-Length", "")
         if not size.isdigit() or headers.get("Content-Encoding", "identity") != "identity":
             raise InputError(
                 f"a server must tell the size of a file as it lies there, that of {url} does not (Content-Length "
                 f"{size or 'missing'}, Content-Encoding {headers.get('Content-Encoding', 'none')}); copy the file"
             )
-        versions = {name: headers[name] for name in ("ETag", "Last-Modified") if name in headers}
-        return {"name": url, "type": "file", "size": int(size), **versions}
+        found = {"name": url, "type": "file", "size": int(size)}
+        if "ETag" in headers:
+            return {**found, "ETag": headers["ETag"]}
+        # A time in whole seconds: two versions of one second are told apart by their sizes, if at all.
+        return (
+            {**found, "Last-Modified": f"{headers['Last-Modified']}, {size}"} if "Last-Modified" in headers else found
+        )
 
     async def _exists(self, path: str, **_: Any) -> bool:
         try:

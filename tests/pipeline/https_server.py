@@ -23,16 +23,17 @@ class HttpsServer:
 
     Attributes:
         url: of the folder.
-        failures: statuses that the next requests get, in their order; 0 breaks off in the middle of the body.
+        failures: statuses that the next requests get, in their order; 0 breaks off in the middle of a body.
         answers_ranges: as most web servers do.
         answers_head: else 405.
         tells_size: else chunks of a size that is not told.
+        tells_etag: else the time of a file's last change alone.
         requests: counts what was asked for, by method.
     """
 
     def __init__(self, folder: Path, certificate: Path) -> None:
         self.folder, self.failures = folder, list[int]()
-        self.answers_ranges = self.answers_head = self.tells_size = True
+        self.answers_ranges = self.answers_head = self.tells_size = self.tells_etag = True
         self.requests: Counter[str] = Counter()
         server = self
 
@@ -65,14 +66,15 @@ class HttpsServer:
 
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         self.requests[request.command] += 1
-        failure = self.failures.pop(0) if self.failures else None
+        failure = self.failures.pop(0) if self.failures and (with_body or self.failures[0]) else None
         path = self.folder / unquote(urlparse(request.path).path).lstrip("/")
         if failure or (not with_body and not self.answers_head) or not path.is_file():
             status = failure or (404 if not path.is_file() else 405)
             return _send(request, status, b"", {"Content-Length": "0"}, with_body)
         data = path.read_bytes()
-        modified = email.utils.formatdate(path.stat().st_mtime, usegmt=True)
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()[:16]}"', "Last-Modified": modified}
+        headers = {"Last-Modified": email.utils.formatdate(path.stat().st_mtime, usegmt=True)}
+        if self.tells_etag:
+            headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()[:16]}"'
         status, limits = 200, request.headers.get("Range")
         if limits and self.answers_ranges:
             first, _, last = limits.removeprefix("bytes=").partition("-")
@@ -105,7 +107,20 @@ def certificate(folder: Path) -> Path:
     if program is None:
         pytest.skip("needs the program openssl, which makes the certificate of a web server")
     place = folder / "localhost.pem"
-    command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command = [
+        program,
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     command += [
         "-addext",
         "subjectAltName=DNS:localhost",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.retry import persistently
-from pipeline.storage import check_location, exists, filesystem
+from pipeline.storage import check_location, exists, filesystem, stamp_of
 from tests.pipeline.https_server import HttpsServer
 from tests.pipeline.stores import web
 
@@ -35,11 +36,11 @@ def prepared(server: HttpsServer, tmp_path: Path, **more: Any) -> int:
     return sum(shard.samples for shard in prepare(config, [TASK], tmp_path / "out", seed=0).shards)
 
 
-@pytest.mark.parametrize("failures", [[503], [503, 429, 500], [0], [200, 0]])
+@pytest.mark.parametrize("failures", [[503], [503, 429, 500], [0], [0, 0, 503]])
 def test_a_server_that_fails_for_a_while_is_asked_again(
     server: HttpsServer, tmp_path: Path, failures: list[int]
 ) -> None:
-    server.failures = [status for status in failures if status != 200]
+    server.failures = list(failures)
     assert prepared(server, tmp_path) == 200
     assert not server.failures
 
@@ -58,7 +59,7 @@ def test_a_failing_server_is_no_absent_file(server: HttpsServer) -> None:
 def test_a_refusal_is_said_at_once(server: HttpsServer, tmp_path: Path, status: int) -> None:
     server.failures = [status] * 9
     start = time.monotonic()
-    with pytest.raises(InputError, match="must be readable with the credentials at hand.*netrc"):
+    with pytest.raises(InputError, match=r"must be readable with the credentials at hand.*netrc"):
         prepared(server, tmp_path)
     assert time.monotonic() - start < 5
 
@@ -108,3 +109,20 @@ def test_an_address_with_secrets_is_refused_without_showing_them(location: str) 
     with pytest.raises(InputError, match="an address alone") as caught:
         check_location(location)
     assert "secret" not in str(caught.value)
+
+
+def test_a_version_is_the_etag_else_the_time_and_the_size(server: HttpsServer) -> None:
+    fs, path = filesystem(f"{server.url}/t/train.jsonl")
+    file = server.folder / "t" / "train.jsonl"
+
+    def stamps() -> tuple[str, str]:
+        found = []
+        for server.tells_etag in (True, False):
+            found.append(stamp_of(fs.info(path)))
+        return found[0], found[1]
+
+    before, times = stamps(), file.stat()
+    assert stamps() == before
+    file.write_text(file.read_text() + "{}\n")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not set(stamps()) & set(before)
