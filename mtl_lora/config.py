@@ -48,7 +48,8 @@ class MTLLoRAConfig:
         temperature: τ of the softmax over a task's N mixing logits; small values pick one up-projection.
         transform: ``"full"`` for Λ (T, R, R), ``"diagonal"`` for its diagonal only (T, R).
         target_modules: as PEFT takes them: names (the last parts of a module's path), one regular expression on the
-            full path, or ``"all-linear"`` for every linear layer but the output head.
+            full path, or ``"all-linear"`` for every linear layer but the output head. Also ``"ffn"``: every linear
+            layer of the numbered blocks that does not stand in their attention.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732).
         layers_to_transform: numbers of the layers (blocks) whose targets are adapted; empty for all. Only with names,
             as in PEFT.
@@ -126,7 +127,7 @@ class MTLLoRAConfig:
         if isinstance(self.target_modules, str):
             _check_expression(
                 self.target_modules,
-                "target_modules as text must be 'all-linear' or a regular expression",
+                "target_modules as text must be 'all-linear', 'ffn' or a regular expression",
                 "names stand in a list",
             )
 

@@ -157,11 +157,12 @@ def _in_layers(model: nn.Module, config: MTLLoRAConfig, paths: list[str]) -> lis
 
 def _find(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
     modules = {path: module for path, module in model.named_modules() if path}
-    if isinstance(target_modules, str) and target_modules.lower() == "all-linear":
-        head = output_head(model)
+    if isinstance(target_modules, str) and target_modules.lower() in ("all-linear", "ffn"):
+        head, is_ffn = output_head(model), target_modules.lower() == "ffn"
         found = [path for path, module in modules.items() if is_adaptable(module) and module is not head]
+        found = [path for path in found if not is_ffn or _is_feed_forward(path)]
         if not found:
-            raise TargetError(f"'all-linear' must find a linear layer, got none in {type(model).__name__}")
+            raise TargetError(f"{target_modules!r} must find a linear layer, got none in {type(model).__name__}")
         return found
     if isinstance(target_modules, str):
         found = [path for path in modules if re.fullmatch(target_modules, path)]
@@ -182,6 +183,11 @@ def _find(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
         )
     _refuse_tied_head(model, {path: modules[path] for path in found})
     return found
+
+
+def _is_feed_forward(path: str) -> bool:
+    """Whether a linear layer stands in a numbered block and outside of what calls itself attention there."""
+    return layer_number(f".{path}") is not None and "attn" not in path.lower() and "attention" not in path.lower()
 
 
 def _why_missing(model: nn.Module, target_modules: str | Sequence[str], missing: Sequence[str]) -> str:

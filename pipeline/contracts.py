@@ -16,15 +16,25 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import InputError
-from pipeline.label_names import class_of, with_label_keys
+from pipeline.label_names import MOST_LABELS, class_of, with_label_keys
 
-TaskKind = Literal["binary", "multiclass", "choice", "ordinal"]
-Metric = Literal["auc", "accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman"]
+TaskKind = Literal["binary", "multiclass", "choice", "ordinal", "multilabel", "regression"]
+Metric = Literal[
+    "auc", "accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman", "micro_f1", "macro_auc", "subset_accuracy"
+]
 METRICS_OF_KIND: dict[str, frozenset[str]] = {
     "binary": frozenset({"auc", "accuracy", "macro_f1", "f1", "matthews"}),
     "multiclass": frozenset({"accuracy", "macro_f1", "matthews"}),
     "choice": frozenset({"accuracy"}),
     "ordinal": frozenset({"pearson", "spearman", "accuracy"}),
+    "multilabel": frozenset({"micro_f1", "macro_f1", "macro_auc", "subset_accuracy"}),
+    "regression": frozenset({"pearson", "spearman"}),
+}
+_METRIC_OF_KIND: dict[str, Metric] = {
+    "binary": "auc",
+    "ordinal": "pearson",
+    "multilabel": "micro_f1",
+    "regression": "pearson",
 }
 TASK_NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
 TaskName = Annotated[str, Field(pattern=TASK_NAME)]
@@ -92,7 +102,8 @@ class TaskSpec(Contract):
     name: TaskName
     """Lower-case letters, digits and ``_``; the same in every week."""
     kind: TaskKind = "binary"
-    """What the label is: one of two classes, of several, of the record's own choices, or a number on a scale."""
+    """What the label is: one of two classes, of several, of the record's own choices, or a number on a scale; with an
+    encoder also any set of classes (``multilabel``: a list of them) or any number (``regression``)."""
     template: str
     """Prompt; ``{field}`` stands for a field of the record. The answer follows directly. A task with ``segments`` may
     leave it out, where an encoder answers."""
@@ -104,7 +115,9 @@ class TaskSpec(Contract):
     labels: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
     """For an encoder, which has a head for the task instead of words: the names of the classes, in label order."""
     label_values: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
-    """For ``ordinal``: the number each class stands for; the prediction is the expected value."""
+    """For ``ordinal``: the number each class stands for; the prediction is the expected value. For ``regression``: two
+    numbers, such as the usual least and largest, on whose scale, where they are -1 and 1, the squared error is
+    minimised; labels and predictions may lie beyond."""
     label_field: str = ""
     """Field of the record that holds the label; ``answer`` for ``choice``, else ``label``."""
     labels_are: Literal["index", "word"] | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -132,7 +145,8 @@ class TaskSpec(Contract):
     weight; classes that are not listed have 1. Factors are not normalised, and evaluation does not see them. The
     factor of an ordinal label between two classes lies between theirs."""
     metric: Metric | None = None
-    """The metric that stands for the task; ``auc`` for binary, ``pearson`` for ordinal, else ``accuracy``."""
+    """The metric that stands for the task; ``auc`` for binary, ``pearson`` for ordinal and regression, ``micro_f1`` for
+    multilabel, else ``accuracy``."""
     length_normalized: bool = False
     """Divide a label's log-likelihood by its number of tokens."""
 
@@ -145,8 +159,7 @@ class TaskSpec(Contract):
             if values.get("segments"):
                 values.setdefault("template", "")
             values["label_field"] = values.get("label_field") or ("answer" if kind == "choice" else "label")
-            default = {"binary": "auc", "ordinal": "pearson"}.get(kind, "accuracy")
-            values["metric"] = values.get("metric") or default
+            values["metric"] = values.get("metric") or _METRIC_OF_KIND.get(kind, "accuracy")
         return values
 
     @field_validator("label_map", "class_weights", mode="before")
@@ -165,10 +178,15 @@ class TaskSpec(Contract):
         for label, target in self.label_map.items():
             if (fault := self._target_fault(target)) is not None:
                 raise ValueError(f"task {self.name!r}: label_map must map to classes, {label!r}: {target!r} {fault}")
-        if self.kind == "choice" and self.class_weights:
+        if self.kind in ("choice", "multilabel", "regression") and self.class_weights:
+            why = {
+                "choice": "has no classes to weigh, its records bring the answers",
+                "multilabel": "has samples of several classes at once",
+                "regression": "has no classes to weigh",
+            }[self.kind]
             raise ValueError(
-                f"task {self.name!r}: a choice task has no classes to weigh, its records bring the answers; remove "
-                "class_weights"
+                f"task {self.name!r}: a {self.kind} task {why}; remove class_weights"
+                f"{'' if self.kind == 'choice' else ', weight_field weighs samples'}"
             )
         self.loss_weights()
         return self
@@ -176,8 +194,10 @@ class TaskSpec(Contract):
     def _target_fault(self, target: float | str) -> str | None:
         """Return why a label cannot be mapped to this; None where it can."""
         words = [word.strip() for word in self.class_names]
-        if isinstance(target, str):
+        if isinstance(target, str) and self.kind != "regression":
             return None if target.strip() in words else f"is none of the label words {words}"
+        if self.kind == "regression":
+            return "is no number" if isinstance(target, str) else None
         if self.kind == "ordinal":
             low, high = min(self.label_values, default=0), max(self.label_values, default=0)
             return None if low <= target <= high else f"lies outside {low:g} to {high:g}"
@@ -227,9 +247,23 @@ class TaskSpec(Contract):
         """Return the spec as far as samples show it: without the way in which records were read."""
         return self.model_copy(update={"columns": {}, "label_map": {}, "class_weights": {}})
 
+    def _check_regression(self) -> None:
+        if self.class_names:
+            raise ValueError(
+                f"task {self.name!r}: a regression task has no classes, got {list(self.class_names)}; remove "
+                f"{'label_words' if self.label_words else 'labels'}, or take kind: ordinal"
+            )
+        if len(self.label_values) != 2 or not self.label_values[0] < self.label_values[1]:
+            raise ValueError(
+                f"task {self.name!r}: a regression task has two label_values, the lower first, got "
+                f"{list(self.label_values)}; give the usual least and largest label, such as [0, 5]"
+            )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind == "choice":
+        if self.kind == "regression":
+            self._check_regression()
+        elif self.kind == "choice":
             if self.class_names:
                 raise ValueError(
                     f"task {self.name!r}: a choice task takes its answers from each record; remove "
@@ -260,9 +294,14 @@ class TaskSpec(Contract):
             raise ValueError(
                 f"task {self.name!r}: label_words must differ, got {double} twice; give each class its own word"
             )
-        if (self.kind == "ordinal") != bool(self.label_values) or len(self.label_values) not in (
-            0,
-            len(self.class_names),
+        if self.kind == "multilabel" and len(self.class_names) > MOST_LABELS:
+            raise ValueError(
+                f"task {self.name!r}: a multilabel task has at most {MOST_LABELS} classes, got {len(self.class_names)}; "
+                "make two tasks of it"
+            )
+        if self.kind != "regression" and (
+            (self.kind == "ordinal") != bool(self.label_values)
+            or len(self.label_values) not in (0, len(self.class_names))
         ):
             raise ValueError(
                 f"task {self.name!r}: an ordinal task, and no other, has one of label_values for each of label_words, "
@@ -304,8 +343,8 @@ class TaskSpec(Contract):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes; None where each record brings its own choices."""
-        return len(self.class_names) or None
+        """Number of classes, one for a regression task's number; None where each record brings its own choices."""
+        return 1 if self.kind == "regression" else len(self.class_names) or None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -322,7 +361,8 @@ class Sample(Contract):
     fields: dict[str, str]
     """The texts that the template names."""
     label: float = Field(allow_inf_nan=False)
-    """Class index; for ordinal tasks the number itself."""
+    """Class index; for ordinal and regression tasks the number itself; for multilabel tasks the sum of 2 to the power of
+    each of its classes' indices (see :func:`pipeline.label_names.class_set`)."""
     choices: tuple[str, ...] = ()
     group: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)

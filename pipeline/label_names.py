@@ -1,9 +1,24 @@
-"""How a configuration names labels and classes: keys of YAML become texts, and none of them two things at once."""
+"""How labels and classes are named and numbered: keys of YAML become texts, and none of them two things at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+MOST_LABELS = 52
+"""Classes of a multilabel task: so many bits a label holds exactly, which is a float64 as all labels are."""
+THRESHOLD = 0.5
+"""Probability from which a class of a multilabel task is one of the answer's."""
+
+
+def class_set(label: float, num_classes: int) -> tuple[bool, ...]:
+    """Return for each class of a multilabel task whether the sample has it: bit c of its label is class c."""
+    return tuple(bool(int(label) >> c & 1) for c in range(num_classes))
+
+
+def label_of(classes: Iterable[int]) -> float:
+    """Return the label that :func:`class_set` takes apart: of the indices of a sample's classes."""
+    return float(sum(1 << c for c in set(classes)))
 
 
 def label_key(key: Any, place: str) -> str:

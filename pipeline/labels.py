@@ -7,6 +7,7 @@ label that could be an index and a word of another class is refused until the ta
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,18 @@ from typing import Any
 
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
+from pipeline.label_names import class_set, label_of
 from pipeline.record import Rejected, as_text, value_of
 
 _Target = int | float | str
 _TRUTH = {"true": True, "false": False}
+_NUMBERS = ("ordinal", "regression")
+"""Kinds whose labels are numbers."""
 _SAYS = {True: ("true", "yes", "1"), False: ("false", "no", "0")}
 
 
 def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]) -> float:
-    """Return the class index, for ordinal tasks the number.
+    """Return the class index, for ordinal and regression tasks the number, for multilabel tasks the set of classes.
 
     In a choice task a number is the index of the answer, as ``answer`` is defined; its text may be a choice, too.
 
@@ -31,6 +35,27 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
         Rejected: it is neither.
         InputError: it could be an index and another class's word, and the task does not say which.
     """
+    if spec.kind == "multilabel":
+        return label_of(int(_read_one({spec.label_field: each}, spec, ())) for each in _listed(record, spec))
+    return _read_one(record, spec, choices)
+
+
+def _listed(record: Mapping[Any, Any], spec: TaskSpec) -> list[Any]:
+    """Return the labels of a multilabel record: a list, or a list in JSON text, as CSV has it; it may be empty."""
+    value = value_of(record, spec.label_field)
+    if value is None or value == "":
+        raise Rejected(f"label {spec.label_field!r} is missing")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if not isinstance(value, list):
+        raise Rejected(f"label {spec.label_field!r} is not a list of labels")
+    return value
+
+
+def _read_one(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]) -> float:
     value, words = record.get(spec.label_field), choices if spec.kind == "choice" else spec.class_names
     if spec.label_map:
         return _mapped(value_of(record, spec.label_field), spec, len(words))
@@ -41,7 +66,7 @@ def read_label(record: Mapping[Any, Any], spec: TaskSpec, choices: Sequence[str]
     value = value.strip() if isinstance(value, str) else value
     if value is None or value == "":
         raise Rejected(f"label {name!r} is missing")
-    if spec.kind == "ordinal" and _truth(value) is not None:
+    if spec.kind in _NUMBERS and _truth(value) is not None:
         raise Rejected(f"label {name!r} is a truth value, not a number")
     is_index = spec.kind == "choice" and spec.labels_are is None and _is_number(value)
     word = None if spec.labels_are == "index" or is_index else _word(value, words)
@@ -73,7 +98,7 @@ def _mapped(value: Any, spec: TaskSpec, num_classes: int) -> float:
         raise Rejected(f"label {spec.label_field!r} is not in label_map")
     if isinstance(target, str):
         return _of_class(spec, [word.strip() for word in spec.class_names].index(target.strip()))
-    if spec.kind != "ordinal" and target >= num_classes:
+    if spec.kind not in _NUMBERS and target >= num_classes:
         raise Rejected(f"label {spec.label_field!r} is not a class index within its choices")
     return float(target)
 
@@ -95,7 +120,7 @@ def _folded(text: str) -> str:
 @functools.lru_cache(maxsize=256)
 def _is_index(kind: str, labels_are: str | None, words: tuple[str, ...]) -> bool:
     """Whether an integer within the classes is an index and can be nothing else."""
-    if kind == "ordinal" or labels_are == "word":
+    if kind in _NUMBERS or labels_are == "word":
         return False
     numbers = [number_of(word.strip()) for word in words]
     return kind == "choice" or labels_are == "index" or all(number in (None, at) for at, number in enumerate(numbers))
@@ -149,6 +174,8 @@ def _number(value: Any, spec: TaskSpec, num_classes: int) -> float:
     number = float(truth) if truth is not None else number_of(value)
     if number is None:
         raise Rejected(f"label {name!r} is not a finite number")
+    if spec.kind == "regression":
+        return number
     if spec.kind == "ordinal":
         low, high = min(spec.label_values), max(spec.label_values)
         if not low <= number <= high:
@@ -167,3 +194,20 @@ def _ambiguous(spec: TaskSpec, words: Sequence[str], value: Any, number: float, 
         f"({said}) or as a word (class {word}, {words[word]!r}); say which in the task: labels_are: index, or "
         "labels_are: word"
     )
+
+
+def label_counts(labels: Counter[float], spec: TaskSpec | None = None) -> dict[str, int]:
+    """Return how often each label occurs, by its text: of a multilabel task each class, of a regression task each
+    eighth of its scale, named by its middle."""
+    if spec is not None and spec.kind == "multilabel":
+        sets = {label: class_set(label, len(spec.class_names)) for label in labels}
+        counts = {c: sum(n for label, n in labels.items() if sets[label][c]) for c in range(len(spec.class_names))}
+        return {str(c): count for c, count in counts.items() if count}
+    if spec is not None and spec.kind == "regression":
+        low, high = spec.label_values
+        width = (high - low) / 8
+        places: Counter[int] = Counter()
+        for label, count in labels.items():
+            places[math.floor((label - low) / width)] += count
+        return {f"{low + (place + 0.5) * width:g}": places[place] for place in sorted(places)}
+    return {f"{label:g}": labels[label] for label in sorted(labels)}

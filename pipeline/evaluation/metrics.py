@@ -28,6 +28,23 @@ ECE_BINS = 15
 def statistics(sample: TaskScores) -> dict[str, Statistic]:
     """Return every metric that the task's kind knows, by name."""
     kind = sample.spec.kind
+    if kind == "regression":
+        error = sample.score - sample.labels
+        return {
+            "pearson": pearson_statistic(sample.score, sample.labels),
+            "spearman": spearman_statistic(sample.score, sample.labels),
+            "rmse": root_mean_square(error),
+            "mae": mean(np.abs(error)),
+        }
+    if kind == "multilabel":
+        counts = ClassCounts(sample.has, sample.said)
+        return {
+            "micro_f1": micro_f1(counts),
+            "macro_f1": macro_f1(counts),
+            "macro_auc": macro_auc(sample),
+            "subset_accuracy": accuracy(sample),
+            "logloss": logloss(sample),
+        }
     known: dict[str, Statistic] = {"accuracy": accuracy(sample), "logloss": logloss(sample)}
     if kind == "ordinal":
         known |= {
@@ -38,7 +55,8 @@ def statistics(sample: TaskScores) -> dict[str, Statistic]:
     known["ece"] = calibration_error(sample)
     if kind == "choice":
         return known | {"exact_match": known["accuracy"]}
-    counts = ClassCounts(sample)
+    width = sample.probabilities.shape[1]
+    counts = ClassCounts(_one_hot(sample.classes, width), _one_hot(sample.predicted, width))
     known |= {
         "macro_f1": macro_f1(counts),
         "matthews": matthews(counts),
@@ -125,11 +143,16 @@ def _one_hot(classes: np.ndarray, width: int) -> Floats:
 
 
 class ClassCounts:
-    """Hits, labels and predictions a class, (R, C) each, counted once for all metrics of the same weights."""
+    """Hits, labels and predictions a class, (R, C) each, counted once for all metrics of the same weights.
 
-    def __init__(self, sample: TaskScores) -> None:
-        self._width = sample.probabilities.shape[1]
-        true, said = _one_hot(sample.classes, self._width), _one_hot(sample.predicted, self._width)
+    Args:
+        true: (N, C) whether a sample is of a class.
+        said: (N, C) whether it is predicted to be.
+    """
+
+    def __init__(self, true: np.ndarray, said: np.ndarray) -> None:
+        self._width = true.shape[1]
+        true, said = true.astype(np.float64), said.astype(np.float64)
         self._features = np.concatenate([true * said, true, said], axis=1)
         self._last: tuple[Floats, Floats] | None = None
 
@@ -147,6 +170,38 @@ def f1(counts: ClassCounts) -> Statistic:
     def statistic(weights: Floats) -> Floats:
         hits, true, said = counts(weights)
         return ratio(2 * hits[:, 1], true[:, 1] + said[:, 1])
+
+    return statistic
+
+
+def micro_f1(counts: ClassCounts) -> Statistic:
+    """F1 over the pairs of a sample and a class; undefined where no pair is a label or a prediction."""
+
+    def statistic(weights: Floats) -> Floats:
+        hits, true, said = counts(weights)
+        return ratio(2 * hits.sum(axis=1), true.sum(axis=1) + said.sum(axis=1))
+
+    return statistic
+
+
+def macro_auc(sample: TaskScores) -> Statistic:
+    """Unweighted mean of the AUC of a multilabel task's classes, of those that some samples have and some have not."""
+    each = [auc_statistic(has, p) for has, p in zip(sample.has.T, sample.probabilities.T, strict=True)]
+
+    def statistic(weights: Floats) -> Floats:
+        values = np.stack([auc(weights) for auc in each], axis=1)
+        there = ~np.isnan(values)
+        return ratio(np.where(there, values, 0).sum(axis=1), there.sum(axis=1).astype(np.float64))
+
+    return statistic
+
+
+def root_mean_square(error: Floats) -> Statistic:
+    """Square root of the weighted mean of the squared errors."""
+    square = mean(np.square(error))
+
+    def statistic(weights: Floats) -> Floats:
+        return np.sqrt(square(weights))
 
     return statistic
 
@@ -184,12 +239,23 @@ def reason(sample: TaskScores, metric: str) -> str:
     """Return, in words, why a metric of this sample is undefined."""
     if not len(sample):
         return "no samples"
+    if sample.spec.kind == "multilabel":
+        return f"none of the {len(sample)} samples tells a class from the others" if metric == "macro_auc" else _NO_LABEL
+    if sample.spec.kind == "regression":
+        return _constant(sample, metric)
     classes = np.unique(sample.classes)
     if len(classes) == 1:
         return f"all {len(sample)} labels are class {int(classes[0])}; {metric} needs at least two classes"
     if metric in ("pearson", "spearman"):
-        side = "predictions" if is_constant(sample.score) else "labels"
-        return f"all {len(sample)} {side} are equal; {metric} needs variation"
+        return _constant(sample, metric)
     if metric == "grouped_auc":
         return "no group holds both classes"
     return f"{metric} divides by zero on these {len(sample)} samples"
+
+
+_NO_LABEL = "no sample has a class and none is predicted"
+
+
+def _constant(sample: TaskScores, metric: str) -> str:
+    side = "predictions" if is_constant(sample.score) else "labels"
+    return f"all {len(sample)} {side} are equal; {metric} needs variation"

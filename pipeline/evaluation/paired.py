@@ -86,7 +86,7 @@ def paired_difference(
         return _found(a, b, (0.0, 0.0), 0.0, 1.0)
     if ours.groups is not None and parts is not None:
         return _left_out(f, g, (a, b), parts, int(ours.groups.max()) + 1)
-    if metric == "accuracy":
+    if metric in ("accuracy", "subset_accuracy"):
         return _shares(ours, theirs, (a, b))
     values = np.concatenate([f(w) - g(w) for w in bootstrap_weights(len(ours), rng, replicates)])
     left_out = np.concatenate([f(w) - g(w) for w in left_out_weights(len(ours))])

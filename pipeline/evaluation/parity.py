@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl_lora import MTLLoRAError
 from mtl_lora.hashes import check_hashes
-from pipeline.contracts import Sample
+from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import HeldBack, InputError
 
 TOLERANCE = 5e-3
@@ -59,8 +59,10 @@ def export_parity(
         except MTLLoRAError as error:
             raise HeldBack(f"an exported task must be as it was written, {name!r} is not: {error}") from error
     expected = _multi_task(adapter, spec, by_task)
+    kinds = {task.name: task for task in spec.tasks}
     differences = {
-        name: _largest(expected[name], _exported(exports[name], spec, part)) for name, part in by_task.items()
+        name: _largest(kinds[name], expected[name], _exported(exports[name], spec, part))
+        for name, part in by_task.items()
     }
     apart = {name: gap for name, gap in differences.items() if not gap <= tolerance}
     if apart:
@@ -206,7 +208,11 @@ def _encoder(spec: Any) -> Any:
     return sample_encoder(spec.base, spec.tasks)
 
 
-def _largest(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+def _largest(task: TaskSpec, expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Return the largest difference of a log-probability; of a regression task's numbers, on its head's scale."""
+    if task.kind == "regression":
+        low, high = task.label_values
+        return max(float(np.abs(a - b).max()) for a, b in zip(expected, found, strict=True)) / ((high - low) / 2)
     return max(float(np.abs(np.log(a + _TINY) - np.log(b + _TINY)).max()) for a, b in zip(expected, found, strict=True))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError, did_you_mean
+from pipeline.label_names import THRESHOLD
 
 PARTS = 200
 """Groups, or parts of as many groups, that are left out one after the other."""
@@ -105,8 +106,9 @@ class TaskScores:
     Args:
         spec: the task.
         keys: (N,) sample keys.
-        labels: (N,) class index; the number itself for ordinal tasks.
-        probabilities: (N, C) class probabilities, zero beyond a sample's own choices.
+        labels: (N,) class index; the number itself for ordinal and regression tasks; for multilabel tasks the set of
+            classes (:func:`pipeline.label_names.class_set`).
+        probabilities: (N, C) class probabilities, zero beyond a sample's own choices; the number for regression tasks.
         groups: (N,) cluster codes from zero, or None where no sample names a group.
         clusters: name of each cluster, by which tasks know a group that they share; None for a sample without one.
     """
@@ -123,28 +125,45 @@ class TaskScores:
 
     @cached_property
     def score(self) -> Floats:
-        """(N,) What orders the samples: P(class 1) if binary, expected value if ordinal, else P(predicted)."""
+        """(N,) What orders the samples: P(class 1) if binary, the number if ordinal or regression, else the largest."""
         if self.spec.kind == "binary":
             return np.ascontiguousarray(self.probabilities[:, 1])
         if self.spec.kind == "ordinal":
             return self.probabilities @ np.asarray(self.spec.label_values)
-        return self.probabilities.max(axis=1)
+        return self.probabilities.max(axis=1)  # of a regression task there is one alone
 
     @cached_property
     def classes(self) -> Ints:
-        """(N,) True class index; for ordinal tasks the class whose value is nearest."""
+        """(N,) True class index; for ordinal tasks the class whose value is nearest; for multilabel tasks the set."""
         return self._nearest(self.labels) if self.spec.kind == "ordinal" else self.labels.astype(np.int64)
 
     @cached_property
     def predicted(self) -> Ints:
-        """(N,) Predicted class index; for ordinal tasks the class nearest to the expected value."""
+        """(N,) Predicted class index; for ordinal tasks the class nearest to the expected value; for multilabel tasks
+        the set of classes of at least one half."""
+        if self.spec.kind == "multilabel":
+            return self.said @ (1 << np.arange(self.said.shape[1]))
         return self._nearest(self.score) if self.spec.kind == "ordinal" else self.probabilities.argmax(axis=1)
 
     @cached_property
+    def has(self) -> NDArray[np.bool_]:
+        """(N, C) Whether a sample of a multilabel task has a class."""
+        return (self.labels.astype(np.int64)[:, None] >> np.arange(self.probabilities.shape[1]) & 1).astype(bool)
+
+    @cached_property
+    def said(self) -> Ints:
+        """(N, C) Whether a class of a multilabel task is one of the answer's, as 0 or 1."""
+        return (self.probabilities >= THRESHOLD).astype(np.int64)
+
+    @cached_property
     def surprise(self) -> Floats:
-        """(N,) Natural-log loss of the label; an ordinal label between two values shares its mass between them."""
+        """(N,) Natural-log loss of the label; an ordinal label between two values shares its mass between them; of a
+        multilabel task the mean over its classes."""
         tiny = np.finfo(np.float64).eps
         logs = -np.log(np.clip(self.probabilities, tiny, 1.0 - tiny))
+        if self.spec.kind == "multilabel":
+            against = -np.log(np.clip(1.0 - self.probabilities, tiny, 1.0 - tiny))
+            return np.where(self.has, logs, against).mean(axis=1)
         if self.spec.kind != "ordinal":
             return np.take_along_axis(logs, self.classes[:, None], axis=1)[:, 0]
         values = np.asarray(self.spec.label_values)
@@ -200,14 +219,22 @@ def _task_scores(spec: TaskSpec, part: pd.DataFrame) -> TaskScores:
             f"got {sorted(set(widths.tolist()))}; score with the task specs that trained it"
         )
     # Negated, so that NaN counts as outside; a sum in float32 may end a little above 1.
-    outside = ~((flat >= -_ROUNDING) & (flat <= 1 + _ROUNDING))
+    is_number = spec.kind == "regression"
+    outside = ~np.isfinite(flat) if is_number else ~((flat >= -_ROUNDING) & (flat <= 1 + _ROUNDING))
+    if outside.any() and is_number:
+        raise InputError(
+            f"task {spec.name!r}: scores must be finite numbers, got {int(outside.sum())} that are not; look at the "
+            "training's losses"
+        )
     if outside.any():
         raise InputError(
             f"task {spec.name!r}: scores must be finite probabilities from 0 to 1, got {int(outside.sum())} that are "
             f"not, first {flat[outside][0]:g}; score() must return softmax probabilities, no logits"
         )
-    if spec.kind != "ordinal" and ((labels < 0) | (labels >= widths) | (labels % 1 != 0)).any():
-        raise InputError(f"task {spec.name!r}: a label must be a class index below the number of scores")
+    limits = 2.0**widths if spec.kind == "multilabel" else widths
+    if spec.kind not in ("ordinal", "regression") and ((labels < 0) | (labels >= limits) | (labels % 1 != 0)).any():
+        what = "a set of classes" if spec.kind == "multilabel" else "a class index"
+        raise InputError(f"task {spec.name!r}: a label must be {what} below the number of scores")
     return TaskScores(spec, part["key"].to_numpy(object), labels, probabilities, *_group_codes(part["group"]))
 
 

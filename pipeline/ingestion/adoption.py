@@ -16,6 +16,7 @@ from pipeline.ingestion.resolve import KEEP, RENAMED, Decisions
 from pipeline.ingestion.scan import part, read_rows
 from pipeline.ingestion.shards import replace_file, shard_name
 from pipeline.ingestion.source_file import SourceFile
+from pipeline.labels import label_counts
 from pipeline.shard_index import ShardIndex, index_path
 
 
@@ -105,6 +106,6 @@ def adopt_shard(job: AdoptJob) -> ShardInfo:
         bytes=source.size,
         sha256=hashlib.sha256(json.dumps([url, source.size, source.digest]).encode()).hexdigest(),
         index_sha256=hashlib.sha256(index).hexdigest(),
-        label_counts={f"{label:g}": labels[label] for label in sorted(labels)},
+        label_counts=label_counts(labels, job.task),
         window=(days[0], days[-1]) if days else None,
     )

@@ -65,6 +65,10 @@ def _by_column(properties: dict[str, Any], task: TaskSpec) -> dict[str, Any]:
 
 
 def _label_schema(task: TaskSpec) -> dict[str, Any]:
+    if task.kind == "multilabel":
+        one = _label_schema(task.model_copy(update={"kind": "multiclass"}))
+        as_text = {"type": "string", "contentMediaType": "application/json"}
+        return {"anyOf": [{"type": "array", "items": one}, as_text], "description": "All classes that the record has."}
     if task.label_map:
         return {
             "type": ["string", "number", "boolean"],
@@ -72,6 +76,8 @@ def _label_schema(task: TaskSpec) -> dict[str, Any]:
         }
     numbers = [value for word in task.class_names if (value := number_of(word.strip())) is not None]
     words: list[dict[str, Any]] = [{"enum": numbers}] if numbers else []
+    if task.kind == "regression":
+        return {"anyOf": [{"type": "number"}, {"type": "string"}], "description": "A number, also as text."}
     if task.kind == "ordinal":
         bounds = {"minimum": min(task.label_values), "maximum": max(task.label_values)}
         return {

@@ -11,7 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipeline.contracts import Sample, ShardInfo
+from pipeline.contracts import Sample, ShardInfo, TaskSpec
+from pipeline.labels import label_counts
 from pipeline.shard_index import ShardIndex, image_extension, index_path
 
 
@@ -59,8 +60,11 @@ def write_shard(folder: Path, task: str, split: str, number: int, samples: Itera
     return write_packed(folder, task, split, number, map(pack, samples))
 
 
-def write_packed(folder: Path, task: str, split: str, number: int, samples: Iterable[Packed]) -> ShardInfo:
-    """Write one shard of encoded samples and its index, whole or not at all, and describe it."""
+def write_packed(
+    folder: Path, task: str, split: str, number: int, samples: Iterable[Packed], spec: TaskSpec | None = None
+) -> ShardInfo:
+    """Write one shard of encoded samples and its index, whole or not at all, and describe it; ``spec`` tells what is
+    counted of its labels."""
     from pipeline.ingestion.tar_writer import SampleTarWriter  # webdataset brings torch, which takes seconds
 
     path = folder / shard_name(task, split, number)
@@ -104,7 +108,7 @@ def write_packed(folder: Path, task: str, split: str, number: int, samples: Iter
         bytes=out.bytes,
         sha256=out.sha256.hexdigest(),
         index_sha256=hashlib.sha256(index).hexdigest(),
-        label_counts={f"{label:g}": labels[label] for label in sorted(labels)},
+        label_counts=label_counts(labels, spec),
         window=(window[0], window[-1]) if window else None,
     )
 

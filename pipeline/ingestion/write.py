@@ -107,7 +107,7 @@ def write_shards(job: WriteJob) -> list[ShardInfo]:
         note = job.work / f"{shard_name(job.task.name, job.split, number)}.json"
         info = _finished(note, job.folder)
         if info is None:
-            info = write_packed(job.folder, job.task.name, job.split, number, _take(samples, count))
+            info = write_packed(job.folder, job.task.name, job.split, number, _take(samples, count), job.task)
             replace_file(note, info.model_dump_json().encode())
         else:
             for _ in _take(samples, count):

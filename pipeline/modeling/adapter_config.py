@@ -69,8 +69,8 @@ class AdapterConfig(Settings):
     """Form of a task's Λ."""
     target_modules: tuple[str, ...] | str = DEFAULT_TARGETS
     """As PEFT takes them: names (the last parts of a module's path), a regular expression on its full path, or
-    ``all-linear`` for every linear layer but the output head. The default stands for attention's projections on
-    encoders too, whatever these call them."""
+    ``all-linear`` for every linear layer but the output head; also ``ffn`` for all of the blocks that do not stand in
+    attention. The default stands for attention's projections on encoders too, whatever these call them."""
     use_rslora: bool = False
     """Scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732)."""
     layers_to_transform: tuple[int, ...] | int = ()

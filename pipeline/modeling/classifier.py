@@ -137,10 +137,12 @@ class ExportedHead:
 
     @torch.inference_mode()
     def probabilities(self, example: HeadExample) -> Tensor:
-        """Return the class probabilities (C,) of a sample: each of its rows read alone."""
+        """Return the class probabilities (C,) of a sample, or its number: each of its rows read alone."""
         logits = [self._logits(row, types) for row, types in zip(example.rows, example.token_types, strict=True)]
-        scores = logits[0] if len(logits) == 1 else torch.cat(logits)
-        return scores.double().softmax(0)
+        scores = (logits[0] if len(logits) == 1 else torch.cat(logits)).double()
+        if example.link == "identity":
+            return example.scale[0] + scores * example.scale[1]
+        return scores.sigmoid() if example.link == "sigmoid" else scores.softmax(0)
 
     def _logits(self, row: tuple[int, ...], types: tuple[int, ...]) -> Tensor:
         inputs = {"input_ids": torch.tensor([row], device=self.device)}

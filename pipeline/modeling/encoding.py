@@ -12,7 +12,15 @@ from typing import Any
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
+from pipeline.label_names import class_set
 from pipeline.modeling.packing import Batch, Example, HeadExample, pack
+
+
+_NEEDS_HEADS = {
+    "multilabel": "make a binary task of each label",
+    "regression": "kind: ordinal with label_words for some label_values of the scale",
+}
+"""Kinds that only a head can answer, and what a language model can be asked instead."""
 
 
 class SampleEncoder:
@@ -74,6 +82,11 @@ class Encoder(SampleEncoder):
     def __init__(self, tokenizer: Any, specs: Sequence[TaskSpec], max_length: int) -> None:
         super().__init__(tokenizer, specs, max_length)
         for spec in self.specs:
+            if spec.kind in _NEEDS_HEADS:
+                raise InputError(
+                    f"task {spec.name!r}: a language model scores one of several label words, got kind {spec.kind!r}; "
+                    f"take an encoder as model.base, such as minilm-l6, or {_NEEDS_HEADS[spec.kind]}"
+                )
             if not spec.template or spec.labels:
                 raise InputError(
                     f"task {spec.name!r}: a language model answers by label words after a template, got "
@@ -161,8 +174,21 @@ class Encoder(SampleEncoder):
             texts[longest] = texts[longest][: max(end, 0)]
 
 
+def scale_of(spec: TaskSpec) -> tuple[float, float]:
+    """Return the number that a regression task's score of 0 stands for, and by how much a score of 1 is more."""
+    if spec.kind != "regression":
+        return 0.0, 1.0
+    low, high = spec.label_values
+    return (low + high) / 2, (high - low) / 2
+
+
 def target_of(spec: TaskSpec, sample: Sample, num_classes: int) -> tuple[float, ...]:
-    """Return the probability of each class under a sample's label."""
+    """Return the probability of each class under a sample's label; of a regression task the label on its scale."""
+    if spec.kind == "multilabel":
+        return tuple(map(float, class_set(sample.label, num_classes)))
+    if spec.kind == "regression":
+        middle, half = scale_of(spec)
+        return ((sample.label - middle) / half,)
     target = [0.0] * num_classes
     if spec.kind != "ordinal":
         target[int(sample.label)] = 1.0

@@ -12,8 +12,10 @@ from typing import Any
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
-from pipeline.modeling.encoding import SampleEncoder, target_of
-from pipeline.modeling.packing import HeadExample
+from pipeline.modeling.encoding import SampleEncoder, scale_of, target_of
+from pipeline.modeling.packing import HeadExample, Link
+
+_LINK_OF_KIND: dict[str, Link] = {"multilabel": "sigmoid", "regression": "identity"}
 
 
 def head_classes(specs: Sequence[TaskSpec]) -> tuple[int, ...]:
@@ -65,7 +67,8 @@ class HeadEncoder(SampleEncoder):
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
             target = target_of(spec, sample, len(head_rows))
             weight = sample.weight * spec.loss_weight(sample.label)
-            examples.append(HeadExample(name, task, ids, types, head_rows, target, weight))
+            link, scale = _LINK_OF_KIND.get(spec.kind, "softmax"), scale_of(spec)
+            examples.append(HeadExample(name, task, ids, types, head_rows, target, weight, link, scale))
         return examples
 
     def _texts(self, spec: TaskSpec, sample: Sample) -> list[tuple[str, ...]]:

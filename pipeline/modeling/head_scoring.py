@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from mtl_lora import AdapterModel
 from mtl_lora.heads import TaskHeads
@@ -88,8 +89,8 @@ class HeadScorer(ClassScorer):
         self.own_heads = heads
 
     def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class, and the state
-        of each example's first row, (E, H)."""
+        """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class, a regression
+        task's number on its head's scale, and the state of each example's first row, (E, H)."""
         is_packed = self.language_model.config._attn_implementation == packed_attention.NAME
         task_ids = batch.token_task[None] if is_packed else batch.token_task[batch.padded_nodes()[0][:, 0]]
         states_PH = row_states(self.language_model, batch, self._routed(task_ids))
@@ -99,8 +100,17 @@ class HeadScorer(ClassScorer):
         scores = score_K.new_zeros(examples * classes).index_add(0, batch.term_slot, score_K * batch.term_weight)
         first_E = torch.full((examples,), len(states_PH), device=states_PH.device)
         first_E = first_E.scatter_reduce(0, batch.term_slot // classes, batch.term_answer, "amin")
-        log_p = scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
-        return log_p, states_PH[first_E]
+        return _linked(scores.view(examples, classes), batch), states_PH[first_E]
+
+
+def _linked(scores_EC: Tensor, batch: Batch) -> Tensor:
+    """Return what each example's link makes of its scores."""
+    log_p = scores_EC.masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
+    if not batch.has_links:
+        return log_p
+    each = logsigmoid(scores_EC).masked_fill(~batch.class_mask, float("-inf"))
+    number = scores_EC.masked_fill(~batch.class_mask, 0.0)
+    return torch.where(batch.links("sigmoid"), each, torch.where(batch.links("identity"), number, log_p))
 
 
 class UntrainedHeadScorer(HeadScorer):

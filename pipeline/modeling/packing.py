@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Link = Literal["softmax", "sigmoid", "identity"]
+"""What makes an answer of an example's scores: probabilities over its classes, one of each class, or a number."""
+LINKS: tuple[Link, ...] = ("softmax", "sigmoid", "identity")
 _SHORTEST_SHARE = 0.75
 """Rows that attend together are at least this share of the longest one: more padding costs more than another call."""
 
@@ -34,6 +37,9 @@ class Example:
     target: tuple[float, ...]
     length_normalized: bool
     weight: float = 1.0
+
+    link: ClassVar[Link] = "softmax"
+    scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     @property
     def num_classes(self) -> int:
@@ -65,7 +71,11 @@ class HeadExample:
     head_rows: tuple[int, ...]
     """For each class the row of the heads that scores it."""
     target: tuple[float, ...]
+    """Probability of each class under the label; with the link ``identity`` the label on the head's scale."""
     weight: float = 1.0
+    link: Link = "softmax"
+    scale: tuple[float, float] = (0.0, 1.0)
+    """With the link ``identity`` the number that a score of 0 stands for, and by how much a score of 1 is more."""
 
     @property
     def num_classes(self) -> int:
@@ -112,13 +122,20 @@ class Batch:
     term_weight: Tensor
     """(K,) 1, or 1 / tokens of the word where the task is length-normalised."""
     target: Tensor
-    """(E, C) probability of each class under the label; ordinal labels lie between two."""
+    """(E, C) probability of each class under the label; ordinal labels lie between two; of a regression task the label
+    on the head's scale."""
     class_mask: Tensor
     """(E, C) True on the classes that the example has."""
     example_task: Tensor
     """(E,) task index of each example."""
     example_weight: Tensor
     """(E,) weight of each example's loss."""
+    link: Tensor
+    """(E,) place of each example's link in :data:`LINKS`."""
+    scale: Tensor
+    """(E, 2) of each example's number."""
+    has_links: bool
+    """Whether an example has another link than ``softmax``."""
     names: tuple[str, ...]
     """``TASK/KEY`` of each example."""
     num_tokens: int
@@ -133,6 +150,17 @@ class Batch:
             return tuple(map(move, value)) if isinstance(value, tuple) else value
 
         return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+    def links(self, link: Link) -> Tensor:
+        """Return which examples have a link, (E, 1)."""
+        return (self.link == LINKS.index(link))[:, None]
+
+    def answers(self, scores: Tensor) -> Tensor:
+        """Return class probabilities, or a regression task's numbers, (E, C) in fp64, of what a scorer returned."""
+        scores, scale = scores.double(), self.scale.double()
+        if not self.has_links:
+            return scores.exp()
+        return torch.where(self.links("identity"), scale[:, :1] + scores * scale[:, 1:], scores.exp())
 
     def padded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the same rows right-padded, for models that take no packed rows.
@@ -312,6 +340,9 @@ def _batch(
         class_mask=class_mask,
         example_task=torch.tensor([example.task for example in examples]),
         example_weight=torch.tensor([example.weight for example in examples]),
+        link=torch.tensor([LINKS.index(example.link) for example in examples]),
+        scale=torch.tensor([example.scale for example in examples]),
+        has_links=any(example.link != "softmax" for example in examples),
         names=tuple(example.name for example in examples),
         num_tokens=sum(example.num_tokens for example in examples),
     )

@@ -18,6 +18,7 @@ from mtl_lora import MTLLoRAError
 from mtl_lora.hashes import check_hashes, write_hashes
 from pipeline.contracts import Contract, Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
+from pipeline.label_names import THRESHOLD
 from pipeline.modeling.adapter import load_adapter
 from pipeline.modeling.answering import class_scorer, sample_encoder, untrained_scorer
 from pipeline.modeling.base_model import BaseModelConfig, load_base
@@ -27,6 +28,8 @@ from pipeline.record import Rejected, asked, fields_found
 PREDICTOR_FILE = "predictor.json"
 ANSWER = ("task", "score", "label", "label_word", "probabilities")
 """Columns of an answer."""
+NO_CLASS = -1
+"""``label`` of an answer that is no one class: of a multilabel or a regression task."""
 
 
 class PredictorSpec(Contract):
@@ -90,6 +93,9 @@ class Predictor:
         Returns:
             A frame with the same index: ``task``; ``score`` (binary: P(class 1); ordinal: expected value; else the
             probability of the predicted class); ``label`` (predicted class index); ``label_word``; ``probabilities``.
+            Multilabel: ``score`` is the largest probability, ``label_word`` names the classes of at least 0.5, with
+            commas between. Regression: ``score`` is the number, and so is the one of ``probabilities``. Both have -1 as
+            ``label``.
 
         Raises:
             InputError: the column ``task`` or a field is missing, a task is unknown, a column is there twice, or a
@@ -138,6 +144,12 @@ class Predictor:
     def _answer(self, sample: Sample, probabilities: np.ndarray) -> tuple[str, float, int, str, list[float]]:
         spec = self._specs[sample.task]
         label = int(probabilities.argmax())
+        if spec.kind == "regression":
+            number = float(probabilities[0])
+            return sample.task, number, NO_CLASS, f"{number:g}", probabilities.tolist()
+        if spec.kind == "multilabel":
+            found = [name.strip() for name, p in zip(spec.class_names, probabilities, strict=True) if p >= THRESHOLD]
+            return sample.task, float(probabilities.max()), NO_CLASS, ", ".join(found), probabilities.tolist()
         if spec.kind == "binary":
             score = float(probabilities[1])
         elif spec.kind == "ordinal":

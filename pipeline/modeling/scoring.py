@@ -131,9 +131,34 @@ class UntrainedScorer(LabelScorer):
         return self._without_adapter()
 
 
-def label_loss(log_probabilities: Tensor, batch: Batch) -> Tensor:
-    """Return each example's cross-entropy against its target distribution, (E,)."""
-    return -(batch.target * log_probabilities.masked_fill(~batch.class_mask, 0.0)).sum(-1)
+def label_loss(scores: Tensor, batch: Batch, target: Tensor | None = None) -> Tensor:
+    """Return each example's loss, (E,): the cross-entropy against its target distribution; of a multilabel example
+    the mean over its classes of each one's own; of a regression example the squared error on its head's scale.
+
+    Args:
+        scores: (E, C) what a :class:`ClassScorer` returns.
+        batch: of the examples.
+        target: (E, C) instead of the batch's own.
+    """
+    target = batch.target if target is None else target
+    known = scores.masked_fill(~batch.class_mask, 0.0)
+    loss = -(target * known).sum(-1)
+    if not batch.has_links:
+        return loss
+    is_sigmoid, is_number = batch.links("sigmoid"), batch.links("identity")
+    least = -torch.finfo(known.dtype).tiny  # the log of a probability that rounds to 1
+    log_p = torch.where(batch.class_mask & is_sigmoid, known, -1.0).clamp(max=least)
+    otherwise = torch.where(batch.class_mask & is_sigmoid, (1 - target) * (-torch.expm1(log_p)).log(), 0.0)
+    each = (loss - otherwise.sum(-1)) / batch.class_mask.sum(-1)
+    error = torch.where(is_number, known - target, 0.0).square().sum(-1)
+    return torch.where(is_sigmoid[:, 0], each, torch.where(is_number[:, 0], error, loss))
+
+
+def even_target(batch: Batch) -> Tensor:
+    """Return the target (E, C) that label smoothing mixes in: all classes alike; a number stays its own."""
+    even = batch.class_mask / batch.class_mask.sum(-1, keepdim=True)
+    even = torch.where(batch.links("sigmoid"), 0.5 * batch.class_mask, even)
+    return torch.where(batch.links("identity"), batch.target, even)
 
 
 class Scorer:
@@ -152,7 +177,8 @@ class Scorer:
     def probabilities(
         self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
-        """Return each sample's class probabilities in label order, fp64, in the order given.
+        """Return each sample's class probabilities in label order, fp64, in the order given; a regression task's number
+        alone.
 
         Args:
             samples: of any tasks, mixed.
@@ -170,7 +196,7 @@ class Scorer:
         for chunk in micro_batches(examples, self.batch_tokens):
             batch = self.encoder.collate([examples[i] for i in chunk]).to(self.device)
             scores, states = self.model.answer(batch)
-            rows = zip(scores.double().exp().cpu().numpy(), states.float().cpu().numpy(), strict=True)
+            rows = zip(batch.answers(scores).cpu().numpy(), states.float().cpu().numpy(), strict=True)
             for i, (row, state) in zip(chunk, rows, strict=True):
                 results[i] = row[: examples[i].num_classes], state
             if progress is not None:

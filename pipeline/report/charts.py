@@ -31,12 +31,26 @@ def task_charts(samples: Samples) -> list[tuple[str, Chart]]:
         charts.append(("ROC curve", roc(samples)))
     if kind == "multiclass":
         charts.append(("Confusion, share of each true class", confusion(candidate)))
-    if kind == "ordinal":
-        charts.append(("Expected value against label", agreement(candidate)))
+    if kind in ("ordinal", "regression"):
+        charts.append((f"{_numbers(candidate).capitalize()} against label", agreement(candidate)))
     else:
         charts.append(("Reliability", reliability(samples)))
     charts.append(("Scores by class" if kind == "binary" else "Scores", histogram(candidate)))
     return charts
+
+
+def _numbers(sample: TaskScores) -> str:
+    return "expected value" if sample.spec.kind == "ordinal" else "predicted number"
+
+
+def _told(sample: TaskScores) -> tuple[Floats, Floats]:
+    """Return probabilities and whether what they are of is true: of class 1, of the class predicted, or of each class
+    of each sample of a multilabel task."""
+    if sample.spec.kind == "multilabel":
+        return sample.probabilities.ravel(), sample.has.ravel().astype(np.float64)
+    if sample.spec.kind == "binary":
+        return sample.score, sample.labels
+    return sample.score, (sample.predicted == sample.classes).astype(np.float64)
 
 
 def roc(samples: Samples) -> Chart:
@@ -65,8 +79,11 @@ def _dots(axes: Axes, x: Floats, y: Floats, colour: str, radius: float | Floats,
 
 def reliability(samples: Samples) -> Chart:
     """Draw the observed rate against the predicted one, dots as large as their bin is full."""
-    binary = samples["candidate"].spec.kind == "binary"
-    x_label, y_label = ("predicted P(class 1)", "observed rate") if binary else ("top probability", "accuracy")
+    kind = samples["candidate"].spec.kind
+    x_label, y_label = {
+        "binary": ("predicted P(class 1)", "observed rate"),
+        "multilabel": ("predicted P(class)", "observed rate"),
+    }.get(kind, ("top probability", "accuracy"))
     chart = plot((0, 1), (0, 1), x_label, y_label, "Reliability diagram")
     _diagonal(chart.axes)
     for name in MODELS:
@@ -79,29 +96,26 @@ def reliability(samples: Samples) -> Chart:
 
 def reliability_bins(sample: TaskScores, bins: int = ECE_BINS) -> tuple[Floats, Floats, Floats]:
     """Return each filled bin's mean prediction, observed rate and share of the samples."""
-    truth = sample.labels if sample.spec.kind == "binary" else (sample.predicted == sample.classes).astype(np.float64)
-    place = np.clip(np.ceil(sample.score * bins).astype(np.int64) - 1, 0, bins - 1)
+    told, truth = _told(sample)
+    place = np.clip(np.ceil(told * bins).astype(np.int64) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)
     there = count > 0
-    mean = np.bincount(place, sample.score, minlength=bins)[there] / count[there]
+    mean = np.bincount(place, told, minlength=bins)[there] / count[there]
     rate = np.bincount(place, truth, minlength=bins)[there] / count[there]
-    return mean, rate, count[there] / len(sample)
+    return mean, rate, count[there] / len(told)
 
 
 def histogram(sample: TaskScores, bins: int = 30) -> Chart:
     """Draw the scores, split by what they should say: the classes of a binary task, else right and wrong."""
-    low, high, parts = 0.0, 1.0, {"negative": sample.predicted != sample.classes}
+    low, high, (score, truth) = 0.0, 1.0, _told(sample)
     title, y_label = "top probability", "share"
-    if sample.spec.kind == "binary":
-        parts, title, y_label = {"negative": sample.labels == 0}, "P(class 1)", "share of class"
-    elif sample.spec.kind == "ordinal":
-        low, high = float(sample.score.min()), float(sample.score.max())
-        parts, title = {"negative": np.zeros(len(sample), bool)}, "expected value"
-    parts["candidate"] = ~parts["negative"]
+    if sample.spec.kind in ("binary", "multilabel"):
+        title, y_label = "P(class 1)" if sample.spec.kind == "binary" else "P(class)", "share of class"
+    elif sample.spec.kind in ("ordinal", "regression"):
+        low, high, title, truth = float(score.min()), float(score.max()), _numbers(sample), np.ones(len(sample))
+    parts = {"negative": truth == 0, "candidate": truth != 0}
     edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-    shares = {
-        colour: np.histogram(sample.score[mask], edges)[0] / mask.sum() for colour, mask in parts.items() if mask.any()
-    }
+    shares = {colour: np.histogram(score[mask], edges)[0] / mask.sum() for colour, mask in parts.items() if mask.any()}
     peak = max(float(share.max()) for share in shares.values())
     chart = plot((float(edges[0]), float(edges[-1])), (0, peak * 1.05), title, y_label, "Score histogram")
     for colour, share in shares.items():
@@ -126,8 +140,10 @@ def agreement(sample: TaskScores, most: int = 600) -> Chart:
     """Draw expected value against label, a sample of the points where there are many."""
     rows = np.linspace(0, len(sample) - 1, min(most, len(sample))).astype(np.int64)
     values = np.asarray(sample.spec.label_values)
-    ends = (float(values.min()), float(values.max()))
-    chart = plot(ends, ends, "label", "expected value", "Expected value against label")
+    if sample.spec.kind == "regression":  # neither labels nor predictions end where the scale does
+        values = np.concatenate([values, sample.labels, sample.score])
+    ends, name = (float(values.min()), float(values.max())), _numbers(sample)
+    chart = plot(ends, ends, "label", name, f"{name.capitalize()} against label")
     _diagonal(chart.axes)
     _dots(chart.axes, sample.labels[rows], sample.score[rows], INK["candidate"], 2.4, alpha=0.5)
     return chart

@@ -1,4 +1,4 @@
-"""What is minimised: each example's cross-entropy, smoothed and weighted by sample and task.
+"""What is minimised: each example's loss, smoothed and weighted by sample and task.
 
 Axes: E examples, C classes, T tasks.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mtl_lora.analysis import up_projection_overlap
 from pipeline.modeling.packing import Batch
-from pipeline.modeling.scoring import ClassScorer, label_loss
+from pipeline.modeling.scoring import ClassScorer, even_target, label_loss
 from pipeline.training.config import TrainingConfig
 
 
@@ -39,15 +39,14 @@ class Objective(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(len(tasks))) if config.uncertainty_weighting else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what each example adds to the objective (E,) and, without gradient, its plain cross-entropy (E,) and
-        the log-probabilities of its classes (E, C)."""
+        """Return what each example adds to the objective (E,) and, without gradient, its plain loss (E,) and what the
+        scorer returned (E, C)."""
         log_probabilities_EC = self.scorer(batch)
         plain_E = label_loss(log_probabilities_EC, batch)
         losses_E = plain_E
         if self.label_smoothing:
-            known = log_probabilities_EC.masked_fill(~batch.class_mask, 0.0)
-            uniform_E = -known.sum(-1) / batch.class_mask.sum(-1)
-            losses_E = plain_E.lerp(uniform_E, self.label_smoothing)
+            even_E = label_loss(log_probabilities_EC, batch, even_target(batch))
+            losses_E = plain_E.lerp(even_E, self.label_smoothing)
         if self.log_variance is not None:
             s_E = self.log_variance.float()[batch.example_task]
             losses_E = losses_E * torch.exp(-s_E) + s_E / 2

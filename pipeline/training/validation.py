@@ -70,7 +70,7 @@ class Validation:
 
         Args:
             step: optimizer steps done; noted where the macro metric is the best so far.
-            forward: returns log-probabilities last, of a module in evaluation mode.
+            forward: returns what a scorer does last, of a module in evaluation mode.
             where: device of the module.
             max_tokens: most tokens that go through it at once.
 
@@ -81,8 +81,9 @@ class Validation:
         parts = micro_batches(self.examples, max_tokens)
         with torch.no_grad():
             for part in micro_batches(self.examples, max_tokens, at_least=largest(len(parts))):
-                *_, log_p = forward(self.encoder.collate([self.examples[i] for i in part]).to(where))
-                for i, p in zip(part, log_p.double().exp().cpu().numpy(), strict=True):
+                batch = self.encoder.collate([self.examples[i] for i in part]).to(where)
+                *_, scores = forward(batch)
+                for i, p in zip(part, batch.answers(scores).cpu().numpy(), strict=True):
                     sample = self.samples[i]
                     probabilities = p[: self.examples[i].num_classes]
                     rows.append((sample.key, sample.task, sample.label, probabilities, sample.group))

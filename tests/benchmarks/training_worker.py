@@ -18,9 +18,18 @@ import torch
 
 from pipeline.contracts import ShardManifest
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
-from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
-from pipeline.modeling.encoding import Encoder
-from pipeline.modeling.packing import Example
+from pipeline.modeling.answering import sample_encoder
+from pipeline.modeling.base_model import (
+    EMBEDDED,
+    BaseModelConfig,
+    load_base,
+    load_tokenizer,
+    resolve_base,
+    resolve_dtype,
+)
+from pipeline.modeling.head_encoding import head_classes
+from pipeline.modeling.packing import Example, HeadExample
+from pipeline.modeling.target_names import ENCODER_TARGETS
 from pipeline.stream import LengthGrouping, read_split
 from pipeline.training.config import TrainingConfig
 from pipeline.training.loop import Trainer, TrainingJob, job_stream
@@ -56,7 +65,10 @@ def job_of(settings: dict[str, Any], **training: Any) -> TrainingJob:
         manifest_path=manifest,
         tasks=ShardManifest.read(manifest).tasks,
         base=BaseModelConfig(
-            dtype=settings.get("dtype", "float32"), max_length=MAX_LENGTH, num_layers=settings.get("num_layers")
+            base=settings.get("base", EMBEDDED),
+            dtype=settings.get("dtype", "float32"),
+            max_length=MAX_LENGTH,
+            num_layers=settings.get("num_layers"),
         ),
         adapter=AdapterConfig(lora_dropout=settings.get("dropout", 0.05)),
         training=TrainingConfig(**{"global_batch_size": settings["rows"], "num_workers": 1, **training}),
@@ -98,23 +110,20 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
 
 def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
     """Time steps of Hugging Face Trainer with PEFT LoRA, rows in its own order, padded to the batch's longest."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import DataCollatorForSeq2Seq, TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback, TrainingArguments
     from transformers import Trainer as HuggingFaceTrainer
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     job, rows, steps = job_of(settings), settings["rows"], settings["steps"]
-    tokenizer = load_tokenizer(job.base)
-    samples = list(read_split(job.manifest_path, "train"))
-    examples = Encoder(tokenizer, job.tasks, MAX_LENGTH).encode(samples)
+    examples: Any = sample_encoder(job.base, job.tasks).encode(list(read_split(job.manifest_path, "train")))
+    lengths = [len(example.prompt if isinstance(example, Example) else example.rows[0]) for example in examples]
     generator = torch.Generator().manual_seed(SEED)
     if by_length:
-        lengths = [len(example.prompt) for example in examples]
         order = list(LengthGroupedSampler(rows, lengths=lengths, generator=generator))
     else:
         order = torch.randperm(len(examples), generator=generator).tolist()
     batches = [order[first : first + rows] for first in range(0, len(order) - rows + 1, rows)]
-    padded = [rows * max(len(examples[i].prompt) for i in batch) for batch in batches]
+    padded = [rows * max(lengths[i] for i in batch) for batch in batches]
     chosen = [batches[i] for i in (padded.index(min(padded)), *spread(padded, steps))]
     times: list[tuple[float, float]] = []
 
@@ -125,8 +134,7 @@ def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
         def on_train_end(self, *_: Any, **__: Any) -> None:
             times.append((time.perf_counter(), time.process_time()))
 
-    model = load_base(job.base.model_copy(update={"packed_rows": False}))
-    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=list(job.adapter.target_modules))
+    model, row_of, collator = _language_model(job) if isinstance(examples[0], Example) else _classifier(job)
     arguments = TrainingArguments(
         output_dir=settings["folder"],
         per_device_train_batch_size=rows,
@@ -140,15 +148,47 @@ def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
         train_sampling_strategy="sequential",
     )
     HuggingFaceTrainer(
-        model=get_peft_model(model, lora),
+        model=model,
         args=arguments,
-        train_dataset=[_row(examples[i]) for batch in chosen for i in batch],  # type: ignore[arg-type]
-        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
+        train_dataset=[row_of(examples[i]) for batch in chosen for i in batch],  # type: ignore[arg-type]
+        data_collator=collator,
         callbacks=[Clock()],
     ).train()
     tokens = sum(examples[i].num_tokens for batch in chosen[1:] for i in batch)
     seconds, cpu_s = (end - start for start, end in zip(times[1], times[-1], strict=True))
     return {"tokens_per_s": tokens / seconds, "tokens": tokens, "seconds": seconds, "cpu_s": cpu_s}
+
+
+def _language_model(job: TrainingJob) -> tuple[Any, Any, Any]:
+    """Return a language model under PEFT's LoRA, how an example becomes a row, and what pads rows."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import DataCollatorForSeq2Seq
+
+    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=list(job.adapter.target_modules))
+    model = load_base(job.base.model_copy(update={"packed_rows": False}))
+    collator = DataCollatorForSeq2Seq(load_tokenizer(job.base), label_pad_token_id=-100)
+    return get_peft_model(model, lora), _row, collator
+
+
+def _classifier(job: TrainingJob) -> tuple[Any, Any, Any]:
+    """Return the same of an encoder: transformers' classifier, one for the classes of all tasks together."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+
+    folder, labels = resolve_base(job.base), sum(head_classes(job.tasks))
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=labels, dtype=resolve_dtype(job.base.dtype)
+    )
+    lora = LoraConfig(
+        task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.05, target_modules=list(ENCODER_TARGETS[0])
+    )
+    return get_peft_model(model, lora), _row_of_head, DataCollatorWithPadding(load_tokenizer(job.base))
+
+
+def _row_of_head(example: HeadExample) -> dict[str, Any]:
+    label = example.head_rows[max(range(len(example.target)), key=lambda c: example.target[c])]
+    ids, types = list(example.rows[0]), list(example.token_types[0])
+    return {"input_ids": ids, "token_type_ids": types, "attention_mask": [1] * len(ids), "labels": label}
 
 
 def _row(example: Example) -> dict[str, list[int]]:

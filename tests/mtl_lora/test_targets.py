@@ -217,3 +217,39 @@ def test_an_expression_that_is_none_is_refused():
 def test_a_bare_name_is_an_expression_on_the_full_path_as_in_peft(tiny_llama):
     with pytest.raises(TargetError, match=r"names stand in a list, \['q_proj'\]"):
         MTLLoRAModel(tiny_llama, MTLLoRAConfig(["a"], target_modules="q_proj"))
+
+
+def _blocks(kind):
+    """A model of two blocks, and what its attention's and its feed-forward's layers are called in one."""
+    from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, ModernBertConfig, ModernBertModel
+
+    torch.manual_seed(0)
+    attention = [f"attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
+    gated = [f"self_attn.{name}_proj" for name in "qkvo"], [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    if kind == "llama":
+        return _llama(tied=True), "model.layers", *gated
+    if kind == "bert":
+        model = BertModel(BertConfig(**SIZES, intermediate_size=48))
+        return model, "encoder.layer", attention, ["intermediate.dense", "output.dense"]
+    if kind == "modernbert":
+        model = ModernBertModel(ModernBertConfig(**SIZES, intermediate_size=48, pad_token_id=0))
+        return model, "layers", ["attn.Wqkv", "attn.Wo"], ["mlp.Wi", "mlp.Wo"]
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=61))
+    return model, "transformer.h", ["attn.c_attn", "attn.c_proj"], ["mlp.c_fc", "mlp.c_proj"]
+
+
+@pytest.mark.parametrize("method", ["mtl_lora", "lora"])
+@pytest.mark.parametrize("kind", ["llama", "bert", "modernbert", "gpt2"])
+def test_feed_forward_and_whole_blocks_are_targets_by_one_word(kind, method):
+    found = {}
+    for targets in ("ffn", "all-linear"):
+        base, blocks, attention, ffn = _blocks(kind)
+        model = build_adapter(method, base, ["a"], r=2, target_modules=targets)
+        found[targets] = {path for path in model.plain_layers() if not path.startswith("pooler")}
+        if targets == "ffn" and method == "lora":
+            layers = model.plain_layers().values()
+            sizes = [sum(layer.weight.shape) for layer in layers]
+            assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * sum(sizes)
+    expected = {f"{blocks}.{number}.{name}" for number in (0, 1) for name in ffn}
+    assert found["ffn"] == expected
+    assert found["all-linear"] == expected | {f"{blocks}.{number}.{name}" for number in (0, 1) for name in attention}

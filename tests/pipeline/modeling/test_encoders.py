@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,14 @@ def _config(folder: Path, kind: str, **changes: Any) -> BaseModelConfig:
     return BaseModelConfig(base=base, max_length=64, dtype="float32", **changes)
 
 
-def _adapted(base: Any, method: str = "mtl_lora") -> AdapterModel:
+def _adapted_for(config: BaseModelConfig, tasks: Sequence[TaskSpec]) -> AdapterModel:
+    return _adapted(load_base(config), tasks=tasks)
+
+
+def _adapted(base: Any, method: str = "mtl_lora", tasks: Sequence[TaskSpec] = TASKS) -> AdapterModel:
     torch.manual_seed(1)
     config = AdapterConfig(method=method, r=2, lora_dropout=0)
-    adapted = build_adapter(config, base, NAMES, classes_of_heads(base, TASKS))
+    adapted = build_adapter(config, base, [task.name for task in tasks], classes_of_heads(base, tasks))
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:

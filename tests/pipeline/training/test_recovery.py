@@ -86,6 +86,18 @@ def test_terminated_driver_saves_and_killed_cluster_is_survived(root: Path, whol
     _equals(job.folder, whole)
 
 
+def test_a_killed_rank_on_an_encoder(root: Path, address: str) -> None:
+    changes = ("model.base=minilm-l6", "model.num_layers=2", "training.max_steps=8", "training.checkpoint_steps=3")
+    with RunningJob(write_config(root, "encoder-whole"), *changes, address=address) as whole:
+        assert whole.end() == 0, whole.tail()
+    with RunningJob(write_config(root, "encoder"), *changes, address=address) as job:
+        job.signal_rank(1, signal.SIGKILL, 4)
+        assert job.end() == 0, job.tail()
+    assert "restart" in job.log.read_text()
+    assert adapter_bytes(job.folder) == adapter_bytes(whole.folder)
+    assert [row["loss"] for row in history(job.folder)] == [row["loss"] for row in history(whole.folder)]
+
+
 def test_what_no_restart_can_mend_ends_the_run_at_once(root: Path, address: str) -> None:
     config = write_config(root, "burst", learning_rate=1e30, gradient_clipping=0.0, max_failures=-1)
     with RunningJob(config, address=address) as job:
