@@ -194,10 +194,11 @@ class TaskSpec(Contract):
     def _target_fault(self, target: float | str) -> str | None:
         """Return why a label cannot be mapped to this; None where it can."""
         words = [word.strip() for word in self.class_names]
-        if isinstance(target, str) and self.kind != "regression":
-            return None if target.strip() in words else f"is none of the label words {words}"
+        if isinstance(target, str):
+            found = self.kind != "regression" and target.strip() in words
+            return None if found else f"is none of the label words {words}" if words else "is no number"
         if self.kind == "regression":
-            return "is no number" if isinstance(target, str) else None
+            return None
         if self.kind == "ordinal":
             low, high = min(self.label_values, default=0), max(self.label_values, default=0)
             return None if low <= target <= high else f"lies outside {low:g} to {high:g}"
@@ -296,8 +297,8 @@ class TaskSpec(Contract):
             )
         if self.kind == "multilabel" and len(self.class_names) > MOST_LABELS:
             raise ValueError(
-                f"task {self.name!r}: a multilabel task has at most {MOST_LABELS} classes, got {len(self.class_names)}; "
-                "make two tasks of it"
+                f"task {self.name!r}: a multilabel task has at most {MOST_LABELS} classes, got "
+                f"{len(self.class_names)}; make two tasks of it"
             )
         if self.kind != "regression" and (
             (self.kind == "ordinal") != bool(self.label_values)
@@ -361,8 +362,8 @@ class Sample(Contract):
     fields: dict[str, str]
     """The texts that the template names."""
     label: float = Field(allow_inf_nan=False)
-    """Class index; for ordinal and regression tasks the number itself; for multilabel tasks the sum of 2 to the power of
-    each of its classes' indices (see :func:`pipeline.label_names.class_set`)."""
+    """Class index; for ordinal and regression tasks the number itself; for multilabel tasks the sum of 2 to the power
+    of each of its classes' indices (see :func:`pipeline.label_names.class_set`)."""
     choices: tuple[str, ...] = ()
     group: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)

@@ -240,7 +240,9 @@ def reason(sample: TaskScores, metric: str) -> str:
     if not len(sample):
         return "no samples"
     if sample.spec.kind == "multilabel":
-        return f"none of the {len(sample)} samples tells a class from the others" if metric == "macro_auc" else _NO_LABEL
+        return (
+            f"none of the {len(sample)} samples tells a class from the others" if metric == "macro_auc" else _NO_LABEL
+        )
     if sample.spec.kind == "regression":
         return _constant(sample, metric)
     classes = np.unique(sample.classes)

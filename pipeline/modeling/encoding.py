@@ -15,7 +15,6 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.label_names import class_set
 from pipeline.modeling.packing import Batch, Example, HeadExample, pack
 
-
 _NEEDS_HEADS = {
     "multilabel": "make a binary task of each label",
     "regression": "kind: ordinal with label_words for some label_values of the scale",

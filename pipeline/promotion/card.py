@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pipeline.contracts import EvaluationReport, TaskSpec
 from pipeline.promotion.provenance import Provenance
 
-
 _UNNAMED = {"choice": "one of its choices", "regression": "a number"}
 
 
@@ -42,7 +41,7 @@ def model_card(
     for task in tasks:
         words = ", ".join(word.strip() for word in task.class_names[:8]) + (" …" if len(task.class_names) > 8 else "")
         fields = ", ".join(f"`{field}`" for field in task.text_fields)
-        lines.append(f"| {task.name} | {task.kind} | {fields} | {words or _UNNAMED.get(task.kind, "")} |")
+        lines.append(f"| {task.name} | {task.kind} | {fields} | {words or _UNNAMED.get(task.kind, '')} |")
     lines += ["", "## Evaluation", "", *_evaluation(report), "", "## Made from", ""]
     lines += [f"- {name.replace('_', ' ')}: {text}" for name, text in provenance.shown().items()]
     lines += ["", "## Limits", ""]

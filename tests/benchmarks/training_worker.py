@@ -110,8 +110,8 @@ def ours(settings: dict[str, Any]) -> dict[str, Any]:
 
 def hugging_face(settings: dict[str, Any], by_length: bool) -> dict[str, Any]:
     """Time steps of Hugging Face Trainer with PEFT LoRA, rows in its own order, padded to the batch's longest."""
-    from transformers import TrainerCallback, TrainingArguments
     from transformers import Trainer as HuggingFaceTrainer
+    from transformers import TrainerCallback, TrainingArguments
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
     job, rows, steps = job_of(settings), settings["rows"], settings["steps"]

@@ -78,7 +78,10 @@ def test_places_of_data_are_made_absolute(tmp_path: Path) -> None:
         ("tasks.spam.label_words=[]", "label_words must list at least 2 words"),
         ("tasks.spam.label_words=[' a',' a']", "label_words must differ"),
         ("name=a/b", "name: String should match pattern"),
-        ("tasks.spam.kind=binry", "tasks.spam.kind: Input should be 'binary', 'multiclass', 'choice' or 'ordinal'"),
+        (
+            "tasks.spam.kind=binry",
+            "tasks.spam.kind: Input should be 'binary', 'multiclass', 'choice', 'ordinal', 'multilabel' or",
+        ),
         ("tasks.spam.knd=binary", "got 'tasks.spam.knd'; did you mean 'kind'"),
         ("tasks.spam.label_words=[no, yes]", "tasks.spam.label_words.0 must be text, got the truth value False: YAML"),
         ("tasks.spam.label_words=[1, 2]", "tasks.spam.label_words.1 must be text, got the number 2; quote it"),

@@ -128,7 +128,7 @@ def test_losses_and_gradients_are_those_of_torchs_own_functions(tmp_path: Path) 
         assert torch.allclose(ours, theirs, atol=1e-6)
     answers = batch.answers(scores)
     assert torch.allclose(answers[0, :3], logits[0, :3].sigmoid().double(), atol=1e-6)
-    assert float(answers[1, 0]) == pytest.approx(30 + 20 * float(logits[1, 3]), abs=1e-4)
+    assert float(answers[1, 0].detach()) == pytest.approx(30 + 20 * float(logits[1, 3].detach()), abs=1e-4)
 
 
 @pytest.mark.parametrize("score", [-80.0, 0.0, 80.0])
@@ -138,7 +138,7 @@ def test_sure_classes_have_finite_losses_and_gradients(score: float) -> None:
     loss = label_loss(torch.nn.functional.logsigmoid(logits), batch)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     expected = binary_cross_entropy_with_logits(logits, torch.tensor([[0.0, 1.0]]))
-    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
     assert torch.allclose(gradient, torch.autograd.grad(expected, logits)[0], atol=1e-6)
 
 
