@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.run import Run
-from pipeline.contracts import EvaluationReport
+from pipeline.contracts import EvaluationReport, TaskSpec
 from pipeline.errors import InputError, did_you_mean
 from pipeline.evaluation.features import write_features
+from pipeline.evaluation.kept_answers import KeptAnswers
 from pipeline.evaluation.predict import evenly_spaced, score_table
 from pipeline.evaluation.score_table import read_scores, write_scores
 from pipeline.evaluation.summary import summarize
@@ -147,12 +149,13 @@ def _score(run: Run, model: Model, answering: Answering, pool: ScoringPool) -> N
             f"split {split!r} must have a sample of {[task.name for task in specs]}, it has none; bring some"
         )
     shown = evenly_spaced(samples, _FEATURES_PER_TASK)
+    kept = _kept(run, model, specs) if any(task.is_written for task in specs) else None
     with Track(f"evaluate {name}", len(samples), "samples") as track:
         states_of = {(sample.task, sample.key) for sample in shown}
-        found = pool.score(samples, model=answering.scorer, on_progress=track.advance, states_of=states_of)
+        found = pool.score(samples, model=answering.scorer, on_progress=track.advance, states_of=states_of, kept=kept)
     timed = evenly_spaced(samples, math.ceil(_LATENCY_ROWS / len(specs))) if _is_timed(run, model) else []
     files = run.folder.scores(model.slot)
-    scores = score_table(samples, found.probabilities)
+    scores = score_table(samples, found.probabilities, found.texts)
     write_scores(files.scores, scores)
     write_features(files.features, found.states)
     data = run.samples | {"weights": model.weights}
@@ -163,6 +166,16 @@ def _score(run: Run, model: Model, answering: Answering, pool: ScoringPool) -> N
         update={"latency_ms": pool.latency_ms(timed, model=answering.scorer) if timed else None}
     )
     summary.write(files.report)
+    if kept is not None:
+        kept.remove()
+
+
+def _kept(run: Run, model: Model, specs: Sequence[TaskSpec]) -> KeptAnswers:
+    """Return where a model's answers are kept while it writes them, which takes long: one forward a token."""
+    asked: list[Any] = [run.samples, model.weights, [spec.model_dump(mode="json") for spec in specs]]
+    asked += [run.config.evaluation.batch_tokens, run.config.model.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return KeptAnswers(run.folder.path / f".answers_{model.slot}", digest[:32])
 
 
 def _is_timed(run: Run, model: Model) -> bool:

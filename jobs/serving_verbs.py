@@ -42,9 +42,10 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score files of any size, rows of all tasks mixed; the same command goes on where an earlier one was killed."""
+    from pipeline.answer import GENERATED
     from pipeline.serving.batch_files import COLUMNS
 
-    if wrong := sorted(set(keep or ()) & set(COLUMNS)):
+    if wrong := sorted(set(keep or ()) & {*COLUMNS, GENERATED}):
         raise InputError(f"--keep must name fields that are no columns of the scores, got {wrong}; leave them out")
     from jobs import tables
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec

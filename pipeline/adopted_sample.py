@@ -63,6 +63,7 @@ def adopted_sample(
         fields=checked.fields,
         label=checked.label,
         choices=checked.choices,
+        answers=checked.answers,
         group=checked.group,
         weight=checked.weight,
         time=day_of(record, tar.time_field),

@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import InputError
+from pipeline.generation import TEXT_METRICS, WRITTEN_LABEL_METRICS, GenerationConfig
 from pipeline.label_names import MOST_LABELS, class_of, with_label_keys
 
-TaskKind = Literal["binary", "multiclass", "choice", "ordinal", "multilabel", "regression"]
+TaskKind = Literal["binary", "multiclass", "choice", "ordinal", "multilabel", "regression", "generation"]
 Metric = Literal[
-    "auc", "accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman", "micro_f1", "macro_auc", "subset_accuracy"
-]
+    "auc", "accuracy", "macro_f1", "f1", "matthews", "pearson", "spearman", "micro_f1", "macro_auc", "subset_accuracy",
+    "exact_match", "token_f1", "rouge_l", "bleu", "chrf", "cider",
+]  # fmt: skip
 METRICS_OF_KIND: dict[str, frozenset[str]] = {
     "binary": frozenset({"auc", "accuracy", "macro_f1", "f1", "matthews"}),
     "multiclass": frozenset({"accuracy", "macro_f1", "matthews"}),
@@ -29,15 +31,19 @@ METRICS_OF_KIND: dict[str, frozenset[str]] = {
     "ordinal": frozenset({"pearson", "spearman", "accuracy"}),
     "multilabel": frozenset({"micro_f1", "macro_f1", "macro_auc", "subset_accuracy"}),
     "regression": frozenset({"pearson", "spearman"}),
+    "generation": TEXT_METRICS,
 }
 _METRIC_OF_KIND: dict[str, Metric] = {
     "binary": "auc",
     "ordinal": "pearson",
     "multilabel": "micro_f1",
     "regression": "pearson",
+    "generation": "token_f1",
 }
 TASK_NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
 TaskName = Annotated[str, Field(pattern=TASK_NAME)]
+_OF_CLASSES = ("label_words", "labels", "label_values", "label_map", "labels_are", "class_weights", "segments")
+"""Keys of a task that say something of its classes, or of an encoder that tells them."""
 PROBABILITIES_FIELD = "label_probabilities"
 """Field of an input record that carries the probability of each class where it is known; never part of a prompt."""
 
@@ -102,8 +108,9 @@ class TaskSpec(Contract):
     name: TaskName
     """Lower-case letters, digits and ``_``; the same in every week."""
     kind: TaskKind = "binary"
-    """What the label is: one of two classes, of several, of the record's own choices, or a number on a scale; with an
-    encoder also any set of classes (``multilabel``: a list of them) or any number (``regression``)."""
+    """What the label is: one of two classes, of several, of the record's own choices, a number on a scale, or a text
+    that the model writes (``generation``); with an encoder also any set of classes (``multilabel``: a list of them) or
+    any number (``regression``)."""
     template: str
     """Prompt; ``{field}`` stands for a field of the record. The answer follows directly. A task with ``segments`` may
     leave it out, where an encoder answers."""
@@ -119,7 +126,8 @@ class TaskSpec(Contract):
     numbers, such as the usual least and largest, on whose scale, where they are -1 and 1, the squared error is
     minimised; labels and predictions may lie beyond."""
     label_field: str = ""
-    """Field of the record that holds the label; ``answer`` for ``choice``, else ``label``."""
+    """Field of the record that holds the label; ``answer`` for ``choice`` and ``generation``, else ``label``. A
+    generated answer is one text, or a list of texts that are all right: the first is learned, each is compared with."""
     labels_are: Literal["index", "word"] | None = Field(default=None, exclude_if=lambda value: value is None)
     """How a label is read that could be both, the index of a class (for ordinal tasks a number) and a label word: None
     takes what only one reading allows and refuses what two readings take for different classes."""
@@ -149,6 +157,13 @@ class TaskSpec(Contract):
     multilabel, else ``accuracy``."""
     length_normalized: bool = False
     """Divide a label's log-likelihood by its number of tokens."""
+    answer_by: Literal["scores", "generation"] = Field(default="scores", exclude_if=lambda value: value == "scores")
+    """How a language model is asked for a label: by the ``scores`` of the label words, or by ``generation``: it learns
+    to write the word, and a written text that is none of the words is a wrong answer."""
+    generation: GenerationConfig = Field(
+        default=GenerationConfig(), exclude_if=lambda value: value == GenerationConfig()
+    )
+    """How answers are written, where they are."""
 
     @model_validator(mode="before")
     @classmethod
@@ -158,8 +173,14 @@ class TaskSpec(Contract):
             values = dict(values)
             if values.get("segments"):
                 values.setdefault("template", "")
-            values["label_field"] = values.get("label_field") or ("answer" if kind == "choice" else "label")
-            values["metric"] = values.get("metric") or _METRIC_OF_KIND.get(kind, "accuracy")
+            brings = kind in ("choice", "generation")
+            values["label_field"] = values.get("label_field") or ("answer" if brings else "label")
+            default = _METRIC_OF_KIND.get(kind, "accuracy")
+            if kind == "generation":
+                values.setdefault("answer_by", "generation")
+            elif values.get("answer_by") == "generation":
+                default = "accuracy"
+            values["metric"] = values.get("metric") or default
         return values
 
     @field_validator("label_map", "class_weights", mode="before")
@@ -241,12 +262,13 @@ class TaskSpec(Contract):
         return weights[lower] + share * (weights[upper] - weights[lower])
 
     def as_prepared(self) -> Self:
-        """Return the spec as far as shards depend on it: without the weights of classes."""
-        return self.model_copy(update={"class_weights": {}})
+        """Return the spec as far as shards depend on it: without weights of classes, and how answers are written."""
+        answer_by = "generation" if self.kind == "generation" else "scores"
+        return self.model_copy(update={"class_weights": {}, "answer_by": answer_by, "generation": GenerationConfig()})
 
     def as_asked(self) -> Self:
         """Return the spec as far as samples show it: without the way in which records were read."""
-        return self.model_copy(update={"columns": {}, "label_map": {}, "class_weights": {}})
+        return self.as_prepared().model_copy(update={"columns": {}, "label_map": {}})
 
     def _check_regression(self) -> None:
         if self.class_names:
@@ -262,7 +284,10 @@ class TaskSpec(Contract):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.kind == "regression":
+        self._check_written()
+        if self.kind == "generation":
+            pass
+        elif self.kind == "regression":
             self._check_regression()
         elif self.kind == "choice":
             if self.class_names:
@@ -308,10 +333,13 @@ class TaskSpec(Contract):
                 f"task {self.name!r}: an ordinal task, and no other, has one of label_values for each of label_words, "
                 f"got {len(self.label_values)} for {len(self.class_names)} words of kind {self.kind!r}"
             )
-        if self.metric not in METRICS_OF_KIND[self.kind]:
+        metrics = METRICS_OF_KIND[self.kind]
+        if self.is_written and self.kind != "generation":
+            metrics &= WRITTEN_LABEL_METRICS
+        if self.metric not in metrics:
             raise ValueError(
-                f"task {self.name!r}: metric of a {self.kind} task must be one of "
-                f"{sorted(METRICS_OF_KIND[self.kind])}, got {self.metric!r}"
+                f"task {self.name!r}: metric of a {self.kind} task{' that is written' if self.is_written else ''} "
+                f"must be one of {sorted(metrics)}, got {self.metric!r}"
             )
         if not self.text_fields:
             raise ValueError(
@@ -319,6 +347,34 @@ class TaskSpec(Contract):
                 f"got {self.template or self.segments!r}"
             )
         return self
+
+    def _check_written(self) -> None:
+        """Refuse what contradicts a written answer."""
+        if self.kind == "generation":
+            given = [name for name in _OF_CLASSES if getattr(self, name)]
+            if self.answer_by != "generation" or given:
+                raise ValueError(
+                    f"task {self.name!r}: a generation task is answered by a text, which has no classes, got "
+                    f"{given or 'answer_by: scores'}; remove {' and '.join(given) or 'answer_by'}, or take another kind"
+                )
+        elif self.answer_by == "generation" and (
+            (has_no_word := self.kind in ("ordinal", "multilabel", "regression")) or self.labels or self.class_weights
+        ):
+            got = f"kind: {self.kind}" if has_no_word else "labels" if self.labels else "class_weights"
+            raise ValueError(
+                f"task {self.name!r}: answer_by generation needs label words or choices that are all alike, got {got}; "
+                "leave it out, or answer_by"
+            )
+        elif self.answer_by == "scores" and self.generation != GenerationConfig():
+            raise ValueError(
+                f"task {self.name!r}: generation says how answers are written, and this task's are scored; add "
+                "answer_by: generation, or remove generation"
+            )
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the answer is a text that the model writes, and no score of label words."""
+        return self.answer_by == "generation"
 
     @property
     def text_fields(self) -> tuple[str, ...]:
@@ -363,8 +419,10 @@ class Sample(Contract):
     """The texts that the template names."""
     label: float = Field(allow_inf_nan=False)
     """Class index; for ordinal and regression tasks the number itself; for multilabel tasks the sum of 2 to the power
-    of each of its classes' indices (see :func:`pipeline.label_names.class_set`)."""
+    of each of its classes' indices (see :func:`pipeline.label_names.class_set`); 0 where the answer is a text."""
     choices: tuple[str, ...] = ()
+    answers: tuple[str, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """For ``generation``: the texts that are right, the one that is learned first."""
     group: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Factor of its loss in training."""

@@ -191,6 +191,32 @@ def choices_of(record: Mapping[Any, Any], spec: TaskSpec) -> tuple[str, ...]:
     return choices
 
 
+def answers_of(record: Mapping[Any, Any], spec: TaskSpec) -> tuple[str, ...]:
+    """Return the texts that are right answers, the one that is learned first; none but for ``generation``.
+
+    Raises:
+        Rejected: there is none, or one is blank or no text.
+    """
+    if spec.kind != "generation":
+        return ()
+    name = spec.label_field
+    value = value_of(record, name)
+    if value is None:
+        raise Rejected(f"answer {name!r} is missing")
+    if isinstance(value, list) and not value:
+        raise Rejected(f"answer {name!r} is an empty list")
+    try:
+        texts = [as_text(plain(each)) for each in (value if isinstance(value, list) else [value])]
+    except UnicodeDecodeError:
+        raise Rejected(f"answer {name!r} is not valid UTF-8") from None
+    answers = tuple(text.strip() for text in texts if text is not None)
+    if len(answers) < len(texts) or not all(answers):
+        raise Rejected(f"answer {name!r} is blank or no text")
+    if not is_unicode("".join(answers)):
+        raise Rejected(f"answer {name!r} is not valid Unicode")
+    return answers
+
+
 def asked(record: Mapping[Any, Any], spec: TaskSpec, text_fields: Sequence[str], key: str) -> Sample:
     """Return what a model is asked by a record without a label.
 

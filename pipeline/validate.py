@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.contracts import TaskSpec
 from pipeline.labels import read_label
 from pipeline.record import Rejected as Rejected
-from pipeline.record import choices_of, is_unicode, plain, texts_of, value_of
+from pipeline.record import answers_of, choices_of, is_unicode, plain, texts_of, value_of
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_]+|-{2,}")
 _ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
@@ -28,12 +28,23 @@ class Checked(NamedTuple):
     choices: tuple[str, ...]
     group: str | None
     weight: float = 1.0
+    answers: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> float:
+        """What the record says of its texts: the label, or a number that other answers than these do not have."""
+        if not self.answers:
+            return self.label
+        digest = hashlib.blake2b("\x1f".join(self.answers).encode(), digest_size=6).digest()
+        return float(int.from_bytes(digest, "little"))  # 48 bits, which a float holds exactly
 
     def payload(self, spec: TaskSpec, key: str, time: str | None) -> bytes:
         """Return the content of ``KEY.json``: the sample's fields that are not at their defaults."""
         sample: dict[str, Any] = {"key": key, "task": spec.name, "fields": self.fields, "label": self.label}
         if self.choices:
             sample["choices"] = self.choices
+        if self.answers:
+            sample["answers"] = self.answers
         if self.group is not None:
             sample["group"] = self.group
         if self.weight != 1:
@@ -48,9 +59,9 @@ class Checked(NamedTuple):
         return hashlib.blake2b(shown.encode() + image, digest_size=16).digest()
 
     def prompt(self, spec: TaskSpec) -> str:
-        """Return what the model is shown, with the choices at the end."""
+        """Return what the model is shown in training, with the choices, or the answer that it learns, at the end."""
         texts = [text.format_map(self.fields) for text in (spec.template, *spec.segments)]
-        return "".join((*texts, *self.choices))
+        return "".join((*texts, *self.choices, *self.answers[:1]))
 
 
 def sanitize_key(text: str) -> str:
@@ -74,10 +85,11 @@ def check_record(record: dict[str, Any], spec: TaskSpec, text_fields: tuple[str,
     """
     fields = texts_of(record, text_fields)
     choices = choices_of(record, spec)
-    label = read_label(record, spec, choices)
+    answers = answers_of(record, spec)
+    label = 0.0 if answers else read_label(record, spec, choices)
     group = _group(record, spec.group_field) if spec.group_field else None
     weight = _weight(record, spec.weight_field) if spec.weight_field else 1.0
-    return Checked(fields, label, choices, group, weight)
+    return Checked(fields, label, choices, group, weight, answers)
 
 
 def _weight(record: dict[str, Any], name: str) -> float:

@@ -87,6 +87,8 @@ def _records(task: TaskSpec, split: str) -> list[dict[str, Any]]:
         if task.kind == "choice":
             row[task.choices_field] = ["this one", "that one"]
         row[task.label_field] = task.label_values[i % 3] if task.label_values else i % (task.num_classes or 2)
+        if task.kind == "generation":
+            row[task.label_field] = [f"answer {i}", "another"]
         if task.label_map:
             row[task.label_field] = list(task.label_map)[i % len(task.label_map)]
         for field, value in ((task.group_field, f"g{i // 4}"), (task.weight_field, 1.5)):

@@ -16,7 +16,7 @@ from pipeline.evaluation.features import TaskFeatures, read_features
 from pipeline.promotion.lineage import lineage
 from pipeline.report import EvaluatedModel, ReportPage, write_report
 from pipeline.report.adapter_view import adapter_view
-from pipeline.stream import load_manifest
+from pipeline.stream import load_manifest, read_split
 from pipeline.tracking import git_commit
 
 _METHODS = {"mtl_lora": "MTL-LoRA", "lora": "LoRA", "dora": "DoRA", "multilora": "MultiLoRA", "moelora": "MoELoRA"}
@@ -42,6 +42,7 @@ def report(run: Run) -> Path:
         base=EvaluatedModel(base, untrained.scores()) if base else None,
         decision=folder.find(DECISION),
         comparison=paired(run, own, champion or untrained),
+        prompts=_prompts(run),
         history=run.history(),
         adapter=adapter_view(folder.adapter) if folder.adapter.is_dir() else None,
         features=features,
@@ -53,6 +54,17 @@ def report(run: Run) -> Path:
     write_report(folder.page, page)
     run.tracker().log_artifact(folder.page)
     return folder.page
+
+
+def _prompts(run: Run) -> dict[tuple[str, str], str]:
+    """Return what the samples ask of the tasks that are answered by free texts, by task and key."""
+    config = run.config
+    texts = [task for task in config.tasks if task.kind == "generation"]
+    return {
+        (task.name, sample.key): task.template.format_map(sample.fields)
+        for task in texts
+        for sample in read_split(config.manifest_path, config.evaluation.split, task=task.name, cache=config.cache)
+    }
 
 
 def _champion(run: Run) -> Scored | None:

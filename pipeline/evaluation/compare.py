@@ -137,7 +137,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _checked(ours: TaskScores, theirs: TaskScores) -> None:
-    if not np.array_equal(ours.keys, theirs.keys) or not np.array_equal(ours.labels, theirs.labels):
+    told = [(s.labels if s.references is None else s.references).tolist() for s in (ours, theirs)]
+    if not np.array_equal(ours.keys, theirs.keys) or told[0] != told[1]:
         both = len(set(ours.keys) & set(theirs.keys))
         raise InputError(
             f"task {ours.spec.name!r}: two models to compare must have scored the same samples with the same labels, "

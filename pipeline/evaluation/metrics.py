@@ -8,6 +8,7 @@ Axes: R replicates, N samples, C classes, K bins.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.evaluation.ranking import (
     Statistic,
@@ -20,6 +21,7 @@ from pipeline.evaluation.ranking import (
     spearman_statistic,
 )
 from pipeline.evaluation.score_table import Floats, TaskScores
+from pipeline.generation import TEXT_METRICS
 
 ECE_BINS = 15
 """Equal-width bins of the expected calibration error (Guo et al. 2017, arXiv 1706.04599, use 15)."""
@@ -45,6 +47,10 @@ def statistics(sample: TaskScores) -> dict[str, Statistic]:
             "subset_accuracy": accuracy(sample),
             "logloss": logloss(sample),
         }
+    if kind == "generation":
+        return {name: of_texts(sample, name) for name in sorted(TEXT_METRICS)} | {"logloss": logloss(sample)}
+    if sample.spec.is_written:
+        return _written(sample)
     known: dict[str, Statistic] = {"accuracy": accuracy(sample), "logloss": logloss(sample)}
     if kind == "ordinal":
         known |= {
@@ -76,23 +82,42 @@ def statistics(sample: TaskScores) -> dict[str, Statistic]:
     return known
 
 
-def mean(values: Floats) -> Statistic:
+def _written(sample: TaskScores) -> dict[str, Statistic]:
+    """Return the metrics of labels that are written: there are no probabilities to judge."""
+    known = {"accuracy": accuracy(sample), "answered": mean(sample.predicted >= 0)}
+    if sample.spec.kind == "choice":
+        return known
+    width = sample.probabilities.shape[1]
+    counts = ClassCounts(_one_hot(sample.classes, width), _one_hot(sample.predicted, width))
+    known |= {"macro_f1": macro_f1(counts), "matthews": matthews(counts)}
+    return known | {"f1": f1(counts)} if sample.spec.kind == "binary" else known
+
+
+def mean(values: Floats | NDArray[np.bool_]) -> Statistic:
     """Return the weighted mean of one number a sample."""
-    values = values.astype(np.float64)
+    numbers = values.astype(np.float64)
 
     def statistic(weights: Floats) -> Floats:
-        return ratio(weights @ values, weights.sum(axis=1))
+        return ratio(weights @ numbers, weights.sum(axis=1))
 
     return statistic
 
 
+def of_texts(sample: TaskScores, name: str) -> Statistic:
+    """Return a metric of written answers, computed when it is first asked for."""
+    if name == "bleu":
+        return sample.answers.bleu
+    return lambda weights: mean(getattr(sample.answers, name))(weights)
+
+
 def accuracy(sample: TaskScores) -> Statistic:
     """Share of samples whose predicted class is the label; for choices and answers this is exact match."""
-    return mean(sample.predicted == sample.classes)
+    return mean(sample.right)
 
 
 def logloss(sample: TaskScores) -> Statistic:
-    """Mean negative natural log of the label's probability, clipped at the float64 epsilon."""
+    """Mean negative natural log of the label's probability, clipped at the float64 epsilon; of a free text that of the
+    first right answer, the mean over its tokens."""
     return mean(sample.surprise)
 
 
@@ -245,6 +270,8 @@ def reason(sample: TaskScores, metric: str) -> str:
         )
     if sample.spec.kind == "regression":
         return _constant(sample, metric)
+    if sample.spec.kind == "generation":
+        return f"{metric} divides by zero on these {len(sample)} samples"
     classes = np.unique(sample.classes)
     if len(classes) == 1:
         return f"all {len(sample)} labels are class {int(classes[0])}; {metric} needs at least two classes"

@@ -86,7 +86,7 @@ def paired_difference(
         return _found(a, b, (0.0, 0.0), 0.0, 1.0)
     if ours.groups is not None and parts is not None:
         return _left_out(f, g, (a, b), parts, int(ours.groups.max()) + 1)
-    if metric in ("accuracy", "subset_accuracy"):
+    if metric in ("accuracy", "exact_match", "subset_accuracy"):
         return _shares(ours, theirs, (a, b))
     values = np.concatenate([f(w) - g(w) for w in bootstrap_weights(len(ours), rng, replicates)])
     left_out = np.concatenate([f(w) - g(w) for w in left_out_weights(len(ours))])
@@ -126,6 +126,8 @@ def too_few(sample: TaskScores, metric: str) -> str | None:
 
 
 def _is_same(ours: TaskScores, theirs: TaskScores) -> bool:
+    if ours.texts is not None and theirs.texts is not None:
+        return np.array_equal(ours.texts, theirs.texts)
     return np.array_equal(ours.probabilities, theirs.probabilities)
 
 
@@ -177,7 +179,7 @@ def _shares(ours: TaskScores, theirs: TaskScores, values: tuple[float, float]) -
 
     Their adjusted Wald interval for paired shares keeps its level also where few samples tell the models apart.
     """
-    right, other = ours.predicted == ours.classes, theirs.predicted == theirs.classes
+    right, other = ours.right, theirs.right
     wins, losses, num = int((right & ~other).sum()), int((other & ~right).sum()), len(ours) + 2
     if len(ours) in (wins, losses):
         return unanimous(*values, len(ours))

@@ -13,6 +13,7 @@ from mtl_lora import MTLLoRAError
 from mtl_lora.hashes import check_hashes
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import HeldBack, InputError
+from pipeline.evaluation.text_parity import greedily, largest_gap, tokens_by
 
 TOLERANCE = 5e-3
 """Largest difference of a class's log-probability, both computed in float32: sure answers are compared as closely."""
@@ -30,7 +31,8 @@ def export_parity(
         adapter: the predictor's folder.
         exports: task → PEFT LoRA folder.
         samples: of the holdout, of any tasks; each exported task needs at least one.
-        tolerance: largest difference of a class's log-probability.
+        tolerance: largest difference of a class's log-probability; where answers are written, the tokens must be the
+            same, or as likely as one another within it where they part.
 
     Returns:
         Task → largest difference found.
@@ -42,7 +44,12 @@ def export_parity(
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
     spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
-    spec = spec.model_copy(update={"base": spec.base.model_copy(update={"dtype": "float32"})})
+    spec = spec.model_copy(
+        update={
+            "base": spec.base.model_copy(update={"dtype": "float32"}),
+            "tasks": tuple(map(greedily, spec.tasks)),
+        }
+    )
     by_task = {task.name: [s for s in samples if s.task == task.name] for task in spec.tasks}
     for name, part in by_task.items():
         if name not in exports or not (exports[name] / "adapter_config.json").is_file():
@@ -59,9 +66,11 @@ def export_parity(
         except MTLLoRAError as error:
             raise HeldBack(f"an exported task must be as it was written, {name!r} is not: {error}") from error
     expected = _multi_task(adapter, spec, by_task)
-    kinds = {task.name: task for task in spec.tasks}
+    tasks = {task.name: task for task in spec.tasks}
     differences = {
-        name: _largest(kinds[name], expected[name], _exported(exports[name], spec, part))
+        name: _gap_of_texts(exports[name], spec, part, expected[name])
+        if tasks[name].is_written
+        else _largest(tasks[name], expected[name], _exported(exports[name], spec, part))
         for name, part in by_task.items()
     }
     apart = {name: gap for name, gap in differences.items() if not gap <= tolerance}
@@ -89,6 +98,14 @@ def _exported(folder: Path, spec: Any, samples: Sequence[Sample]) -> list[np.nda
         exported = ExportedHead(folder, spec.base, labels, default_device())
         return [exported.probabilities(example).cpu().numpy() for example in examples]
     return own_probabilities(exported_model(folder, spec), _encoder(spec), samples)
+
+
+def _gap_of_texts(folder: Path, spec: Any, samples: Sequence[Sample], expected: Sequence[Any]) -> float:
+    from pipeline.modeling.scoring import LabelScorer
+
+    spec = spec.model_copy(update={"base": spec.base.model_copy(update={"packed_rows": False})})
+    model, encoder = exported_model(folder, spec), _encoder(spec)
+    return largest_gap(model, encoder, samples, expected, tokens_by(LabelScorer(model), encoder, samples))
 
 
 def own_probabilities(model: Any, encoder: Any, samples: Sequence[Sample]) -> list[np.ndarray]:
@@ -185,14 +202,19 @@ def exported_model(folder: Path, spec: Any) -> Any:
     return model.get_base_model().eval()
 
 
-def _multi_task(adapter: Path, spec: Any, by_task: Mapping[str, list[Sample]]) -> dict[str, list[np.ndarray]]:
+def _multi_task(adapter: Path, spec: Any, by_task: Mapping[str, list[Sample]]) -> dict[str, Any]:
+    """Return of each task the multi-task model's probabilities, or the tokens that it writes."""
     from pipeline.modeling.adapter import load_adapter
     from pipeline.modeling.base_model import load_base
     from pipeline.modeling.predictor import default_device
 
     base = load_base(spec.base, default_device())
     scorer = _scorer(load_adapter(base, adapter, [task.name for task in spec.tasks]), spec)
-    return {name: scorer.probabilities(samples) for name, samples in by_task.items()}
+    written = {task.name for task in spec.tasks if task.is_written}
+    return {
+        name: tokens_by(scorer.model, scorer.encoder, samples) if name in written else scorer.probabilities(samples)
+        for name, samples in by_task.items()
+    }
 
 
 def _scorer(model: Any, spec: Any, batch_tokens: int = 2048) -> Any:

@@ -50,12 +50,15 @@ def predict(
     return score_table(answered, probabilities)
 
 
-def score_table(samples: Sequence[Sample], probabilities: Sequence[np.ndarray]) -> pd.DataFrame:
+def score_table(
+    samples: Sequence[Sample], probabilities: Sequence[np.ndarray], texts: Sequence[str | None] = ()
+) -> pd.DataFrame:
     """Return one row a sample, in the order given: what :func:`pipeline.evaluation.write_scores` writes.
 
     Args:
         samples: what was scored.
         probabilities: one array of class probabilities each, in label order.
+        texts: what the model wrote, None for a label whose words were scored; empty where nothing was written.
 
     Raises:
         InputError: a task's key comes twice.
@@ -66,6 +69,9 @@ def score_table(samples: Sequence[Sample], probabilities: Sequence[np.ndarray]) 
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["group"] = table["group"].astype(object)
+    if any(text is not None for text in texts):
+        table["text"] = pd.Series(list(texts), dtype=object)
+        table["references"] = pd.Series([list(s.answers) or None for s in samples], dtype=object)
     return check_scores(table)
 
 

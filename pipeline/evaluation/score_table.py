@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError, did_you_mean
+from pipeline.evaluation.text_metrics import WrittenAnswers
 from pipeline.label_names import THRESHOLD
 
 PARTS = 200
@@ -28,6 +29,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 COLUMNS = ("key", "task", "label", "scores", "group")
+WRITTEN = ("text", "references")
+"""Further columns where tasks are answered by texts: what the model wrote, and the texts that are right."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -111,6 +114,8 @@ class TaskScores:
         probabilities: (N, C) class probabilities, zero beyond a sample's own choices; the number for regression tasks.
         groups: (N,) cluster codes from zero, or None where no sample names a group.
         clusters: name of each cluster, by which tasks know a group that they share; None for a sample without one.
+        texts: (N,) what the model wrote, of a task whose answers are free texts; None for labels.
+        references: (N,) the texts that are right, a tuple a sample.
     """
 
     spec: TaskSpec
@@ -119,6 +124,8 @@ class TaskScores:
     probabilities: Floats
     groups: Ints | None = None
     clusters: tuple[str | None, ...] = ()
+    texts: NDArray[np.object_] | None = None
+    references: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,10 +147,24 @@ class TaskScores:
     @cached_property
     def predicted(self) -> Ints:
         """(N,) Predicted class index; for ordinal tasks the class nearest to the expected value; for multilabel tasks
-        the set of classes of at least one half."""
+        the set of classes of at least one half; -1 where what was written is the word of no class."""
         if self.spec.kind == "multilabel":
             return self.said @ (1 << np.arange(self.said.shape[1]))
-        return self._nearest(self.score) if self.spec.kind == "ordinal" else self.probabilities.argmax(axis=1)
+        if self.spec.kind == "ordinal":
+            return self._nearest(self.score)
+        return np.where(self.probabilities.any(axis=1), self.probabilities.argmax(axis=1), -1)
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """(N,) Whether the predicted class is the label, or a free text one of its references."""
+        return self.answers.exact_match == 1 if self.spec.kind == "generation" else self.predicted == self.classes
+
+    @cached_property
+    def answers(self) -> WrittenAnswers:
+        """The free texts and their references."""
+        if self.texts is None or self.references is None:
+            raise ValueError(f"task {self.spec.name!r} must have texts to be compared, it is of kind {self.spec.kind}")
+        return WrittenAnswers(self.texts, self.references)
 
     @cached_property
     def has(self) -> NDArray[np.bool_]:
@@ -185,7 +206,11 @@ class TaskScores:
         if self.groups is not None:
             kept, groups = np.unique(self.groups[rows], return_inverse=True)
             clusters = tuple(self.clusters[code] for code in kept) if self.clusters else ()
-        return TaskScores(self.spec, self.keys[rows], self.labels[rows], self.probabilities[rows], groups, clusters)
+        texts, references = (None if column is None else column[rows] for column in (self.texts, self.references))
+        return TaskScores(
+            *(self.spec, self.keys[rows], self.labels[rows], self.probabilities[rows], groups, clusters),
+            *(texts, references),
+        )
 
 
 def by_task(scores: pd.DataFrame, specs: Sequence[TaskSpec]) -> dict[str, TaskScores]:
@@ -235,7 +260,22 @@ def _task_scores(spec: TaskSpec, part: pd.DataFrame) -> TaskScores:
     if spec.kind not in ("ordinal", "regression") and ((labels < 0) | (labels >= limits) | (labels % 1 != 0)).any():
         what = "a set of classes" if spec.kind == "multilabel" else "a class index"
         raise InputError(f"task {spec.name!r}: a label must be {what} below the number of scores")
-    return TaskScores(spec, part["key"].to_numpy(object), labels, probabilities, *_group_codes(part["group"]))
+    scored = TaskScores(spec, part["key"].to_numpy(object), labels, probabilities, *_group_codes(part["group"]))
+    if spec.kind != "generation":
+        return scored
+    texts, references = _texts(spec, part)
+    return replace(scored, texts=texts, references=references)
+
+
+def _texts(spec: TaskSpec, part: pd.DataFrame) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
+    """Return the texts and the references of a task that is answered by free texts."""
+    if missing := [name for name in WRITTEN if name not in part.columns or part[name].isna().any()]:
+        raise InputError(
+            f"task {spec.name!r} is answered by texts, each sample's scores must have {missing}; evaluate it anew"
+        )
+    references = np.empty(len(part), object)
+    references[:] = [tuple(map(str, each)) for each in part["references"]]
+    return part["text"].to_numpy(object), references
 
 
 def _group_codes(column: pd.Series) -> tuple[Ints | None, tuple[str | None, ...]]:
@@ -267,6 +307,7 @@ def shared_parts(samples: Mapping[str, TaskScores]) -> dict[str, Ints | None]:
 def keys_sha256(sample: TaskScores) -> str:
     """Return a digest of which samples with which labels were scored: equal digests, the same holdout."""
     digest = hashlib.sha256()
-    for key, label in zip(sample.keys.tolist(), sample.labels.tolist(), strict=True):
+    told = sample.labels.tolist() if sample.references is None else sample.references.tolist()
+    for key, label in zip(sample.keys.tolist(), told, strict=True):
         digest.update(f"{key}\t{label!r}\n".encode())
     return digest.hexdigest()

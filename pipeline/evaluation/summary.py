@@ -28,7 +28,7 @@ from pipeline.evaluation.score_table import PARTS, Floats, Ints, TaskScores, by_
 
 NAMED = ("auc", "accuracy", "logloss", "ece")
 """Metrics with a field of their own in :class:`TaskResult`; the others stand in ``more``."""
-SHARES = ("accuracy", "exact_match", "subset_accuracy")
+SHARES = ("accuracy", "exact_match", "answered", "subset_accuracy")
 """Metrics that are a share of the samples."""
 
 

@@ -96,7 +96,8 @@ def adopt_shard(job: AdoptJob) -> ShardInfo:
     path = shard_name(job.task.name, source.split, job.number)
     replace_file(job.folder / index_path(path), index)
     url = source.location if "://" in source.location else str(Path(source.location).absolute())
-    labels, days = Counter(rows["label"].tolist()), sorted(entry["time"] for entry in entries if "time" in entry)
+    told = rows["label"].tolist() if job.task.kind != "generation" else [0.0] * len(rows)
+    labels, days = Counter(told), sorted(entry["time"] for entry in entries if "time" in entry)
     return ShardInfo(
         path=path,
         adopted=AdoptedTar(url=url, stamp=source.digest, time_field=job.time_field),

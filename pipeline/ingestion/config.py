@@ -122,7 +122,7 @@ class DataConfig(Settings):
     conflicts: Literal["majority", "drop", "first", "keep"] = "majority"
     """Train records of the same texts with different labels: keep those of the label that most have (none in a tie),
     none, those of the first one's label, or all. Evaluation splits are never thinned by ``duplicates`` and
-    ``conflicts``, so that scores stay comparable."""
+    ``conflicts``, so that scores stay comparable. Different answers of ``generation`` tasks contradict nothing."""
     synthetic: SyntheticAdsConfig = SyntheticAdsConfig()
     """What is made with source ``synthetic_ads``."""
 

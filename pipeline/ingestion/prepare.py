@@ -197,7 +197,7 @@ class _Run:
         scanned = list(self.mapper(scan_unit, jobs))
         check_limits(self.config, scanned, units, self.tasks)
         earlier = earlier_data(self.folder, self.old) if self.append and self.old else Earlier()
-        decisions = resolve(self.config, names, scanned, work, self.seed, earlier)
+        decisions = resolve(self.config, self.tasks, scanned, work, self.seed, earlier)
         if not self.append:
             check_left(self.config, names, decisions, work)
             (self.folder / MANIFEST).unlink(missing_ok=True)

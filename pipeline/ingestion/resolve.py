@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.scan import Scanned, read_rows
@@ -57,16 +58,19 @@ class Decisions:
 
 
 def resolve(
-    config: DataConfig, tasks: Sequence[str], scanned: Sequence[Scanned], work: Path, seed: int, earlier: Earlier
+    config: DataConfig, tasks: Sequence[TaskSpec], scanned: Sequence[Scanned], work: Path, seed: int, earlier: Earlier
 ) -> Decisions:
     """Decide about every row: what repeats, leaks or contradicts goes, then the sample is drawn."""
     decisions = Decisions(scanned)
-    for number, name in enumerate(tasks):
+    for number, task in enumerate(tasks):
+        name = task.name
+        # Several texts may be right answers to one question: they contradict nothing.
+        rules = config.model_copy(update={"conflicts": "keep"}) if task.kind == "generation" else config
         total = sum(unit.tasks.get(name, 0) for unit in scanned)
         buckets = 1 << max(total // BUCKET_ROWS, 0).bit_length()
         seen = earlier.digests.get(name, np.zeros((0, 2), dtype=np.uint64))
         for rows in _buckets(work, scanned, number, name, "digest", buckets):
-            _apply(decisions, rows, judge(rows, config, seen))
+            _apply(decisions, rows, judge(rows, rules, seen))
         _rename(decisions, work, number, name, buckets, earlier)
         _sample(decisions, config, work, number, name, seed)
     return decisions

@@ -41,8 +41,8 @@ ROW = np.dtype(
         ("line", "<u4"),
     ]
 )
-"""One sample: task number, digest of its key, digest of its texts, label, where its payload (and then its image's name)
-lies in the spill, length, and line within the unit."""
+"""One sample: task number, digest of its key, digest of its texts, label (of a written answer, a number that stands for
+it), where its payload (and then its image's name) lies in the spill, length, and line within the unit."""
 _FLUSH_ROWS = 4096
 _KEPT_DEPTH = 100
 """Deepest record that the quarantine keeps as it is."""
@@ -139,7 +139,7 @@ class _Scan:
             payload, name = self._payload(line, checked, spec, key), image.encode()
             spill.write(payload + name)
             place = (offset, len(payload), len(name))
-            pending.append((number, hash_key(key), checked.digest(image_digest), checked.label, *place, 0, line.number))
+            pending.append((number, hash_key(key), checked.digest(image_digest), checked.told, *place, 0, line.number))
             prompts.append(checked.prompt(spec))
             if unit.source.split != "train" and PROBABILITIES_FIELD in line.record:
                 probabilities = line.record[PROBABILITIES_FIELD]

@@ -69,6 +69,10 @@ def _label_schema(task: TaskSpec) -> dict[str, Any]:
         one = _label_schema(task.model_copy(update={"kind": "multiclass"}))
         as_text = {"type": "string", "contentMediaType": "application/json"}
         return {"anyOf": [{"type": "array", "items": one}, as_text], "description": "All classes that the record has."}
+    if task.kind == "generation":
+        texts: list[dict[str, Any]] = [{"type": "string", "pattern": r"\S"}, {"type": ["number", "boolean"]}]
+        answers = {"type": "array", "minItems": 1, "items": {"anyOf": texts}}
+        return {"anyOf": [*texts, answers], "description": "The answer, or a list of right ones, best first."}
     if task.label_map:
         return {
             "type": ["string", "number", "boolean"],

@@ -143,7 +143,8 @@ def _samples(job: WriteJob) -> Iterator[Packed]:
             for row, renamed in zip(table, piece.renamed.tolist(), strict=True):
                 spill.seek(row[_OFFSET])
                 data = spill.read(row[_SIZE] + row[_IMAGE_SIZE])
-                yield _pack(row, data, images, head if renamed else "")
+                packed = _pack(row, data, images, head if renamed else "")
+                yield packed._replace(label=0.0) if job.task.kind == "generation" else packed
 
 
 def _pack(row: tuple[Any, ...], data: bytes, images: ImageFolder | None, renamed: str) -> Packed:

@@ -2,7 +2,8 @@
 
 A class's score is the log-likelihood of its label word right after the prompt. The first token of every word is read
 off the prompt's own last position; only words of several tokens need more of the model, their tokens less the last.
-So a task whose words are single tokens costs its prompt and one answer position a sample.
+So a task whose words are single tokens costs its prompt and one answer position a sample. A written answer is its own
+only word, ended by the model's end token: every one of its tokens is learned.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.answer import answer_texts
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
 from pipeline.label_names import class_set
@@ -20,6 +22,8 @@ _NEEDS_HEADS = {
     "regression": "kind: ordinal with label_words for some label_values of the scale",
 }
 """Kinds that only a head can answer, and what a language model can be asked instead."""
+_SHORTEST_PROMPT = 8
+"""Tokens that a prompt must have room for beside the longest answer."""
 
 
 class SampleEncoder:
@@ -48,7 +52,12 @@ class SampleEncoder:
         """Lay examples out as one batch, in the given order."""
         return pack(examples)
 
-    def _spec(self, sample: Sample) -> TaskSpec:
+    def spec_of(self, sample: Sample) -> TaskSpec:
+        """Return a sample's task.
+
+        Raises:
+            InputError: it is none of the model's.
+        """
         if sample.task not in self.task_index:
             raise InputError(
                 f"a sample's task must be one of the model's, got {sample.task!r}"
@@ -91,7 +100,10 @@ class Encoder(SampleEncoder):
                     f"task {spec.name!r}: a language model answers by label words after a template, got "
                     f"{'no template' if not spec.template else 'labels'}; give both, or take an encoder as model.base"
                 )
-        self._words = {s.name: self._word_tokens(s, s.label_words) for s in self.specs if s.label_words}
+            if spec.is_written:
+                self._check_written(spec)
+        scored = [spec for spec in self.specs if spec.label_words and not spec.is_written]
+        self._words = {spec.name: self._word_tokens(spec, spec.label_words) for spec in scored}
 
     def label_tokens(self, task: str) -> tuple[tuple[int, ...], ...]:
         """Return the token ids of each label word of a task; none where its records bring the answers."""
@@ -129,24 +141,74 @@ class Encoder(SampleEncoder):
             InputError: a sample's task is unknown, its prompt cannot be cut to ``max_length``, or has a token that
                 the model's embedding has not.
         """
-        specs = [self._spec(sample) for sample in samples]
-        prompts = [spec.template.format_map(sample.fields) for spec, sample in zip(specs, samples, strict=True)]
-        encoded = self.tokenizer(prompts)["input_ids"] if prompts else []
+        specs, encoded = self._encoded(samples)
         examples = []
         for spec, sample, ids in zip(specs, samples, encoded, strict=True):
-            words = self._words.get(spec.name) or self._word_tokens(
-                spec, [self._choice(c) for c in sample.choices], f", sample {sample.key!r}"
-            )
-            room = self.max_length - max(len(word) for word in words) + 1
+            words = self._words.get(spec.name) or self._words_of(spec, sample)
+            room = self._room(spec, words)
             ids = self._open(ids)
             if len(ids) > room:
                 ids = self._fit(spec, sample, room)
             self._refuse_beyond(sample, (*ids, *(token for word in words for token in word)))
-            target = target_of(spec, sample, len(words))
+            target = (1.0,) if spec.is_written else target_of(spec, sample, len(words))
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
             weight = sample.weight * spec.loss_weight(sample.label)
-            examples.append(Example(name, task, tuple(ids), words, target, spec.length_normalized, weight))
+            is_mean = spec.length_normalized or spec.is_written
+            examples.append(Example(name, task, tuple(ids), words, target, is_mean, weight, spec.is_written))
         return examples
+
+    def prompts(self, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
+        """Tokenise the prompts alone of samples whose answers are to be written.
+
+        Raises:
+            InputError: as :meth:`encode`.
+        """
+        prompts = []
+        for spec, ids, sample in zip(*self._encoded(samples), samples, strict=True):
+            ids, room = self._open(ids), self._room(spec, ())
+            ids = self._fit(spec, sample, room) if len(ids) > room else ids
+            self._refuse_beyond(sample, ids)
+            prompts.append(tuple(ids))
+        return prompts
+
+    def _encoded(self, samples: Sequence[Sample]) -> tuple[list[TaskSpec], list[list[int]]]:
+        specs = [self.spec_of(sample) for sample in samples]
+        prompts = [spec.template.format_map(sample.fields) for spec, sample in zip(specs, samples, strict=True)]
+        return specs, self.tokenizer(prompts)["input_ids"] if prompts else []
+
+    def _room(self, spec: TaskSpec, words: Sequence[Sequence[int]]) -> int:
+        """Return the most tokens of a prompt; one whose answer is written leaves room for the longest one."""
+        if spec.is_written:
+            return self.max_length - spec.generation.max_new_tokens
+        return self.max_length - max(len(word) for word in words) + 1
+
+    def _check_written(self, spec: TaskSpec) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(
+                f"task {spec.name!r}: an answer that is written ends with the model's end token, and the tokenizer "
+                "has none; set its eos_token and save it anew, or take another base"
+            )
+        if spec.generation.max_new_tokens > self.max_length - _SHORTEST_PROMPT:
+            raise InputError(
+                f"task {spec.name!r}: generation.max_new_tokens must leave {_SHORTEST_PROMPT} of model.max_length = "
+                f"{self.max_length} tokens to the prompt, got {spec.generation.max_new_tokens}; lower the one or "
+                "raise the other"
+            )
+
+    def _words_of(self, spec: TaskSpec, sample: Sample) -> tuple[tuple[int, ...], ...]:
+        if spec.is_written:
+            return (self._written(spec, answer_texts(spec, sample)[0]),)
+        return self._word_tokens(spec, [self._choice(c) for c in sample.choices], f", sample {sample.key!r}")
+
+    def _written(self, spec: TaskSpec, text: str) -> tuple[int, ...]:
+        """Return the tokens of an answer right after the prompt, with the end token where they leave room for it."""
+        tail = spec.template[-1]
+        text = text if tail.isspace() else self._choice(text)
+        anchor, joined = self._ids(tail), self._ids(tail + text)
+        # Where a tokenizer draws the answer's beginning into the prompt's end, the answer is tokenised by itself.
+        ids = joined[len(anchor) :] if joined[: len(anchor)] == anchor else self._ids(text)
+        most = spec.generation.max_new_tokens
+        return (*self._open(ids), self.tokenizer.eos_token_id)[:most]
 
     @staticmethod
     def _choice(text: str) -> str:

@@ -40,10 +40,20 @@ class HeadEncoder(SampleEncoder):
         tokenizer: the base model's fast tokenizer; where it has ``num_embeddings``, further tokens are refused.
         specs: the tasks; their order gives the task index.
         max_length: longest row in tokens; the longer segment of a longer one loses its end.
+
+    Raises:
+        InputError: a task's answer is written.
     """
 
     def __init__(self, tokenizer: Any, specs: Sequence[TaskSpec], max_length: int) -> None:
         super().__init__(tokenizer, specs, max_length)
+        for spec in self.specs:
+            if spec.is_written:
+                raise InputError(
+                    f"task {spec.name!r}: an encoder writes no text, it has a head that tells classes apart, got "
+                    f"{'kind: generation' if spec.kind == 'generation' else 'answer_by: generation'}; take a causal "
+                    "language model as model.base, or a kind with labels"
+                )
         self._segments = {spec.name: segment_templates(spec) for spec in self.specs}
         classes = head_classes(self.specs)
         self._first_row = dict(zip(self.task_index, accumulate((0, *classes[:-1])), strict=True))
@@ -54,7 +64,7 @@ class HeadEncoder(SampleEncoder):
         Raises:
             InputError: a sample's task is unknown, or its text has a token that the model's embedding has not.
         """
-        specs = [self._spec(sample) for sample in samples]
+        specs = [self.spec_of(sample) for sample in samples]
         texts = [self._texts(spec, sample) for spec, sample in zip(specs, samples, strict=True)]
         encoded = iter(self._rows([row for rows in texts for row in rows]))
         examples = []

@@ -33,10 +33,12 @@ class Example:
     task: int
     prompt: tuple[int, ...]
     words: tuple[tuple[int, ...], ...]
-    """Token ids of each class's label word."""
+    """Token ids of each class's label word; of a written answer its own alone."""
     target: tuple[float, ...]
     length_normalized: bool
     weight: float = 1.0
+    is_written: bool = False
+    """Whether the answer is a text: its log-likelihood is then taken among all texts, not among label words."""
 
     link: ClassVar[Link] = "softmax"
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -140,6 +142,8 @@ class Batch:
     """``TASK/KEY`` of each example."""
     num_tokens: int
     """Tokens of the examples, shared ones counted for each."""
+    is_written: Tensor | None = None
+    """(E,) whether the answer is a text; None where none is."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
@@ -323,6 +327,7 @@ def _batch(
         target[e, : example.num_classes] = torch.tensor(example.target)
         class_mask[e, : example.num_classes] = True
     term_answer, term_token, term_slot, term_weight = zip(*terms, strict=True)
+    written = [isinstance(example, Example) and example.is_written for example in examples]
     return Batch(
         input_ids=torch.tensor(trie.tokens),
         position=torch.tensor(trie.positions),
@@ -345,6 +350,7 @@ def _batch(
         has_links=any(example.link != "softmax" for example in examples),
         names=tuple(example.name for example in examples),
         num_tokens=sum(example.num_tokens for example in examples),
+        is_written=torch.tensor(written) if any(written) else None,
     )
 
 

@@ -16,6 +16,7 @@ import torch
 
 from mtl_lora import MTLLoRAError
 from mtl_lora.hashes import check_hashes, write_hashes
+from pipeline.answer import GENERATED, Answer, answer_columns
 from pipeline.contracts import Contract, Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
 from pipeline.label_names import THRESHOLD
@@ -26,10 +27,8 @@ from pipeline.modeling.scoring import Scorer
 from pipeline.record import Rejected, asked, fields_found
 
 PREDICTOR_FILE = "predictor.json"
-ANSWER = ("task", "score", "label", "label_word", "probabilities")
-"""Columns of an answer."""
 NO_CLASS = -1
-"""``label`` of an answer that is no one class: of a multilabel or a regression task."""
+"""``label`` of an answer that is no one class: of a multilabel or a regression task, or a text that names none."""
 
 
 class PredictorSpec(Contract):
@@ -70,6 +69,7 @@ class Predictor:
         self.spec, self.scorer = spec, scorer
         self._specs = {task.name: task for task in spec.tasks}
         self._text_fields = {task.name: task.text_fields for task in spec.tasks}
+        self.columns = answer_columns(spec.tasks)
 
     @classmethod
     def load(cls, folder: Path | str, device: torch.device | str | None = None, batch_tokens: int = 2048) -> Predictor:
@@ -96,6 +96,8 @@ class Predictor:
             Multilabel: ``score`` is the largest probability, ``label_word`` names the classes of at least 0.5, with
             commas between. Regression: ``score`` is the number, and so is the one of ``probabilities``. Both have -1 as
             ``label``.
+            Where a task's answers are written, ``generated_text`` too, what the model wrote, None for other tasks; the
+            label is then -1 where the text is the word of no class, and a free text has no score (NaN).
 
         Raises:
             InputError: the column ``task`` or a field is missing, a task is unknown, a column is there twice, or a
@@ -106,7 +108,8 @@ class Predictor:
         if "task" not in frame.columns:
             raise InputError(f"a row must name its task in a column 'task', got columns {list(frame.columns)}; add it")
         samples = self.samples(frame.to_dict("records"))
-        return pd.DataFrame(self.answer(samples), index=frame.index, columns=list(ANSWER))
+        found = pd.DataFrame(self.answer(samples), index=frame.index, columns=list(self.columns))
+        return found.astype({"score": "float64"})
 
     def samples(self, rows: Sequence[Mapping[Any, Any]]) -> list[Sample]:
         """Return what the model is asked by rows, each with its ``task`` and the fields that it names.
@@ -132,17 +135,22 @@ class Predictor:
                 f"{fields_found([str(field) for field in row], wanted)}"
             ) from None
 
-    def answer(self, samples: Sequence[Sample]) -> list[tuple[str, float, int, str, list[float]]]:
-        """Return task, score, label, label word and probabilities of each sample, as :meth:`predict` does.
+    def answer(self, samples: Sequence[Sample]) -> list[Answer]:
+        """Return task, score, label, label word and probabilities of each sample, as :meth:`predict` does, and what
+        was written where the model writes; a free text's score is None.
 
         Raises:
             InputError: a prompt cannot be cut to the model's length.
         """
-        found = self.scorer.probabilities(samples)
-        return [self._answer(sample, row) for sample, row in zip(samples, found, strict=True)]
+        found = self.scorer.replies(samples)
+        if GENERATED not in self.columns:
+            return [self._answer(sample, reply.probabilities) for sample, reply in zip(samples, found, strict=True)]
+        return [(*self._answer(s, reply.probabilities), reply.text) for s, reply in zip(samples, found, strict=True)]
 
-    def _answer(self, sample: Sample, probabilities: np.ndarray) -> tuple[str, float, int, str, list[float]]:
+    def _answer(self, sample: Sample, probabilities: np.ndarray) -> tuple[str, float | None, int, str, list[float]]:
         spec = self._specs[sample.task]
+        if spec.is_written and not probabilities.any():
+            return sample.task, 0.0 if len(probabilities) else None, NO_CLASS, "", probabilities.tolist()
         label = int(probabilities.argmax())
         if spec.kind == "regression":
             number = float(probabilities[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_lora import AdapterModel
+from pipeline.answer import written_class
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
@@ -63,6 +65,21 @@ class ClassScorer(nn.Module):
         """Return what :meth:`forward` does, and the hidden state from which each example is answered, (E, H)."""
         raise NotImplementedError
 
+    def generate(self, *, task_ids: Tensor, **inputs: Any) -> Tensor:
+        """Return what the model writes after prompts, as its own ``generate`` does, each row with its task's adapter.
+
+        Args:
+            task_ids: (B,) one a prompt.
+            inputs: go to ``generate`` unchanged.
+        """
+        if isinstance(self.adapted, AdapterModel):
+            return self.adapted.generate(task_ids=task_ids, **inputs)
+        return self.adapted.generate(**inputs)  # type: ignore[operator]
+
+    def fixed_weights(self) -> AbstractContextManager[None]:
+        """Promise that no weight changes inside, so that each task is folded once."""
+        return self.adapted.fixed_weights() if isinstance(self.adapted, AdapterModel) else nullcontext()
+
     @property
     def language_model(self) -> Any:
         """The Hugging Face model inside, its target layers adapted."""
@@ -91,7 +108,10 @@ class LabelScorer(ClassScorer):
             )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
+        """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class.
+
+        Of an answer that is written it is the mean log-probability of its tokens, in the first place.
+        """
         return self._label_scores(self.answer_logits(batch)[0], batch)
 
     def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -108,7 +128,10 @@ class LabelScorer(ClassScorer):
         word_K = logits_PV[batch.term_answer, batch.term_token] - logits_PV.logsumexp(-1)[batch.term_answer]
         examples, classes = batch.class_mask.shape
         scores = word_K.new_zeros(examples * classes).index_add(0, batch.term_slot, word_K * batch.term_weight)
-        return scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf")).log_softmax(-1)
+        scores = scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf"))
+        if batch.is_written is None:
+            return scores.log_softmax(-1)
+        return torch.where(batch.is_written[:, None], scores, scores.log_softmax(-1))
 
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the model's logits at the answer positions, (P, V) in fp32, and what reached its output embedding
@@ -129,6 +152,11 @@ class UntrainedScorer(LabelScorer):
 
     def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
         return self._without_adapter()
+
+    def generate(self, *, task_ids: Tensor, **inputs: Any) -> Tensor:
+        """Return what the base alone writes; the tasks do not count."""
+        with self._without_adapter():
+            return self.language_model.generate(**inputs)
 
 
 def label_loss(scores: Tensor, batch: Batch, target: Tensor | None = None) -> Tensor:
@@ -161,6 +189,17 @@ def even_target(batch: Batch) -> Tensor:
     return torch.where(batch.links("identity"), batch.target, even)
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a model answers to one sample."""
+
+    probabilities: np.ndarray
+    """Of the classes in label order, fp64. Where a label is written, 1 for the class whose word it is, and all zero
+    for any other text; where the answer is a free text, empty."""
+    text: str | None = None
+    """What the model wrote; None where the label words were scored."""
+
+
 class Scorer:
     """Class probabilities of samples, in packed batches.
 
@@ -181,10 +220,60 @@ class Scorer:
         alone.
 
         Args:
-            samples: of any tasks, mixed.
+            samples: of any tasks, mixed; of an answer that is written see :class:`Reply`.
             progress: called with the number of samples that were just scored.
         """
-        return [probabilities for probabilities, _ in self.answers(samples, progress)]
+        return [reply.probabilities for reply in self.replies(samples, progress)]
+
+    def replies(self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None) -> list[Reply]:
+        """Return what the model answers to samples of any tasks, mixed, in the order given; none need be labelled.
+
+        Args:
+            samples: what is asked.
+            progress: called with the number of samples that were just answered.
+        """
+        texts = self.texts(samples, progress)
+        replies = [self._written(sample, text) for sample, text in zip(samples, texts, strict=True)]
+        scored = [i for i, text in enumerate(texts) if text is None]
+        for i, (probabilities, _) in zip(scored, self.answers([samples[i] for i in scored], progress), strict=True):
+            replies[i] = Reply(probabilities)
+        return replies
+
+    def evaluated(self, samples: Sequence[Sample]) -> list[tuple[Reply, np.ndarray]]:
+        """Return the reply to each labelled sample with the hidden state (H,), fp32, from which it was answered.
+
+        A free text's reply has the probability of the first right answer, the geometric mean over its tokens.
+        """
+        found = []
+        for sample, text, (own, state) in zip(samples, self.texts(samples), self.answers(samples), strict=True):
+            is_free = text is None or self.encoder.spec_of(sample).kind == "generation"
+            found.append((Reply(own, text) if is_free else self._written(sample, text), state))
+        return found
+
+    def _written(self, sample: Sample, text: str | None) -> Reply:
+        spec = self.encoder.spec_of(sample)
+        words = sample.choices if spec.kind == "choice" else spec.class_names
+        probabilities = np.zeros(len(words))
+        if text is not None and (label := written_class(text, words)) is not None:
+            probabilities[label] = 1.0
+        return Reply(probabilities, text)
+
+    @torch.inference_mode()
+    def texts(self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None) -> list[str | None]:
+        """Return the text that the model writes for each sample, None for those of tasks whose labels are scored."""
+        mine = [i for i, sample in enumerate(samples) if self.encoder.spec_of(sample).is_written]
+        found: list[str | None] = [None] * len(samples)
+        if not mine:
+            return found
+        from pipeline.modeling.writing import text_of, written_tokens  # transformers' generation, which few need
+
+        encoder: Any = self.encoder  # one of encoders takes no such task
+        asked = [samples[i] for i in mine]
+        with self.model.fixed_weights():
+            answers = written_tokens(self.model.generate, encoder, asked, self.batch_tokens, self.device, progress)
+        for i, tokens in zip(mine, answers, strict=True):
+            found[i] = text_of(tokens, self.encoder.spec_of(samples[i]).generation, encoder.tokenizer)
+        return found
 
     @torch.inference_mode()
     def answers(

@@ -12,6 +12,7 @@ import ray
 from ray.util import ActorPool
 
 from pipeline.contracts import Sample
+from pipeline.evaluation.kept_answers import KeptAnswers, ScoredChunk
 
 _CHUNK = 64
 """Samples a call: enough to batch by length, few enough to share out evenly and to show progress."""
@@ -25,6 +26,8 @@ class PoolScores:
     """One array of class probabilities a sample, in label order, in the order of the samples."""
     states: dict[tuple[str, str], np.ndarray]
     """Task and key → hidden state (H,), of the samples for which it was asked."""
+    texts: list[str | None]
+    """What was written for each sample; None for a label whose words were scored."""
 
 
 class ScoringPool:
@@ -47,6 +50,7 @@ class ScoringPool:
         model: str = "trained",
         on_progress: Callable[[int], object] | None = None,
         states_of: Set[tuple[str, str]] = frozenset(),
+        kept: KeptAnswers | None = None,
     ) -> PoolScores:
         """Score each sample once; those of a worker that is lost are scored by another.
 
@@ -55,21 +59,35 @@ class ScoringPool:
             model: name of the scorer that is asked.
             on_progress: called with the number of samples just scored.
             states_of: task and key of the samples whose hidden states come back too.
+            kept: where answers are kept as they come, and those of an earlier call stand; None: nowhere.
         """
         # In like company there is little padding; longest first, so that no worker is left with the longest at the end.
         order = sorted(range(len(samples)), key=lambda i: -sum(map(len, samples[i].fields.values())))
         chunks = [order[first : first + _CHUNK] for first in range(0, len(order), _CHUNK)]
-        calls = [(model, chunk, [samples[i] for i in chunk], frozenset(states_of)) for chunk in chunks]
-        found: list[Any] = [None] * len(samples)
+        probabilities: list[Any] = [None] * len(samples)
+        texts: list[str | None] = [None] * len(samples)
         states: dict[tuple[str, str], np.ndarray] = {}
-        pool = ActorPool(self.actors)
-        for chunk, probabilities, kept in pool.map_unordered(lambda actor, call: actor.score.remote(*call), calls):
-            states.update(kept)
-            for i, row in zip(chunk, probabilities, strict=True):
-                found[i] = row
+        calls = []
+
+        def take(number: int, found: ScoredChunk) -> None:
+            states.update(found.states)
+            for i, row, text in zip(chunks[number], found.probabilities, found.texts, strict=True):
+                probabilities[i], texts[i] = row, text
             if on_progress is not None:
-                on_progress(len(chunk))
-        return PoolScores(found, states)
+                on_progress(len(chunks[number]))
+
+        for number, chunk in enumerate(chunks):
+            asked = [samples[i] for i in chunk]
+            if kept is not None and (found := kept.find(number, asked)) is not None:
+                take(number, found)
+            else:
+                calls.append((model, number, asked, frozenset(states_of)))
+        pool = ActorPool(self.actors)
+        for number, found in pool.map_unordered(lambda actor, call: actor.score.remote(*call), calls):
+            if kept is not None:
+                kept.keep(number, [samples[i] for i in chunks[number]], found)
+            take(number, found)
+        return PoolScores(probabilities, states, texts)
 
     def latency_ms(self, samples: Sequence[Sample], *, model: str = "trained") -> float:
         """Return the median time in milliseconds in which one worker answers one row alone, the others idle."""
@@ -92,12 +110,12 @@ class _ScoringWorker:
         self.scorers = load()
 
     def score(
-        self, model: str, chunk: list[int], samples: Sequence[Sample], states_of: frozenset[tuple[str, str]]
-    ) -> tuple[list[int], list[np.ndarray], dict[tuple[str, str], np.ndarray]]:
-        answers = self.scorers[model].answers(samples)
+        self, model: str, number: int, samples: Sequence[Sample], states_of: frozenset[tuple[str, str]]
+    ) -> tuple[int, ScoredChunk]:
+        answers = self.scorers[model].evaluated(samples)
         states = {(s.task, s.key): state for s, (_, state) in zip(samples, answers, strict=True)}
-        kept = {name: state for name, state in states.items() if name in states_of}
-        return chunk, [probabilities for probabilities, _ in answers], kept
+        asked = {name: state for name, state in states.items() if name in states_of}
+        return number, ScoredChunk([r.probabilities for r, _ in answers], [r.text for r, _ in answers], asked)
 
     def latency_ms(self, model: str, samples: Sequence[Sample]) -> float:
         from pipeline.evaluation.predict import latency_ms

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.contracts import EvaluationReport, TaskSpec
 from pipeline.promotion.provenance import Provenance
 
-_UNNAMED = {"choice": "one of its choices", "regression": "a number"}
+_UNNAMED = {"choice": "one of its choices", "regression": "a number", "generation": "a text that it writes"}
 
 
 def model_card(

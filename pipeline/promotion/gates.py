@@ -41,7 +41,7 @@ class GatesConfig(Settings):
     """Limits of expected over observed positives of each binary task, for example [0.8, 1.25]: its whole interval must
     lie within."""
     max_ece: float | None = Field(default=None, gt=0, le=1)
-    """Largest expected calibration error a task."""
+    """Largest expected calibration error a task; answers that are written have none."""
     max_latency_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Largest median time to answer one row, in milliseconds."""
 

@@ -47,8 +47,10 @@ PREDICTOR, BUNDLED_BASE = "predictor", "base"
 DIGESTS = "digests"
 """Beside them: folder → file → sha256, compared before the model loads."""
 PACKAGES = (
+    "answer.py",
     "contracts.py",
     "errors.py",
+    "generation.py",
     "https_files.py",
     "label_names.py",
     "progress.py",
@@ -103,6 +105,8 @@ def signature(specs: tuple[TaskSpec, ...]) -> Any:
     inputs += [ColSpec(AnyType(), name, required=False) for name in sorted(listed - {"task"})]
     outputs: list[Any] = [ColSpec("string", "task"), ColSpec("double", "score"), ColSpec("long", "label")]
     outputs += [ColSpec("string", "label_word"), ColSpec(Array(DataType.double), "probabilities")]
+    if any(spec.is_written for spec in specs):
+        outputs.append(ColSpec("string", "generated_text", required=False))
     return ModelSignature(Schema(inputs), Schema(outputs))
 
 

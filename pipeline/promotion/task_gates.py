@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.contracts import TaskResult
+from pipeline.generation import TEXT_METRICS
 from pipeline.promotion.evidence import ALPHA, ANCHOR_ALPHA, Evidence, Finding, Opponent, interval_at, pair, percent
 from pipeline.promotion.gates import GatesConfig
 
@@ -100,7 +101,8 @@ def _calibration(name: str, result: TaskResult, gates: GatesConfig) -> Iterator[
             within = limits[0] <= interval[0] and interval[1] <= limits[1]
             apart = interval[1] < limits[0] or interval[0] > limits[1]
             yield Finding("PASS" if within else "REJECT" if apart else "HOLD", words, name)
-    if gates.max_ece is not None:
+    # What is written has no probabilities, of which alone this gate asks.
+    if gates.max_ece is not None and result.metric not in TEXT_METRICS and "answered" not in result.more:
         if result.ece is None:
             yield Finding("HOLD", "the calibration error is undefined", name)
         else:
@@ -109,4 +111,6 @@ def _calibration(name: str, result: TaskResult, gates: GatesConfig) -> Iterator[
 
 
 def _title(result: TaskResult) -> str:
-    return {"auc": "AUC", "macro_f1": "macro-F1", "f1": "F1"}.get(result.metric, result.metric)
+    metric: str = result.metric
+    named = {"auc": "AUC", "macro_f1": "macro-F1", "f1": "F1", "token_f1": "token F1", "bleu": "BLEU", "chrf": "chrF"}
+    return named.get(metric, metric)

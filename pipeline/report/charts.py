@@ -27,6 +27,10 @@ def task_charts(samples: Samples) -> list[tuple[str, Chart]]:
     candidate = samples["candidate"]
     kind = candidate.spec.kind
     charts: list[tuple[str, Chart]] = []
+    if kind == "generation":
+        return charts
+    if candidate.spec.is_written:  # there are no scores to draw
+        return [("Confusion, share of each true class", confusion(candidate))] if kind == "multiclass" else charts
     if kind == "binary" and len(np.unique(candidate.labels)) == 2:
         charts.append(("ROC curve", roc(samples)))
     if kind == "multiclass":
@@ -128,9 +132,10 @@ def confusion(sample: TaskScores, most: int = 14) -> Chart:
     """Draw the confusion matrix, each row divided by its class's count; the ``most`` commonest classes."""
     words = [word.strip() for word in sample.spec.class_names]
     counts = np.zeros((len(words), len(words)))
-    np.add.at(counts, (sample.classes, sample.predicted), 1)
-    keep = np.sort(np.argsort(-counts.sum(axis=1), kind="stable")[:most])
-    total = counts.sum(axis=1, keepdims=True)
+    said = sample.predicted >= 0
+    np.add.at(counts, (sample.classes[said], sample.predicted[said]), 1)
+    total = np.bincount(sample.classes, minlength=len(words))[:, None].astype(np.float64)
+    keep = np.sort(np.argsort(-total[:, 0], kind="stable")[:most])
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)[np.ix_(keep, keep)]
     names = [words[i] for i in keep]
     return heat_map(shares, names, names, "Confusion matrix", lambda v: f"{100 * v:.0f}", "true", "predicted")

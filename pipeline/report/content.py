@@ -44,6 +44,8 @@ class ReportPage:
     """Verdict and reasons, on top of the page and with each task."""
     comparison: Comparison | None = None
     """Paired differences to another model, under the table of tasks."""
+    prompts: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Task and key → what was asked, of the tasks that are answered by free texts: shown beside the answers."""
     history: Sequence[Mapping[str, Any]] = ()
     """Training log, one row a logged step: ``step``, ``loss``, ``task_loss``, ``learning_rate``, ``tokens_per_s``."""
     adapter: AdapterView | None = None

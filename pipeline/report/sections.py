@@ -13,6 +13,7 @@ from pipeline.evaluation.score_table import TaskScores
 from pipeline.report import charts
 from pipeline.report.adapter_view import AdapterView
 from pipeline.report.drawing import Chart
+from pipeline.report.examples import examples
 
 METRICS = {
     "auc": "AUC",
@@ -20,6 +21,12 @@ METRICS = {
     "grouped_auc": "AUC within groups",
     "accuracy": "Accuracy",
     "exact_match": "Exact match",
+    "token_f1": "Token F1",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "cider": "CIDEr-D, over 10",
+    "answered": "Answered by a label word",
     "micro_f1": "Micro-F1",
     "macro_f1": "Macro-F1",
     "macro_auc": "Macro-AUC",
@@ -74,18 +81,33 @@ def _marks(task: str, reports: Mapping[str, EvaluationReport]) -> dict[str, floa
 
 
 def task_section(
-    spec: TaskSpec, reports: Mapping[str, EvaluationReport], samples: Mapping[str, Mapping[str, TaskScores]]
+    spec: TaskSpec,
+    reports: Mapping[str, EvaluationReport],
+    samples: Mapping[str, Mapping[str, TaskScores]],
+    prompts: Mapping[tuple[str, str], str],
 ) -> dict[str, Any]:
-    """Return one task's part of the page: its charts and all its metrics."""
+    """Return one task's part of the page: its charts, all its metrics, and what it wrote."""
     results = {name: report.tasks[spec.name] for name, report in reports.items() if spec.name in report.tasks}
     there = {name: parts[spec.name] for name, parts in samples.items() if spec.name in parts}
     return {
         "spec": spec,
         "result": results["candidate"],
         "charts": charts.task_charts(there) if "candidate" in there else [],
+        **_answers(spec, there, prompts),
         "models": [name for name in ("candidate", "champion", "base") if name in results],
         "metrics": _metrics(results),
     }
+
+
+def _answers(
+    spec: TaskSpec, samples: Mapping[str, TaskScores], prompts: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
+    """Return what a task that is answered by free texts wrote: examples, how they were chosen, and against whom."""
+    if spec.kind != "generation" or "candidate" not in samples:
+        return {"examples": [], "examples_metric": "", "examples_against": ""}
+    against = next((name for name in ("base", "champion") if name in samples), "")
+    shown, metric = examples(samples["candidate"], samples.get(against), prompts)
+    return {"examples": shown, "examples_metric": metric, "examples_against": against}
 
 
 def _metrics(results: Mapping[str, TaskResult]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import ray
 
+from pipeline.answer import answer_columns
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
 from pipeline.progress import Track, say
@@ -42,8 +43,8 @@ _JUDGED_ROWS = 1000
 class Answering(Protocol):
     """What scores: :class:`pipeline.modeling.predictor.Predictor` is one."""
 
-    def answer(self, samples: list[Sample]) -> list[tuple[str, float, int, str, list[float]]]:
-        """Return task, score, label, label word and probabilities of each sample."""
+    def answer(self, samples: list[Sample]) -> Sequence[tuple[Any, ...]]:
+        """Return the values of each sample's columns, as :func:`pipeline.modeling.predictor.answer_columns` names."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def score_files(job: ScoringJob) -> ScoreManifest:
     """
     check_task(job.task, job.tasks)
     files = find_files(job.input)
-    output = Output(job.output, job.keep)
+    output = Output(job.output, job.keep, answer_columns(job.tasks))
     plan = ScoringPlan(model=job.model, input=job.input, task=job.task, keep=job.keep, files=tuple(files))
     if (whole := output.begin(plan)) is not None:
         say(f"{job.output} is whole already: {whole.rows:,} rows by {whole.model}")
@@ -202,10 +203,9 @@ class _Scorer:
         except InputError:  # of one row at least, which goes aside
             stretch = self._sifted(stretch)
             answers = self._model.answer(stretch.samples)
-        columns = list(zip(*answers, strict=True)) or [()] * 5
-        self._output.write_stretch(
-            stretch, dict(zip(("task", "score", "label", "label_word", "probabilities"), columns, strict=True))
-        )
+        names = self._output.answered
+        columns = list(zip(*answers, strict=True)) or [()] * len(names)
+        self._output.write_stretch(stretch, dict(zip(names, columns, strict=True)))
         return {
             "unit": stretch.unit,
             "number": stretch.number,

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipeline.answer import ANSWER, GENERATED
 from pipeline.contracts import Contract, Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion import DataConfig
@@ -43,6 +44,8 @@ _COLUMNS = [
     pa.field("probabilities", pa.list_(pa.float64())),
 ]
 COLUMNS = tuple(field.name for field in _COLUMNS)
+"""Columns that scores always have."""
+_GENERATED = pa.field(GENERATED, pa.string())
 
 
 class InputFile(Contract):
@@ -244,9 +247,10 @@ def _cut(lines: Iterator[Line]) -> Iterator[tuple[list[Line], bool]]:
     yield part, True
 
 
-def schema(keep: Sequence[str]) -> pa.Schema:
+def schema(keep: Sequence[str], answered: Sequence[str] = ANSWER) -> pa.Schema:
     """Return the columns of the scores."""
-    return pa.schema([*_COLUMNS, *(pa.field(name, pa.string()) for name in keep)])
+    written = [_GENERATED] if GENERATED in answered else []
+    return pa.schema([*_COLUMNS, *written, *(pa.field(name, pa.string()) for name in keep)])
 
 
 class Output:
@@ -255,13 +259,15 @@ class Output:
     Args:
         url: of the folder.
         keep: fields that are carried along.
+        answered: names of the values that an answer has.
 
     Raises:
         InputError: the folder can only be read.
     """
 
-    def __init__(self, url: str, keep: Sequence[str]) -> None:
-        self.url, self._schema = check_target(url, "scores"), schema(keep)
+    def __init__(self, url: str, keep: Sequence[str], answered: Sequence[str] = ANSWER) -> None:
+        self.url, self._schema, self.answered = check_target(url, "scores"), schema(keep, answered), tuple(answered)
+        self._kept = len(keep)
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, None where it is missing."""
@@ -306,13 +312,13 @@ class Output:
 
         Args:
             stretch: that was scored.
-            answers: column → one value a sample, of task, score, label, label word and probabilities.
+            answers: column → one value a sample, of those that an answer has.
         """
         kept = zip(*(texts for *_, texts in stretch.rows), strict=True)
         numbers = {"row": [number for number, *_ in stretch.rows], "id": [known for _, known, _ in stretch.rows]}
         columns = numbers | dict(answers)
-        values: list[Any] = [columns[name] for name in COLUMNS]
-        values += list(kept) or [[] for _ in self._schema.names[len(COLUMNS) :]]
+        values: list[Any] = [columns[name] for name in self._schema.names[: len(self._schema.names) - self._kept]]
+        values += list(kept) or [[] for _ in range(self._kept)]
         table = pa.table([pa.array(v, f.type) for v, f in zip(values, self._schema, strict=True)], schema=self._schema)
         place = f"{WORK}/{stretch.unit:06d}/{stretch.number:06d}"
         if stretch.rejected:

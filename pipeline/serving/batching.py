@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.answer import Answer
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
 
 Row = Mapping[str, Any]
-Answer = tuple[str, float, int, str, list[float]]
-"""Task, score, label, label word and probabilities."""
 _CHARACTERS_A_TOKEN = 4
 """About, in English: how much text goes into one batch is judged before it is tokenised."""
 

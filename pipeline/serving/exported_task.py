@@ -14,6 +14,7 @@ from mtl_lora.hashes import check_hashes
 from mtl_lora.serving import ServedBase
 from pipeline.contracts import Contract, TaskKind, TaskName, TaskSpec
 from pipeline.errors import InputError
+from pipeline.generation import GenerationConfig
 from pipeline.modeling.architecture import is_encoder
 from pipeline.modeling.base_model import BaseModelConfig, base_settings
 from pipeline.modeling.head_encoding import segment_templates
@@ -71,6 +72,11 @@ class ExportedTask(Contract):
     """Of an encoder: names of the classes where label words do not name them."""
     pooling: Literal["first", "mean"] | None = None
     """Of an encoder: the state that its head scores, the first token's or the mean; None where label words answer."""
+    answer_by: Literal["scores", "generation"] = Field(default="scores", exclude_if=lambda value: value == "scores")
+    """``generation``: the answer is the text that the model writes after the prompt, up to its end token; of a label,
+    its word. Label tokens are then empty."""
+    generation: GenerationConfig | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How the answer is written, where it is."""
     base: ExportedBase
 
     @classmethod
@@ -99,6 +105,8 @@ class ExportedTask(Contract):
             max_length=config.max_length,
             segments=segment_templates(task) if has_head else (),
             labels=task.labels,
+            answer_by=task.answer_by,
+            generation=task.generation if task.is_written else None,
             pooling=config.pooling if has_head else None,
             base=ExportedBase(
                 name=base.name, fingerprint=base.fingerprint, num_layers=config.num_layers, note=base.note
@@ -142,4 +150,6 @@ class ExportedTask(Contract):
             label_values=self.label_values,
             choices_field=self.choices_field or "choices",
             length_normalized=self.length_normalized,
+            answer_by=self.answer_by,
+            generation=self.generation or GenerationConfig(),
         )

@@ -55,6 +55,11 @@ class LabelClient:
                 f"a task must be answered by label words to be asked of a completions server, {task.name!r} has a "
                 "head on an encoder; load its folder as its README.md says"
             )
+        if task.answer_by == "generation":
+            raise InputError(
+                f"a task must be answered by the scores of label words to be asked here, {task.name!r} is answered by "
+                "a text: take the text of the server's completion of its template, with generation's max_new_tokens"
+            )
         self._spec = task.spec
         self._encoder = Encoder(tokenizer, [self._spec], task.max_length)
         found = self._encoder.label_tokens(self._spec.name)

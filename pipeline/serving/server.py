@@ -22,8 +22,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import Field
 from ray import serve
 
+from pipeline.answer import ANSWER, GENERATED
 from pipeline.errors import InputError, masked
-from pipeline.modeling.predictor import ANSWER
 from pipeline.promotion.versions import RegistryUnavailable
 from pipeline.serving.batching import Batcher, Overloaded, Version
 from pipeline.serving.served_model import resolve
@@ -68,16 +68,21 @@ class ScoreRequest(Settings):
     """Each with its ``task`` and the fields that the task's template names."""
 
 
+_COLUMNS = (*ANSWER, GENERATED)
+
+
 class ScoredRow(Settings):
     """One answer."""
 
     task: str
-    score: float
-    """Binary: P(class 1); ordinal: expected value; else the probability of the predicted class."""
+    score: float | None
+    """Binary: P(class 1); ordinal: expected value; else the probability of the predicted class. Null for a text."""
     label: int
-    """Predicted class."""
+    """Predicted class; -1 where what the model wrote is the word of none."""
     label_word: str
     probabilities: list[float]
+    generated_text: str | None = None
+    """What the model wrote; there where a task's answers are written."""
 
 
 class ScoreResponse(Settings):
@@ -187,7 +192,7 @@ class ScoreServer:
             self._metrics.waiting.set(self._batcher.waiting_rows)
             model, answers = await self._batcher.ask(asked.rows, self._config.timeout_s)
             found: Response = JSONResponse(
-                {"model": model, "answers": [dict(zip(ANSWER, answer, strict=True)) for answer in answers]}
+                {"model": model, "answers": [dict(zip(_COLUMNS, answer, strict=False)) for answer in answers]}
             )
             for task, *_ in answers:
                 self._metrics.rows.labels(task, model).inc()

@@ -14,7 +14,8 @@ from pipeline.settings import Settings
 
 
 class ValidationConfig(Settings):
-    """When the macro metric of the validation split is measured, and what follows from it."""
+    """When the macro metric of the validation split is measured, and what follows from it. Answers that are written are
+    not written for it: their tasks count by the geometric mean of the right answers' probability a token."""
 
     every_steps: int = Field(ge=1)
     """Optimizer steps between measurements."""
@@ -83,7 +84,7 @@ class TrainingConfig(Settings):
     uncertainty_weighting: bool = False
     """Learn a factor a task too, by the noise that stays in its loss (arXiv 1705.07115)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each label's probability that is spread over all classes."""
+    """Share of each label's probability that is spread over all classes; answers that are written have none."""
     orthogonality: float = Field(default=0.0, ge=0)
     """Factor of a term that keeps MTL-LoRA's up-projections apart: the mean over layers of the squared products
     between them. Not with ZeRO 3."""

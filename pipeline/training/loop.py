@@ -27,6 +27,7 @@ from pipeline.training.engine import Engine, device, from_rank_zero, join_proces
 from pipeline.training.finite import FiniteGuard
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
+from pipeline.training.token_weights import TokenWeights
 from pipeline.world import World
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ class Trainer:
 
             self.validation = Validation(asked, job.manifest_path, job.tasks, self.encoder, world, job.cache)
         self.mixture_losses = MixtureLosses(self.stream, [t.name for t in job.tasks], self.device)
+        self.token_weights = TokenWeights(job.tasks, self.device)
 
     def run(self) -> bool:
         """Train from the newest checkpoint, or from the start, to the last step or until a rank is told to stop.
@@ -176,10 +178,10 @@ class Trainer:
     def _train_step(self, step: int, samples: Sequence[Sample]) -> None:
         torch.manual_seed(_seed(self.job.seed, step, self.world.rank))
         config, world = self.job.training, self.world
-        examples = self.encoder.encode(samples)
         # The last step ends with the last sample; what fills its batch up counts nothing.
         in_step = min(config.global_batch_size, self.num_samples - step * config.global_batch_size)
         counted = max(0, min(len(samples), in_step - world.rank * len(samples)))
+        examples = self.token_weights.weigh(self.encoder.encode(samples), counted)
         cut = partial(micro_batches, examples, config.micro_batch_tokens, config.micro_batch_size)
         parts = cut()
         if config.every_backward_reduces and (most := largest(len(parts))) > len(parts):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -23,6 +24,8 @@ from pipeline.stream import CacheConfig, read_split
 from pipeline.training.config import ValidationConfig
 from pipeline.training.engine import gather, largest
 from pipeline.world import World
+
+_TINY = 1e-30
 
 
 class Validation:
@@ -97,9 +100,10 @@ class Validation:
         return values
 
     def _values(self, rows: list[tuple[Any, ...]]) -> dict[str, float]:
-        frame = pd.DataFrame(rows, columns=list(COLUMNS))
+        written = [task.name for task in self.tasks if task.is_written]
+        values = {name: _likelihood(row for row in rows if row[1] == name) for name in written}
+        frame = pd.DataFrame([row for row in rows if row[1] not in values], columns=list(COLUMNS))
         frame["group"] = frame["group"].astype(object)
-        values = {}
         for name, scores in by_task(frame, self.tasks).items():
             metric = metric_of(scores.spec)
             values[name] = plain_value(statistics(scores)[metric], len(scores))
@@ -109,7 +113,7 @@ class Validation:
                     f"{self.config.split!r}, it is not: {reason(scores, metric)}; raise "
                     "training.validation.samples_per_task"
                 )
-        return values
+        return {task.name: values[task.name] for task in self.tasks}
 
     @property
     def is_over(self) -> bool:
@@ -123,3 +127,9 @@ class Validation:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what an earlier run measured."""
         self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
+
+
+def _likelihood(rows: Iterable[tuple[Any, ...]]) -> float:
+    """Return the geometric mean, over samples, of the probability a token of the answers that are to be written: they
+    cannot be written while weights may lie partitioned over the ranks."""
+    return float(np.exp(np.mean([np.log(max(float(row[3][0]), _TINY)) for row in rows])))

@@ -30,6 +30,7 @@ from pipeline.errors import HeldBack, InputError
 from pipeline.modeling.adapter import build_adapter
 from pipeline.modeling.base_model import load_base
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+from pipeline.modeling.scoring import Reply
 from pipeline.orchestration.cluster import cluster as ray_cluster
 from pipeline.orchestration.config import RayConfig
 from pipeline.orchestration.scoring import scoring_pool
@@ -270,11 +271,11 @@ class _Slow:
     def __init__(self, log: Path) -> None:
         self.log = log
 
-    def answers(self, samples: Sequence[Sample]) -> list[tuple[Any, Any]]:
+    def evaluated(self, samples: Sequence[Sample]) -> list[tuple[Reply, Any]]:
         with self.log.open("a") as file:
             file.write(f"{os.getpid()} {len(samples)}\n")
         time.sleep(0.25)
-        return [(np.array([float(s.key), 1 - float(s.key)]), np.array([float(s.key)])) for s in samples]
+        return [(Reply(np.array([float(s.key), 1 - float(s.key)])), np.array([float(s.key)])) for s in samples]
 
 
 def _load(log: Path) -> dict[str, Any]:

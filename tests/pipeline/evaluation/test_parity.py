@@ -18,11 +18,20 @@ from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import PredictorSpec
 
 TASKS = (
+    TaskSpec(
+        name="written", kind="generation", template="{text}\nColour:", generation={"max_new_tokens": 6, "num_beams": 2}
+    ),
     TaskSpec(name="first", template="{text}\nRelevant?", label_words=(" no", " yes")),
     TaskSpec(name="second", kind="multiclass", template="{text}\nTopic:", label_words=(" travel", " sport", " money")),
 )
 SAMPLES = [
-    Sample(key=f"{task.name}{i}", task=task.name, fields={"text": f"a text about {'shoes ' * i}"}, label=0)
+    Sample(
+        key=f"{task.name}{i}",
+        task=task.name,
+        fields={"text": f"a text about {'shoes ' * i}"},
+        label=0,
+        answers=("red",) if task.kind == "generation" else (),
+    )
     for task in TASKS
     for i in range(3)
 ]

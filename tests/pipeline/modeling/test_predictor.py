@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.answer import ANSWER
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
@@ -20,6 +21,7 @@ from pipeline.modeling.predictor import Predictor, PredictorSpec
 from pipeline.modeling.scoring import LabelScorer, Scorer
 from pipeline.record import Rejected
 from pipeline.validate import check_record
+from tests.pipeline.modeling.tiny import tiny_folder
 
 PICK = TaskSpec(name="pick", kind="choice", template="{question} {size}:")
 GOOD = {"question": "which?", "size": "1", "choices": ["one", "two"], "answer": 0}
@@ -122,3 +124,23 @@ def test_rows_are_asked_under_the_columns_of_the_records_and_under_the_fields_ow
     assert mapped.samples([theirs, {"task": "pick", **GOOD}]) == [expected, expected.model_copy(update={"key": "1"})]
     with pytest.raises(InputError, match="field 'question' is missing"):
         mapped.samples([{**theirs, "Q": {}}])
+
+
+def test_a_model_that_writes_has_its_text_beside_the_columns_of_all(tmp_path: Path) -> None:
+    base = BaseModelConfig(base=str(tiny_folder(tmp_path / "llama", "llama")), dtype="float32", max_length=64)
+    tasks = (
+        TaskSpec(name="colour", kind="generation", template="{text}:", generation={"max_new_tokens": 4}),
+        TaskSpec(name="spam", template="{text}:", label_words=(" no", " yes")),
+        PICK.model_copy(update={"answer_by": "generation"}),
+    )
+    adapted = build_adapter(AdapterConfig(target_modules=("q_proj",)), load_base(base), [task.name for task in tasks])
+    scorer = Scorer(LabelScorer(adapted), Encoder(load_tokenizer(base), tasks, base.max_length))
+    predictor = Predictor(PredictorSpec(tasks=tasks, base=base), scorer)
+    rows = [{"task": "colour", "text": "a sky"}, {"task": "spam", "text": "a sky"}, {**GOOD, "task": "pick"}]
+    found = predictor.predict(pd.DataFrame(rows))
+    assert list(found.columns) == [*ANSWER, "generated_text"]
+    assert found["label"].tolist()[0] == -1 and np.isnan(found["score"][0]) and found["probabilities"][0] == []
+    assert found["generated_text"][0] == scorer.texts(predictor.samples(rows))[0]
+    assert pd.isna(found["generated_text"][1]) and 0 < found["score"][1] < 1
+    assert (found["label"][2], found["label_word"][2], found["score"][2]) == (-1, "", 0.0)  # no word of its choices
+    assert isinstance(found["generated_text"][2], str)

@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.answer import answer_columns
+from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.serving import batch_files
 from pipeline.serving.batch_files import (
@@ -160,3 +162,19 @@ def test_rows_are_scored_under_the_columns_of_the_records(tmp_path: Path) -> Non
         assert not stretch.rejected
         samples.append(stretch.samples)
     assert samples[0] == samples[1]
+
+
+def test_what_a_model_wrote_has_a_column_beside_the_kept_fields(tmp_path: Path) -> None:
+    tasks = (*TASKS, TaskSpec(name="colour", kind="generation", template="{text}:"))
+    _write(tmp_path / "in" / "a.jsonl", [{"task": "colour", "text": "a sky", "day": 1}, ROWS[0]])
+    (file,) = find_files(str(tmp_path / "in"))
+    names = answer_columns(tasks)
+    output = Output(str(tmp_path / "out"), ["day"], names)
+    (stretch,) = Reader(tasks, None, ["day"]).stretches(0, file)
+    answers = [("colour", None, -1, "", [], "blue"), ("clicks", 0.5, 1, "yes", [0.5, 0.5], None)]
+    output.write_stretch(stretch, dict(zip(names, zip(*answers, strict=True), strict=True)))
+    output.join(0, file, 1)
+    found = pq.read_table(tmp_path / "out" / scores_name("a.jsonl")).to_pylist()
+    assert [row["generated_text"] for row in found] == ["blue", None]
+    assert [row["score"] for row in found] == [None, 0.5]
+    assert [row["day"] for row in found] == ["1", "0"]

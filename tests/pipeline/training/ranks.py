@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from pipeline.contracts import TaskSpec
+
+COLOURS = ("red", "dark blue", "light green", "grey")
 
 
 def tiny_base(folder: Path, width: int = 32) -> Path:
@@ -42,4 +47,32 @@ def tiny_encoder(folder: Path) -> Path:
     )
     BertModel(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def text_tasks() -> list[TaskSpec]:
+    """Return tasks that are answered by texts, weighed by sample and by token, beside two of labels, one written."""
+    text = {"template": "{text}\nAnswer:", "kind": "generation"}
+    label = {"template": "{text}\nShort?", "label_words": (" no", " yes")}
+    return [
+        TaskSpec(name="colour", **text, generation={"max_new_tokens": 6, "loss": "token"}),
+        TaskSpec(name="thing", **text, generation={"max_new_tokens": 6, "num_beams": 2}),
+        TaskSpec(name="asked", **label, answer_by="generation", generation={"max_new_tokens": 3}),
+        TaskSpec(name="scored", **label),
+    ]
+
+
+def write_text_records(folder: Path, counts: dict[str, int]) -> Path:
+    """Write records of :func:`text_tasks`, so many of each split."""
+    for task in text_tasks():
+        (folder / task.name).mkdir(parents=True, exist_ok=True)
+        for split, count in counts.items():
+            rows = []
+            for i in range(count):
+                colour, thing = COLOURS[i % 4], ("ball", "motor car", "bird")[i % 3]
+                row = {"id": f"{split}{i}", "text": f"{split} {i}: a {colour} {thing} lay on the way"}
+                answer = colour if task.name == "colour" else [thing, f"a {thing}"]
+                rows.append({**row, "answer": answer} if task.kind == "generation" else {**row, "label": i % 2})
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / task.name / f"{split}.jsonl").write_text(lines)
     return folder

@@ -1,5 +1,7 @@
 """One rank of short runs, one after the other: ``resume_worker.py FOLDER MANIFEST BASE RUN:STAGE:DTYPE:STOP ...``.
 
+A run named ``texts…`` has the tasks of ``FOLDER/tasks.json`` and is validated; others have those of the synthetic ads.
+
 Each run trains in ``FOLDER/RUN`` from its newest checkpoint to the step STOP, at which its last rank is told to stop.
 """
 
@@ -10,10 +12,11 @@ import os
 import sys
 from pathlib import Path
 
+from pipeline.contracts import TaskSpec
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.synthetic import synthetic_ads_tasks
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import TrainingConfig, ValidationConfig
 from pipeline.training.loop import Trainer, TrainingJob
 from pipeline.world import World
 
@@ -42,18 +45,23 @@ class Callbacks:
         raise AssertionError("the ledger is off")
 
 
+def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
+    return tuple(TaskSpec.model_validate(task) for task in json.loads(path.read_text()))
+
+
 def main() -> None:
     folder, manifest, base = map(Path, sys.argv[1:4])
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     for run in sys.argv[4:]:
         name, stage, dtype, stop = run.split(":")
+        writes = name.startswith("texts")
         (folder / name).mkdir(exist_ok=True)
         job = TrainingJob(
             manifest_path=manifest,
-            tasks=synthetic_ads_tasks(),
+            tasks=read_tasks(folder / "tasks.json") if writes else synthetic_ads_tasks(),
             base=BaseModelConfig(base=str(base), dtype=dtype),  # type: ignore[arg-type]
             # an odd rank, which two processes do not divide: ZeRO pads their parts
-            adapter=AdapterConfig(r=3, lora_dropout=0.0 if name.startswith("elastic") else 0.1),
+            adapter=AdapterConfig(r=3, lora_dropout=0.0 if "elastic" in name else 0.1),
             training=TrainingConfig(
                 zero_stage=int(stage),  # type: ignore[arg-type]
                 global_batch_size=8,
@@ -62,6 +70,7 @@ def main() -> None:
                 checkpoint_steps=100,
                 log_steps=1,
                 learning_rate=1e-2,
+                validation=ValidationConfig(every_steps=2, split="test", samples_per_task=5) if writes else None,
             ),
             seed=3,
         )

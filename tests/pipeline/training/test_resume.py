@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
-from tests.pipeline.training.ranks import tiny_base, tiny_encoder
+from tests.pipeline.training.ranks import text_tasks, tiny_base, tiny_encoder, write_text_records
 from tests.processes import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -57,3 +57,30 @@ def test_stopped_run_ends_with_the_bits_of_the_whole_one(runs: Path, kind: str) 
 def test_run_over_two_one_and_two_ranks_has_the_losses_of_the_whole_one(runs: Path, kind: str) -> None:
     elastic, whole = _losses(runs / f"elastic-{kind}"), _losses(runs / f"elastic_whole-{kind}")
     assert elastic == pytest.approx(whole, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of runs whose answers are written: whole, cut at step 2, and elastic over 2, 1 and 2 ranks."""
+    folder = tmp_path_factory.mktemp("texts")
+    records = write_text_records(folder / "in", {"train": 24, "test": 6})
+    prepare(DataConfig(source="records", root=str(records)), text_tasks(), folder, seed=0)
+    (folder / "tasks.json").write_text(json.dumps([task.model_dump(mode="json") for task in text_tasks()]))
+    common = [folder, folder / "manifest.json", tiny_base(folder / "base")]
+    own = ["texts_whole:2:float32:4", "texts_cut:2:float32:2", "texts_cut:2:float32:4"]
+    elastic = ["texts_elastic_whole:0:float32:4", "texts_elastic:0:float32:2"]
+    run_ranks(WORKER, [*common, *own, *elastic], 2)
+    run_ranks(WORKER, [*common, "texts_elastic:0:float32:4"], 1)
+    return folder
+
+
+def test_written_answers_resume_bit_for_bit_and_weigh_alike_on_any_ranks(texts: Path) -> None:
+    assert _losses(texts / "texts_cut") == _losses(texts / "texts_whole")
+    for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors", "state.json"):
+        ends = [texts / run / "checkpoints" / "step-00000004" / name for run in ("texts_whole", "texts_cut")]
+        assert ends[0].read_bytes() == ends[1].read_bytes(), name
+    assert _losses(texts / "texts_elastic") == pytest.approx(_losses(texts / "texts_elastic_whole"), abs=1e-4)
+    rows = [json.loads(line) for line in (texts / "texts_whole" / "history.jsonl").read_text().splitlines()]
+    measured = [row["validation"] for row in rows if "validation" in row]
+    assert len(measured) == 2
+    assert all(0 < row[task.name] < 1 for row in measured for task in text_tasks() if task.is_written)
