@@ -80,7 +80,7 @@ def test_places_of_data_are_made_absolute(tmp_path: Path) -> None:
         ("name=a/b", "name: String should match pattern"),
         (
             "tasks.spam.kind=binry",
-            "tasks.spam.kind: Input should be 'binary', 'multiclass', 'choice', 'ordinal', 'multilabel' or",
+            "tasks.spam.kind: Input should be 'binary', 'multiclass', 'choice', 'ordinal', 'multilabel', 'regression'",
         ),
         ("tasks.spam.knd=binary", "got 'tasks.spam.knd'; did you mean 'kind'"),
         ("tasks.spam.label_words=[no, yes]", "tasks.spam.label_words.0 must be text, got the truth value False: YAML"),
