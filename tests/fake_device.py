@@ -30,6 +30,9 @@ def register() -> None:
     _setup_privateuseone_for_python_backend(NAME)
 
 
+register()  # tests are collected before any runs: torch counts the devices at a process's first backward
+
+
 class _Watch(TorchDispatchMode):
     """Counts what makes the host wait, and copies from the host, by operation."""
 
