@@ -31,6 +31,17 @@ class Replay(Settings):
     """Share of each task's records that is taken, drawn by a hash of the key and of the train window."""
 
 
+def _check_encoding(name: str, key: str) -> None:
+    if name == "auto":
+        return
+    try:
+        codec = codecs.lookup(name)
+    except LookupError:
+        raise ValueError(f"{key} must be one that Python knows, got {name!r}; such as cp1252, or auto") from None
+    if not codec._is_text_encoding:
+        raise ValueError(f"{key} must be one of text, got {name!r}; such as cp1252")
+
+
 class CsvDialect(Settings):
     """How CSV files are written."""
 
@@ -44,20 +55,12 @@ class CsvDialect(Settings):
     doubled_quotes: bool = True
     """A quote within quotes is written twice."""
     encoding: str = "utf-8"
-    """Of the text, by Python's names (``utf-16``, ``cp1252``); ``auto`` goes by the file's byte order mark, else
-    takes UTF-8 and refuses what is not."""
+    """Of the text, by Python's names (``cp1252``, ``latin-1``). UTF-16 and UTF-32 are known by their bytes without
+    being told; what is then no UTF-8 costs its row, and with ``auto`` the file is refused, with the ways to read it."""
 
     @model_validator(mode="after")
     def _check(self) -> CsvDialect:
-        if self.encoding != "auto":
-            try:
-                codec = codecs.lookup(self.encoding)
-            except LookupError:
-                raise ValueError(
-                    f"data.csv.encoding must be one that Python knows, got {self.encoding!r}; such as utf-16, or auto"
-                ) from None
-            if not codec._is_text_encoding:
-                raise ValueError(f"data.csv.encoding must be one of text, got {self.encoding!r}; such as cp1252")
+        _check_encoding(self.encoding, "data.csv.encoding")
         signs = [sign for sign in (self.delimiter, self.quote, self.escape) if sign]
         if len(set(signs)) != len(signs) or set(signs) & {"\r", "\n", "\0"}:
             raise ValueError(
@@ -92,6 +95,9 @@ class DataConfig(Settings):
     ``task_field``, ``id_field`` and ``time_field``; a task's own ``columns`` come first."""
     csv: CsvDialect = Field(default=CsvDialect(), exclude_if=lambda value: value == CsvDialect())
     """How CSV files are written; ``auto`` stands for ``{delimiter: auto, encoding: auto}``."""
+    json_encoding: str = Field(default="utf-8", exclude_if=lambda value: value == "utf-8")
+    """Of JSON files, as in ``csv.encoding``; JSON is UTF-8, UTF-16 or UTF-32 by its standard, so that only others need
+    be told."""
     task_field: str = "task"
     """Field in which a record may name its task."""
     id_field: str = "id"
@@ -133,6 +139,7 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        _check_encoding(self.json_encoding, "data.json_encoding")
         if self.source == "records" and self.root is None and not self.files:
             raise ValueError("data.root must be given for source 'records', got none; name the folder of the records")
         if self.source == "webdataset" and (not self.files or self.windows):

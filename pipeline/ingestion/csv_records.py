@@ -12,18 +12,11 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.ingestion.config import CsvDialect
+from pipeline.ingestion.encodings import HEAD_BYTES, codec_of, is_wide, text_encoding, undecodable
 from pipeline.ingestion.source_file import MAX_LINE_BYTES, Line
 
-HEAD_BYTES = 64 << 10
-"""Beginning of a file by which its dialect is found."""
+KEY = "data.csv.encoding"
 _DELIMITERS = ",;\t|"
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _ESCAPED = re.compile("[\udc80-\udcff]")
 """A byte that ``surrogateescape`` has let through."""
 
@@ -34,13 +27,13 @@ def found_dialect(head: bytes, told: CsvDialect, name: str) -> CsvDialect:
     Raises:
         InputError: the beginning has no one reading.
     """
-    encoding = _encoding(head, name) if told.encoding == "auto" else told.encoding
+    encoding = text_encoding(head, told.encoding, name, KEY)
     if told.delimiter != "auto":
         return told.model_copy(update={"encoding": encoding})
     try:
-        text = codecs.getincrementaldecoder(_codec(encoding))("replace").decode(head)
+        text = codecs.getincrementaldecoder(codec_of(encoding))("replace").decode(head)
     except UnicodeError as error:
-        raise InputError(_undecodable(name, encoding, error)) from None
+        raise undecodable(name, encoding, KEY, error) from None
     scores = {delimiter: _fit(text, told, delimiter, len(head) == HEAD_BYTES) for delimiter in _DELIMITERS}
     best = max(scores.values())
     fitting = [delimiter for delimiter, score in scores.items() if score == best]
@@ -78,27 +71,6 @@ def _fit(text: str, told: CsvDialect, delimiter: str, is_cut: bool) -> tuple[flo
     return counts.count(counts[0]) / len(counts), counts[0]
 
 
-def _encoding(head: bytes, name: str) -> str:
-    marked = next((encoding for mark, encoding in _MARKS.items() if head.startswith(mark)), None)
-    if marked is not None:
-        return marked
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        is_utf8 = b"\0" not in head
-    except UnicodeDecodeError:
-        is_utf8 = False
-    if not is_utf8:  # one byte a sign has many readings, and none of them fails: what is guessed may be wrong
-        raise InputError(
-            f"data.csv.encoding auto must find a byte order mark or UTF-8 in {name}, found neither; name the encoding, "
-            "such as utf-16-le or cp1252"
-        )
-    return "utf-8"
-
-
-def _codec(encoding: str) -> str:
-    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-
-
 def _options(dialect: CsvDialect) -> dict[str, Any]:
     return {
         "delimiter": dialect.delimiter,
@@ -110,18 +82,12 @@ def _options(dialect: CsvDialect) -> dict[str, Any]:
     }
 
 
-def _undecodable(name: str, encoding: str, error: Exception) -> str:
-    return f"{name} must be text in data.csv.encoding {encoding}, it is not: {error}; name its own encoding, or auto"
-
-
 class _CsvLines:
     """The physical lines of a CSV file, decoded; those of a row that proves bad are read again, but for its first."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
-        # In two or four bytes a sign there is no telling where the next one begins after a bad one.
-        is_wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
-        errors = "strict" if is_wide else "surrogateescape"
-        self._text = io.TextIOWrapper(stream, encoding=_codec(encoding), errors=errors, newline="")
+        errors = "strict" if is_wide(encoding) else "surrogateescape"
+        self._text = io.TextIOWrapper(stream, encoding=codec_of(encoding), errors=errors, newline="")
         self._encoding = encoding.upper()
         self._ahead: deque[str] = deque()
         self._row: list[str] = []
@@ -175,15 +141,13 @@ def csv_rows(stream: Any, told: CsvDialect, name: str) -> Iterator[Line]:
         InputError: the dialect is not found, the text is of another encoding, or the header names a field twice.
         csv.Error: the header is none.
     """
-    dialect = told
-    if told.is_open:
-        dialect = found_dialect(stream.read(HEAD_BYTES), told, name)
-        stream.seek(0)
+    dialect = found_dialect(stream.read(HEAD_BYTES), told, name)
+    stream.seek(0)
     csv.field_size_limit(MAX_LINE_BYTES)
     try:
         yield from _rows(_CsvLines(stream, dialect.encoding), dialect, name)
     except UnicodeError as error:
-        raise InputError(_undecodable(name, dialect.encoding, error)) from error
+        raise undecodable(name, dialect.encoding, KEY, error) from error
 
 
 def _rows(lines: _CsvLines, dialect: CsvDialect, name: str) -> Iterator[Line]:

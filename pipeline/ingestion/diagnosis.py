@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
 from collections.abc import Iterable, Sequence
 
+from pipeline.ingestion.encodings import HEAD_BYTES, codec_of, readings, text_encoding
 from pipeline.ingestion.source_file import SourceFile
 from pipeline.record import fields_found
 from pipeline.storage import filesystem
 
-HEAD_BYTES = 64 << 10
 _MARKS = (
-    (
-        (b"\xff\xfe", b"\xfe\xff"),
-        "UTF-16 text; convert it to UTF-8: iconv -f UTF-16 -t UTF-8; of CSV say data.csv.encoding: utf-16",
-    ),
     ((b"PAR1",), "a Parquet file; name it .parquet"),
     ((b"\x1f\x8b",), "compressed with gzip; name it .gz"),
+    ((b"\x28\xb5\x2f\xfd",), "compressed with zstd; unpack it with zstd -d, or compress it with gzip"),
+    ((b"BZh",), "compressed with bzip2; unpack it with bunzip2, or compress it with gzip"),
+    ((b"\xfd7zXZ\0",), "compressed with xz; unpack it with unxz, or compress it with gzip"),
     ((b"PK\x03\x04",), "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
 )
 _SEPARATORS = ";\t|"
@@ -35,7 +35,7 @@ def cause(source: SourceFile, wanted: Sequence[str] = ()) -> str:
     if source.is_synthetic or source.is_tar:
         return ""
     try:
-        head = head_of(source.location)
+        head = _in_utf8(head_of(source.location))
         seen = _kind(source.location, head)
         if seen:
             return f" (the file is {seen})"
@@ -43,7 +43,7 @@ def cause(source: SourceFile, wanted: Sequence[str] = ()) -> str:
     except Exception:  # noqa: BLE001 - the file has been refused already, storage and parsers raise many kinds
         return ""
     if not fields or not set(wanted) - set(fields):
-        return ""
+        return _encoding_asked(source.location, head)
     found = fields_found(fields, wanted)
     separator = next((c for c in _SEPARATORS if len(fields) == 1 and c in fields[0]), None)
     if separator is not None:
@@ -89,6 +89,25 @@ def head_of(location: str) -> bytes:
         return bytes((gzip.GzipFile(fileobj=raw) if location.endswith(".gz") else raw).read(HEAD_BYTES))
 
 
+def _in_utf8(head: bytes) -> bytes:
+    encoding = text_encoding(head, "utf-8", "", "")
+    if encoding == "utf-8":
+        return head
+    return codecs.getincrementaldecoder(codec_of(encoding))("replace").decode(head).encode()
+
+
+def _encoding_asked(location: str, head: bytes) -> str:
+    """Return in words how the text of a file that is no UTF-8 can be read, to follow an error."""
+    name = location.removesuffix(".gz")
+    key = {"csv": "data.csv.encoding", "json": "data.json_encoding", "jsonl": "data.json_encoding"}
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        ending = name.rpartition(".")[2]
+        return f" (the file is not UTF-8{readings(head)}; name its encoding: {key[ending]})" if ending in key else ""
+    return ""
+
+
 def _kind(location: str, head: bytes) -> str:
     name = location.removesuffix(".gz")
     if name.endswith(".parquet"):
@@ -97,7 +116,7 @@ def _kind(location: str, head: bytes) -> str:
         if head.startswith(marks):
             return what
     if head.count(b"\0") > len(head) // 4:
-        return _MARKS[0][1]
+        return "no text: it is full of NUL bytes"
     if name.endswith((".jsonl", ".json")):
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
         if text.startswith(b"[") and name.endswith(".json"):

@@ -14,6 +14,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.csv_records import csv_rows, found_dialect
 from pipeline.ingestion.diagnosis import cause, head_of
+from pipeline.ingestion.encodings import HEAD_BYTES, AsUtf8, text_encoding, undecodable
 from pipeline.ingestion.json_records import is_array, json_array, json_line
 from pipeline.ingestion.source_file import MAX_LINE_BYTES, Line, SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_records
@@ -22,6 +23,7 @@ from pipeline.progress import say
 from pipeline.retry import is_outage
 from pipeline.storage import filesystem, is_remote, stamp_of
 
+JSON_KEY = "data.json_encoding"
 UNIT_BYTES = 64 << 20
 """A plain .jsonl file is cut into stretches of this size, which are read in parallel."""
 
@@ -101,10 +103,7 @@ def _lines(unit: Unit, config: DataConfig, columns: Collection[str] | None, fs: 
                     lines = io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)
                 elif is_remote(source.location):
                     lines = io.BufferedReader(_Stretches(raw), 1 << 20)
-                if path.removesuffix(".gz").endswith(".json") and is_array(lines):
-                    yield from json_array(lines)
-                else:
-                    yield from _json_lines(lines, unit.start, unit.stop)
+                yield from _json_records(lines, unit, config.json_encoding)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         if is_remote(source.location) and is_outage(error):
             raise  # the caller reads again
@@ -115,15 +114,19 @@ def _lines(unit: Unit, config: DataConfig, columns: Collection[str] | None, fs: 
 
 
 def tell_dialects(config: DataConfig, sources: Sequence[SourceFile]) -> None:
-    """Say which dialect each CSV file is found to be written in, where that is not told.
+    """Say which dialect each CSV file is found to be written in, where that is not told, and which encoding JSON is in.
 
     Raises:
         InputError: it is not found.
     """
-    for source in sources if config.csv.is_open else ():
-        if ".csv" in source.location.rsplit("/", 1)[-1]:
+    for source in sources:
+        name = source.location.rsplit("/", 1)[-1]
+        if config.csv.is_open and ".csv" in name:
             found = found_dialect(head_of(source.location), config.csv, source.name)
             say(f"{source.name}: CSV with delimiter {found.delimiter!r} in {found.encoding}")
+        elif config.json_encoding == "auto" and ".json" in name:
+            encoding = text_encoding(head_of(source.location), "auto", source.name, JSON_KEY)
+            say(f"{source.name}: JSON in {encoding}")
 
 
 class _Stretches(io.RawIOBase):
@@ -148,6 +151,24 @@ class _Stretches(io.RawIOBase):
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def _json_records(stream: Any, unit: Unit, told: str) -> Iterator[Line]:
+    """Yield the records of a JSON file, an array or lines, in whatever encoding."""
+    name, start, stop = unit.source.location, unit.start, unit.stop
+    encoding = text_encoding(stream.read(HEAD_BYTES), told, name, JSON_KEY)
+    stream.seek(0)
+    if encoding != "utf-8":
+        if start:  # no line's beginning is known but the first one's: the first unit reads all
+            return
+        stream, stop = io.BufferedReader(AsUtf8(stream, encoding), 1 << 20), None
+    try:
+        if name.removesuffix(".gz").endswith(".json") and is_array(stream):
+            yield from json_array(stream)
+        else:
+            yield from _json_lines(stream, start, stop)
+    except UnicodeError as error:
+        raise undecodable(name, encoding, JSON_KEY, error) from error
 
 
 def _json_lines(stream: Any, start: int, stop: int | None) -> Iterator[Line]:
