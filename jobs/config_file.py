@@ -90,6 +90,19 @@ def _read_yaml(path: Path) -> DictConfig:
     return raw
 
 
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return plain values with ``key.sub=value`` overrides over them.
+
+    Raises:
+        InputError: one is none, or cannot be applied.
+    """
+    raw = OmegaConf.create(values)
+    for override in overrides:
+        _override(raw, override)
+    found = OmegaConf.to_container(raw, resolve=True)
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
 def _override(raw: DictConfig, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:

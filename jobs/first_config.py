@@ -26,8 +26,10 @@ _LABELS = ("label", "answer", "target", "class", "clicked", "click", "relevance"
 _MOST_CLASSES = 200
 _IDS = re.compile(r"(^|_)(id|key|uuid|guid|url|time|date|timestamp)$", re.IGNORECASE)
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
-_SPLIT = re.compile(r"(?P<task>.*?)[._-]?(?P<split>train|test|validation|valid|dev|eval)[._-]?\d*$", re.IGNORECASE)
-_EVALUATION = {"valid": "validation", "dev": "test", "eval": "test"}
+_SPLIT = re.compile(r"(?P<task>.*?)[._-]?(?P<split>train|test|validation|valid|val|dev|eval)[._-]?\d*$", re.IGNORECASE)
+_EVALUATION = {"valid": "validation", "val": "validation", "eval": "test"}
+_DEV = "dev"
+"""Split for choosing where there is a test split, else for testing."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,9 @@ def _find(data: Path) -> dict[str, dict[str, Path]]:
     for path in paths:
         task, split = _task_and_split(path, data)
         found.setdefault(task, {}).setdefault(split, path)
+    for splits in found.values():
+        if _DEV in splits:
+            splits.setdefault("validation" if "test" in splits else "test", splits.pop(_DEV))
     if not found:
         raise InputError(
             f"DATA must be a record file or hold some, named {', '.join(SUFFIXES)}, found none at {data}; fix the path"

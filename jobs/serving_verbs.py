@@ -40,8 +40,18 @@ def score(
     tracking_uri: TrackingUri = None,
     address: Address = "",
     as_json: Json = False,
+    reading: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[data.key=value]...", help="How the files are written, over what the model was trained on."
+        ),
+    ] = None,
 ) -> None:
-    """Score files of any size, rows of all tasks mixed; the same command goes on where an earlier one was killed."""
+    """Score files of any size, rows of all tasks mixed; the same command goes on where an earlier one was killed.
+
+    Files are read by the dialects, encodings and columns that the model's own data was read by, unless told otherwise:
+    data.csv.delimiter=";", data.csv.encoding=cp1252, data.json_encoding=…, data.columns.id=…, data.task_field=….
+    """
     from pipeline.answer import GENERATED
     from pipeline.serving.batch_files import COLUMNS
 
@@ -65,6 +75,7 @@ def score(
         keep=tuple(keep or ()),
         num_workers=workers,
         max_rejected_share=max_rejected_share,
+        data=_reading(spec.reading, reading or []),
     )
     with cluster(RayConfig(address=address)):
         manifest = score_files(job)
@@ -116,6 +127,26 @@ def serve(
             f"serving {model} at http://{host}:{port}: POST /v1/score, GET /v1/tasks, /docs, /metrics; stop with Ctrl-C"
         )
         threading.Event().wait()
+
+
+def _reading(known: dict[str, Any], overrides: list[str]) -> Any:
+    """Return how files are read: as the model knows, with overrides over that."""
+    from pydantic import ValidationError
+
+    from jobs.config_file import overridden
+    from pipeline.ingestion import DataConfig
+
+    values = overridden({"data": known}, overrides)
+    wrong = sorted({*values} - {"data"}) or sorted({*values["data"]} - DataConfig.READING)
+    if wrong:
+        raise InputError(
+            f"score takes keys of data that say how files are written ({', '.join(sorted(DataConfig.READING))}), got "
+            f"{wrong}; leave them out"
+        )
+    try:
+        return DataConfig.model_validate({**values["data"], "source": "records", "root": "."})
+    except ValidationError as error:
+        raise InputError("; ".join(detail["msg"].removeprefix("Value error, ") for detail in error.errors())) from error
 
 
 def _registry(tracking_uri: str | None) -> str:

@@ -79,6 +79,8 @@ def _keep_adapter(run: Run, checkpoint: Path) -> None:
     staged = adapter.with_name(f".{adapter.name}")
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(checkpoint / adapter.name, staged)
-    PredictorSpec(tasks=run.config.tasks, base=run.config.model).write(staged / PREDICTOR_FILE)
+    PredictorSpec(tasks=run.config.tasks, base=run.config.model, reading=run.config.data.reading()).write(
+        staged / PREDICTOR_FILE
+    )
     shutil.rmtree(adapter, ignore_errors=True)
     staged.rename(adapter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import datetime as dt
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -77,6 +77,9 @@ class CsvDialect(Settings):
 class DataConfig(Settings):
     """Input of a run."""
 
+    READING: ClassVar[frozenset[str]] = frozenset({"csv", "json_encoding", "columns", "task_field", "id_field"})
+    """Fields that say how single records are found in files, of whatever data."""
+
     source: Literal["synthetic_ads", "records", "webdataset"] = "synthetic_ads"
     """``synthetic_ads`` makes records; ``records`` reads JSON, JSONL, CSV or Parquet files, gzip or not;
     ``webdataset`` takes tars that others wrote and leaves them where they are: a member's extension is its field's
@@ -131,6 +134,10 @@ class DataConfig(Settings):
     ``conflicts``, so that scores stay comparable. Different answers of ``generation`` tasks contradict nothing."""
     synthetic: SyntheticAdsConfig = SyntheticAdsConfig()
     """What is made with source ``synthetic_ads``."""
+
+    def reading(self) -> dict[str, Any]:
+        """Return how single records are found in files, of whatever data: what was told of dialects and of columns."""
+        return self.model_dump(mode="json", include=set(self.READING), exclude_defaults=True)
 
     @field_validator("csv", mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 
 from mtl_lora import MTLLoRAError
 from mtl_lora.hashes import check_hashes, write_hashes
@@ -37,6 +38,8 @@ class PredictorSpec(Contract):
     schema_version: Literal[1] = 1
     tasks: tuple[TaskSpec, ...]
     base: BaseModelConfig
+    reading: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """Keys of ``data`` by which its records were read: dialects, encodings, columns."""
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

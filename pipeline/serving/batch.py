@@ -20,8 +20,10 @@ import ray
 from pipeline.answer import answer_columns
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
+from pipeline.ingestion import DataConfig
 from pipeline.progress import Track, say
 from pipeline.serving.batch_files import (
+    AS_THEY_ARE,
     WORK,
     InputFile,
     Output,
@@ -61,6 +63,7 @@ class ScoringJob:
         keep: fields that are carried into the output.
         num_workers: actors that hold the model.
         max_rejected_share: largest share of rows that may be put aside before the work stops.
+        data: how records are found in the input: dialects, encodings, columns.
     """
 
     model: str
@@ -72,6 +75,7 @@ class ScoringJob:
     keep: tuple[str, ...] = ()
     num_workers: int = 1
     max_rejected_share: float = 0.05
+    data: DataConfig = AS_THEY_ARE
 
 
 def score_files(job: ScoringJob) -> ScoreManifest:
@@ -85,7 +89,9 @@ def score_files(job: ScoringJob) -> ScoreManifest:
     check_task(job.task, job.tasks)
     files = find_files(job.input)
     output = Output(job.output, job.keep, answer_columns(job.tasks))
-    plan = ScoringPlan(model=job.model, input=job.input, task=job.task, keep=job.keep, files=tuple(files))
+    plan = ScoringPlan(
+        model=job.model, input=job.input, task=job.task, keep=job.keep, reading=job.data.reading(), files=tuple(files)
+    )
     if (whole := output.begin(plan)) is not None:
         say(f"{job.output} is whole already: {whole.rows:,} rows by {whole.model}")
         return whole
@@ -135,7 +141,7 @@ class _Scoring:
             logging.getLogger(name).setLevel(logging.ERROR)
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.job.num_workers else 0
         units = [{"unit": unit} for unit in sorted(self.parts)]
-        reader = Reader(self.job.tasks, self.job.task, self.job.keep)
+        reader = Reader(self.job.tasks, self.job.task, self.job.keep, self.job.data)
         read = partial(_read, reader, dict(enumerate(self.files)), self.parts)
         stretches = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
             read, batch_size=1, num_cpus=_READER_CPUS

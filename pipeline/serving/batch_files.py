@@ -26,13 +26,14 @@ from pipeline.ingestion import DataConfig
 from pipeline.ingestion.records import Line, Unit, read_unit
 from pipeline.ingestion.source_file import SourceFile
 from pipeline.ingestion.sources import SUFFIXES
-from pipeline.record import Rejected, as_text, asked, value_of
+from pipeline.record import Rejected, as_text, asked, renamed, value_of
 from pipeline.retry import persistently
 from pipeline.storage import check_location, check_target, exists, filesystem, is_remote, stamp_of, url_of
 
 STRETCH_ROWS = 2048
 STRETCH_CHARACTERS = 8 << 20
 """A stretch ends after so many rows, or after the row with which its texts reach so many characters."""
+AS_THEY_ARE = DataConfig(source="records", root=".")
 PLAN, MANIFEST, WORK, QUARANTINE = "_score.json", "_manifest.json", "_work", "_quarantine"
 _COLUMNS = [
     pa.field("row", pa.int64()),
@@ -67,6 +68,8 @@ class ScoringPlan(Contract):
     input: str
     task: str | None
     keep: tuple[str, ...]
+    reading: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    """How records are found in the files, as in ``data``; see ``DataConfig.reading``."""
     files: tuple[InputFile, ...]
 
 
@@ -186,13 +189,15 @@ class Reader:
     Args:
         tasks: that the model answers.
         task: of rows that do not name one in the column ``task``.
-        keep: fields that are carried into the output.
-        id_field: field that identifies a row.
+        keep: columns of the records that are carried into the output.
+        data: how records are found in files: dialects, encodings, columns.
     """
 
-    def __init__(self, tasks: Sequence[TaskSpec], task: str | None, keep: Sequence[str], id_field: str = "id") -> None:
+    def __init__(
+        self, tasks: Sequence[TaskSpec], task: str | None, keep: Sequence[str], data: DataConfig = AS_THEY_ARE
+    ) -> None:
         self._specs = {spec.name: (spec, spec.text_fields) for spec in tasks}
-        self._task, self._keep, self._id_field = task, tuple(keep), id_field
+        self._task, self._keep, self._data = task, tuple(keep), data
 
     def stretches(self, unit: int, file: InputFile, done: frozenset[int] = frozenset()) -> Iterator[Stretch]:
         """Yield the stretches of a file in their order, those that are done left out but for the last one.
@@ -201,7 +206,7 @@ class Reader:
             InputError: the file as a whole cannot be read.
         """
         source = SourceFile(self._task or "*", "score", file.location, file.name, size=file.size, digest=file.version)
-        lines = read_unit(Unit(source, unit), DataConfig(source="records", root="."))
+        lines = read_unit(Unit(source, unit), self._data)
         counts_bytes = file.location.endswith(".jsonl")
         for number, (part, is_last) in enumerate(_cut(lines)):
             if is_last or number not in done:  # the last one says that the file has come to its end
@@ -214,7 +219,7 @@ class Reader:
                 if line.error is not None:
                     raise Rejected(line.error)
                 sample = self._sample(line)
-                identity = value_of(line.record, self._id_field)
+                identity = self._value(line.record, self._data.id_field, self._specs[sample.task][0].columns)
                 kept = [as_text(value_of(line.record, name)) for name in self._keep]
             except Rejected as reason:
                 stretch.rejected.append((line.number, str(reason), line.record))
@@ -224,14 +229,22 @@ class Reader:
         return stretch
 
     def _sample(self, line: Line) -> Sample:
-        name = value_of(line.record, "task")
+        field = self._data.task_field
+        name = self._value(line.record, field, {})
         name = self._task if name is None else str(name)
         if name is None:
-            raise Rejected("field 'task' is missing")
+            raise Rejected(f"field {field!r} is missing")
         if name not in self._specs:
-            raise Rejected("field 'task' names no task of the model")
+            raise Rejected(f"field {field!r} names no task of the model")
         spec, text_fields = self._specs[name]
         return asked(line.record, spec, text_fields, str(line.number))
+
+    def _value(self, record: Mapping[Any, Any], field: str, columns: Mapping[str, str]) -> Any:
+        """Return a field's value, in its column or, where that is absent, under its own name."""
+        path = columns.get(field) or self._data.columns.get(field)
+        if path is not None:
+            record = {**record, **renamed(record, {field: path})}
+        return value_of(record, field)
 
 
 def _cut(lines: Iterator[Line]) -> Iterator[tuple[list[Line], bool]]:

@@ -103,3 +103,21 @@ def test_init_writes_a_new_file_only(mtl_lora: Run, tmp_path: Path) -> None:  # 
     printed = mtl_lora("init", str(data))
     assert printed.out == Path(out).read_text()
     assert "add test: FILE" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train", "dev"], {"train": "train", "test": "dev"}),
+        (["train", "dev", "test"], {"train": "train", "validation": "dev", "test": "test"}),
+        (["train", "val", "eval"], {"train": "train", "validation": "val", "test": "eval"}),
+    ],
+)
+def test_no_split_hides_another_one(tmp_path: Path, names: list[str], splits: dict[str, str]) -> None:
+    (tmp_path / "t").mkdir()
+    for name in names:
+        rows = [{"text": f"{name} {i}", "label": i % 2} for i in MANY]
+        (tmp_path / "t" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "c.yaml").write_text(first_config(tmp_path))
+    found = load_config(tmp_path / "c.yaml").data.files["t"]
+    assert found == {split: f"t/{name}.jsonl" for split, name in splits.items()}

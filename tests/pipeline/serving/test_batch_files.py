@@ -15,6 +15,7 @@ import pytest
 from pipeline.answer import answer_columns
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
+from pipeline.ingestion import DataConfig
 from pipeline.serving import batch_files
 from pipeline.serving.batch_files import (
     InputFile,
@@ -178,3 +179,37 @@ def test_what_a_model_wrote_has_a_column_beside_the_kept_fields(tmp_path: Path) 
     assert [row["generated_text"] for row in found] == ["blue", None]
     assert [row["score"] for row in found] == [None, 0.5]
     assert [row["day"] for row in found] == ["1", "0"]
+
+
+def test_files_are_read_in_the_dialect_and_by_the_columns_that_are_told(tmp_path: Path) -> None:
+    data = DataConfig.model_validate(
+        {
+            "source": "records",
+            "root": ".",
+            "csv": {"delimiter": ";", "encoding": "cp1252"},
+            "columns": {"id": "Row Id", "kind": "Aufgabe"},
+            "task_field": "kind",
+        }
+    )
+    rows = [{**row, "text": f"Größe {row['text']}"} for row in ROWS]
+    names = {"id": "Row Id", "task": "Aufgabe", "text": "Text", "day": "Tag"}
+    theirs = [{names[field]: value for field, value in row.items()} for row in rows]
+    path = tmp_path / "a.csv"
+    pd.DataFrame(theirs).to_csv(path, sep=";", encoding="cp1252", index=False)
+    (file,) = find_files(str(path))
+    tasks = [task.model_copy(update={"columns": {"text": "Text"}}) for task in TASKS]
+    (stretch,) = Reader(tasks, None, ["Tag"], data).stretches(0, file)
+    (plain,) = Reader(TASKS, None, ["day"]).stretches(0, find_files(str(_write(tmp_path / "b.jsonl", rows)))[0])
+    assert not stretch.rejected
+    assert [(row[1], row[2]) for row in stretch.rows] == [(row[1], row[2]) for row in plain.rows]
+    assert [sample.fields for sample in stretch.samples] == [sample.fields for sample in plain.samples]
+    assert [sample.task for sample in stretch.samples] == [sample.task for sample in plain.samples]
+
+
+def test_an_output_goes_on_only_as_its_files_were_read(tmp_path: Path) -> None:
+    plan = ScoringPlan(model="m", input="in", task=None, keep=(), files=())
+    assert "reading" not in plan.model_dump(mode="json", by_alias=True)
+    output = Output(str(tmp_path / "out"), [])
+    output.begin(plan)
+    with pytest.raises(InputError, match=r"differs in \['reading'\]"):
+        output.begin(plan.model_copy(update={"reading": {"csv": {"delimiter": ";"}}}))
