@@ -44,6 +44,8 @@ TASK_NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
 TaskName = Annotated[str, Field(pattern=TASK_NAME)]
 _OF_CLASSES = ("label_words", "labels", "label_values", "label_map", "labels_are", "class_weights", "segments")
 """Keys of a task that say something of its classes, or of an encoder that tells them."""
+_OF_SCORES = ("labels", "class_weights", "length_normalized")
+"""Keys of a task that mean something only where label words or heads are scored."""
 PROBABILITIES_FIELD = "label_probabilities"
 """Field of an input record that carries the probability of each class where it is known; never part of a prompt."""
 
@@ -350,22 +352,21 @@ class TaskSpec(Contract):
 
     def _check_written(self) -> None:
         """Refuse what contradicts a written answer."""
-        if self.kind == "generation":
-            given = [name for name in _OF_CLASSES if getattr(self, name)]
-            if self.answer_by != "generation" or given:
-                raise ValueError(
-                    f"task {self.name!r}: a generation task is answered by a text, which has no classes, got "
-                    f"{given or 'answer_by: scores'}; remove {' and '.join(given) or 'answer_by'}, or take another kind"
-                )
-        elif self.answer_by == "generation" and (
-            (has_no_word := self.kind in ("ordinal", "multilabel", "regression")) or self.labels or self.class_weights
-        ):
-            got = f"kind: {self.kind}" if has_no_word else "labels" if self.labels else "class_weights"
+        named = (*_OF_CLASSES, "length_normalized") if self.kind == "generation" else _OF_SCORES
+        given = [name for name in named if getattr(self, name)]
+        if self.kind == "generation" and (given or self.answer_by != "generation"):
             raise ValueError(
-                f"task {self.name!r}: answer_by generation needs label words or choices that are all alike, got {got}; "
-                "leave it out, or answer_by"
+                f"task {self.name!r}: a generation task is answered by a text, which has no classes, got "
+                f"{given or 'answer_by: scores'}; remove {' and '.join(given) or 'answer_by'}, or take another kind"
             )
-        elif self.answer_by == "scores" and self.generation != GenerationConfig():
+        if self.kind in ("ordinal", "multilabel", "regression"):
+            given.insert(0, f"kind: {self.kind}")
+        if self.kind != "generation" and self.answer_by == "generation" and given:
+            raise ValueError(
+                f"task {self.name!r}: answer_by generation needs label words or choices that are all alike, got "
+                f"{given[0]}; leave it out, or answer_by"
+            )
+        if self.answer_by == "scores" and self.generation != GenerationConfig():
             raise ValueError(
                 f"task {self.name!r}: generation says how answers are written, and this task's are scored; add "
                 "answer_by: generation, or remove generation"

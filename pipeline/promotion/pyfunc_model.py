@@ -40,7 +40,8 @@ class MultiTaskPredictor(PythonModel):
             self._predictor = Predictor.load(here)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return ``task``, ``score``, ``label``, ``label_word`` and ``probabilities`` a row."""
+        """Return ``task``, ``score``, ``label``, ``label_word`` and ``probabilities`` a row, and ``generated_text``
+        where a task's answers are written."""
         return self._predictor.predict(model_input)
 
 

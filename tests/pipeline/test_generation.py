@@ -33,6 +33,8 @@ def test_a_generation_task_reads_the_answer_and_is_measured_by_its_tokens() -> N
     [
         ({**CAPTION, "label_words": (" a", " b")}, "has no classes, got ['label_words']"),
         ({**CAPTION, "answer_by": "scores"}, "got answer_by: scores"),
+        ({**CAPTION, "length_normalized": True}, "got ['length_normalized']"),
+        ({**LABELS, "answer_by": "generation", "length_normalized": True}, "got length_normalized"),
         ({**CAPTION, "metric": "auc"}, "metric of a generation task that is written must be one of ['bleu'"),
         ({**CAPTION, "generation": {"stop": [""]}}, "at least one character"),
         ({**LABELS, "generation": {"num_beams": 2}}, "add answer_by: generation"),

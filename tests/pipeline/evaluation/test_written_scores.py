@@ -115,6 +115,18 @@ def test_two_models_texts_are_compared_in_pairs(metric: str) -> None:
     assert (again.difference, again.verdict) == (0.0, "no difference shown")
 
 
+def test_a_label_that_is_written_is_compared_with_the_same_one_scored(frame: pd.DataFrame) -> None:
+    rng = np.random.default_rng(5)
+    written = frame[frame.task == "asked"].reset_index(drop=True)
+    scored = written.drop(columns=["text", "references"])
+    scored["scores"] = [np.array([0.9, 0.1] if rng.random() < 0.5 else [0.1, 0.9]) for _ in range(NUM)]
+    for spec in (ASKED, SPAM.model_copy(update={"name": "asked", "metric": "accuracy"})):
+        names = {"candidate_name": "written", "reference_name": "scored"}
+        found = compare(written, scored, [spec], **names, data={}, replicates=50).tasks["asked"]
+        assert (found.metric, found.verdict) == ("accuracy", "better")
+        assert found.candidate == pytest.approx(np.mean(written.text != "perhaps"))
+
+
 def test_other_references_are_another_holdout(frame: pd.DataFrame) -> None:
     other = frame.copy()
     other["references"] = [["purple"] if each is not None else None for each in other["references"]]
