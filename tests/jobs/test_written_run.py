@@ -115,7 +115,7 @@ def test_the_report_shows_what_was_asked_and_written(runs: tuple[Run, Run]) -> N
 
 
 def test_exports_write_the_same_and_the_registered_model_answers_with_texts(
-    runs: tuple[Run, Run], tmp_path: Path
+    runs: tuple[Run, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = runs
     run_stage(whole, "export")
@@ -127,11 +127,11 @@ def test_exports_write_the_same_and_the_registered_model_answers_with_texts(
     samples = list(read_split(whole.config.manifest_path, "test"))[::8]
     rows = [{"task": sample.task, **sample.fields} for sample in samples]
     expected = Predictor.load(whole.folder.adapter).predict(pd.DataFrame(rows))
-    mlflow.set_tracking_uri(whole.config.tracking.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", whole.config.tracking.uri)
     registered = mlflow.pyfunc.load_model("models:/writer@champion").predict(pd.DataFrame(rows))
     assert registered["generated_text"].tolist() == expected["generated_text"].tolist()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     load = partial(Predictor.load, whole.folder.adapter)
     score_files(ScoringJob("writer", load, whole.config.tasks, str(tmp_path / "rows.jsonl"), str(tmp_path / "out")))
-    found = pq.read_table(tmp_path / "out" / "rows.parquet").to_pandas()
-    assert found["generated_text"].tolist() == [None if pd.isna(t) else t for t in expected["generated_text"]]
+    found = pq.read_table(tmp_path / "out" / "rows.parquet")
+    assert found["generated_text"].to_pylist() == [None if pd.isna(t) else t for t in expected["generated_text"]]
