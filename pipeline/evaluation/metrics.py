@@ -89,8 +89,12 @@ def _written(sample: TaskScores) -> dict[str, Statistic]:
         return known
     width = sample.probabilities.shape[1]
     counts = ClassCounts(_one_hot(sample.classes, width), _one_hot(sample.predicted, width))
-    known |= {"macro_f1": macro_f1(counts), "matthews": matthews(counts)}
-    return known | {"f1": f1(counts)} if sample.spec.kind == "binary" else known
+    known["macro_f1"] = macro_f1(counts)
+    if sample.spec.kind == "binary":
+        known["f1"] = f1(counts)
+    # To what the labels have in common with the answers, other texts are one more answer.
+    said = np.where(sample.predicted < 0, width, sample.predicted)
+    return known | {"matthews": matthews(ClassCounts(_one_hot(sample.classes, width + 1), _one_hot(said, width + 1)))}
 
 
 def mean(values: Floats | NDArray[np.bool_]) -> Statistic:

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from pipeline.contracts import Comparison, Sample, TaskSpec
 from pipeline.errors import InputError
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.kept_answers import KeptAnswers, ScoredChunk
+from pipeline.evaluation.metrics import statistics
 from pipeline.evaluation.predict import score_table
 from pipeline.evaluation.score_table import by_task, read_scores, write_scores
 from pipeline.evaluation.summary import summarize
@@ -99,6 +101,16 @@ def test_a_label_written_as_no_label_word_is_wrong_and_counted(frame: pd.DataFra
     assert (asked.accuracy, asked.more["answered"]) == (pytest.approx(right), pytest.approx(right))
     assert asked.auc is None and asked.ece is None and asked.logloss is None
     assert "accuracy" in asked.intervals
+
+
+def test_other_texts_are_an_answer_of_their_own_to_the_correlation(frame: pd.DataFrame) -> None:
+    samples = by_task(frame, TASKS)["asked"]
+    classes, said = samples.classes, samples.predicted
+    assert (said == -1).any()
+    found = statistics(samples)["matthews"](np.ones((1, NUM)))
+    assert found.tolist() == pytest.approx([matthews_corrcoef(classes, said)])
+    f1 = statistics(samples)["macro_f1"](np.ones((1, NUM)))
+    assert f1.tolist() == pytest.approx([f1_score(classes, said, labels=[0, 1], average="macro")])
 
 
 def _compared(one: pd.DataFrame, other: pd.DataFrame) -> Comparison:
