@@ -98,15 +98,15 @@ def _in_layout(config: DataConfig, task: str) -> list[SourceFile]:
         there = [[name for name in names if exists(fs, name)]]
     found = []
     for split, stems in SPLITS.items():
-        places = [
-            [f for f in files for stem in stems if f.endswith(f"/{stem}{end}")] for files in there for end in SUFFIXES
-        ]
-        matches = next(filter(None, places), [])
-        if len({posixpath.basename(match).partition(".")[0] for match in matches}) > 1:
+        named = [[f for f in files if _stem(f) in stems and f.endswith(SUFFIXES)] for files in there]
+        every = [f for files in named for f in files]
+        if len({_stem(match) for match in every}) > 1:
             raise InputError(
-                f"split {split!r} of task {task!r} must have one name of {list(stems)}, found {matches}; name one in "
+                f"split {split!r} of task {task!r} must have one name of {list(stems)}, found {every}; name one in "
                 f"data.files.{task}.{split}"
             )
+        alike = ([f for f in files if f.endswith(end)] for files in named for end in SUFFIXES)
+        matches = next(filter(None, alike), [])
         if len(matches) > 1:
             raise InputError(
                 f"task {task!r} must stand in one folder of {config.root}, found it in {matches}; name the one in "
@@ -114,14 +114,22 @@ def _in_layout(config: DataConfig, task: str) -> list[SourceFile]:
             )
         if not matches and split == "train":
             wanted = [f"{head}{split}{end}" for head in heads for end in SUFFIXES]
-            raise InputError(_none_found(config, task, split, wanted))
+            beside = [f for files in there for f in files if _stem(f).lower() == split]
+            raise InputError(_none_found(config, task, split, wanted, beside))
         found += [_source(config, task, split, fs, match, root) for match in matches]
     return found
 
 
-def _none_found(config: DataConfig, task: str, split: str, wanted: Sequence[str]) -> str:
+def _stem(path: str) -> str:
+    return posixpath.basename(path).partition(".")[0]
+
+
+def _none_found(config: DataConfig, task: str, split: str, wanted: Sequence[str], beside: Sequence[str] = ()) -> str:
+    other = (
+        f", but {list(beside)}, whose name or ending is none of these: unpack, convert or rename it;" if beside else ";"
+    )
     return (
-        f"task {task!r} must have its {split} records in {config.root or '.'}, found none of {list(wanted)}; "
+        f"task {task!r} must have its {split} records in {config.root or '.'}, found none of {list(wanted)}{other} "
         f"put the file there or name it in data.files.{task}.{split}"
     )
 

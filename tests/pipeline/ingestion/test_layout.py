@@ -42,14 +42,21 @@ def test_validation_and_test_may_be_missing_and_train_may_not(tmp_path: Path) ->
         found(tmp_path / "2", ["test.csv"])
 
 
-def test_two_files_that_could_be_the_validation_split_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["dev.jsonl", "dev.csv.gz"])
+def test_two_files_that_could_be_the_validation_split_are_refused(tmp_path: Path, other: str) -> None:
     with pytest.raises(
         InputError, match=r"split 'validation' of task 't' must have one name of .*name one in data\.files"
     ):
-        found(tmp_path, ["train.jsonl", "valid.jsonl", "dev.jsonl"])
+        found(tmp_path, ["train.jsonl", "valid.jsonl", other])
 
 
 def test_a_task_in_two_folders_is_refused(tmp_path: Path) -> None:
     found(tmp_path, ["train.jsonl"], "one/t")
     with pytest.raises(InputError, match="must stand in one folder"):
         found(tmp_path, ["train.jsonl"], "two/t")
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "train.jsonl.zst", "train.CSV", "Train.csv"])
+def test_a_file_of_another_ending_is_shown_where_its_split_is_missed(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=rf"but \['.*{name}'\], whose name or ending is none of these: .* rename it"):
+        found(tmp_path, [name])
