@@ -23,6 +23,10 @@ _LOOKED_AT = 20_000
 """Records of a file that are looked at."""
 _LABELS = ("label", "answer", "target", "class", "clicked", "click", "relevance", "rating", "stars", "score", "y")
 """Names of label fields, the likeliest first."""
+_ANSWERS = ("answer", "answers", "response", "output", "completion", "target", "summary", "caption", "reply")
+"""Names of fields whose texts a model may learn to write, the likeliest first."""
+_CHARACTERS_A_TOKEN, _LONGEST_ANSWER = 3, 128
+"""By which the longest answer in tokens is guessed, and the most that is proposed."""
 _MOST_CLASSES = 200
 _IDS = re.compile(r"(^|_)(id|key|uuid|guid|url|time|date|timestamp)$", re.IGNORECASE)
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
@@ -162,6 +166,8 @@ def _guess(task: str, seen: Seen) -> Guess:
     choices = next((name for name, values in columns.items() if _are_lists(values)), None)
     texts = [name for name, values in columns.items() if _is_text(name, values, seen)]
     label = _label(columns, texts)
+    if label is None and (answer := next((name for name in _ANSWERS if _are_answers(columns.get(name))), None)):
+        return _written(columns, [name for name in texts if name != answer], answer, seen.records)
     if label is None:
         raise InputError(
             f"task {task!r}: one of the fields must be a label, none of {list(columns)} has 2 to "
@@ -176,6 +182,30 @@ def _guess(task: str, seen: Seen) -> Guess:
         keys |= {"kind": "choice"} | ({"choices_field": choices} if choices != "choices" else {})
         return Guess(keys, [*notes, "kind: each record brings its own choices"])
     return Guess(keys | _classes(columns, label, notes), notes)
+
+
+def _are_answers(values: Sequence[Any] | None) -> bool:
+    return bool(values) and all(isinstance(text, str) and text.strip() for text in map(_first, values or ()))
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _written(columns: Mapping[str, list[Any]], texts: Sequence[str], answer: str, records: int) -> Guess:
+    """Return a task whose answers the model writes."""
+    longest = max(len(_first(value)) for value in columns[answer]) // _CHARACTERS_A_TOKEN + 2
+    tokens = min(1 << (longest - 1).bit_length(), _LONGEST_ANSWER)
+    template = "".join(f"{_title(name)}: {{{name}}}\n" for name in texts) + "Answer:"
+    keys: dict[str, Any] = {"kind": "generation", "template": template}
+    if answer != "answer":
+        keys["label_field"] = answer
+    notes = [
+        f"fields seen: {', '.join(columns)}; {records} records",
+        f"each {answer} is a text of its own: the model learns to write it, in at most {tokens} tokens",
+        "metric: exact_match, rouge_l, bleu, chrf or cider instead of token_f1",
+    ]
+    return Guess(keys | {"generation": {"max_new_tokens": tokens}}, notes)
 
 
 def _classes(columns: Mapping[str, list[Any]], label: str, notes: list[str]) -> dict[str, Any]:

@@ -71,6 +71,13 @@ def test_numbers_between_whole_ones_are_ordinal(tmp_path: Path) -> None:
     assert task.text_fields == ("text_a", "text_b")
 
 
+def test_texts_of_their_own_are_answers_that_the_model_writes(tmp_path: Path) -> None:
+    records = [{"question": f"who wrote book {i}?", "response": f"it was author number {i}"} for i in range(250)]
+    task = _task(tmp_path, records)
+    assert (task.kind, task.label_field, task.text_fields) == ("generation", "response", ("question",))
+    assert task.generation.max_new_tokens == 16
+
+
 def test_data_without_a_label_is_refused_with_its_fields(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"id": i, "text": f"text {i}"}) + "\n" for i in range(900)))
     with pytest.raises(InputError, match=r"one of the fields must be a label, none of \['id', 'text'\]"):
