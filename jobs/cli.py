@@ -223,6 +223,24 @@ def export(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fals
 
 
 @app.command()
+def merge(
+    config: ConfigFile,
+    task: Annotated[str, typer.Option(help="Task whose adapter is merged.")],
+    output: Annotated[Path, typer.Option(help="New folder for the model and its tokenizer.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Write one task merged into its base, as an ordinary model that transformers alone loads."""
+    from jobs.run import Run
+    from jobs.stages.merge import merge as write_merged
+
+    def verb(run: RunConfig) -> dict[str, Any]:
+        return {"folder": str(write_merged(Run(run), task, output))}
+
+    _run(config, overrides, as_json, verb)
+
+
+@app.command()
 def promote(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Register the adapter as challenger; make it champion if the gates let it pass."""
     from jobs import tables
