@@ -82,6 +82,9 @@ class StudyConfig(Settings):
     """Dotted key of a run's configuration → value, for all arms alike."""
     model: BaseModelConfig = BaseModelConfig()
     """The frozen base of all."""
+    frozen_layers: int = Field(default=0, ge=0)
+    """So many lower layers of an encoder hold no adapter, in any arm: their states are computed once and kept. The
+    layers above are numbered from 0."""
     samples: SampleCounts = SampleCounts()
     """Of each task."""
     learning_rates: tuple[float, ...] = Field(min_length=2)

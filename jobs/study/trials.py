@@ -137,12 +137,13 @@ class SuiteRuns:
 
         config = self.config(arm, rate, seed)
         trained = arm != UNTRAINED
-        told = [config.digest(), split, self.suite.shares_heads, trained, self._data]
+        frozen = self.study.frozen_layers
+        told = [config.digest(), split, self.suite.shares_heads, trained, self._data, frozen]
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:10]
         place = f"{split}-{rate:g}-{seed}-{digest}" if trained else f"{split}-{digest}"
         labels = {"suite": self.name, "arm": arm, "rate": rate if trained else None, "seed": seed}
         folder = self.study.folder / "rows" / self.name / arm / place
-        return StudyTrial(training_job(config), split, folder, labels, self.suite.shares_heads, trained)
+        return StudyTrial(training_job(config), split, folder, labels, self.suite.shares_heads, trained, frozen)
 
     @cached_property
     def _data(self) -> str:

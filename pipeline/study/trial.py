@@ -7,7 +7,6 @@ another has left.
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import json
 import tempfile
@@ -27,12 +26,13 @@ from pipeline.evaluation.predict import predict
 from pipeline.evaluation.score_table import by_task, write_scores
 from pipeline.evaluation.summary import metric_of
 from pipeline.modeling.answering import class_scorer, sample_encoder, untrained_scorer
-from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.head_encoding import HeadEncoder
 from pipeline.modeling.scoring import Scorer
 from pipeline.stream import read_split
-from pipeline.training.engine import be_the_only_rank, device
+from pipeline.study.frozen_part import KeptRows, without_frozen_part
+from pipeline.study.loaded import loaded_base
+from pipeline.training.engine import be_the_only_rank
 from pipeline.training.loop import Trainer, TrainingJob
 from pipeline.world import World
 
@@ -51,6 +51,7 @@ class StudyTrial:
         labels: what tells it from the others (suite, arm, rate, seed, …); part of its row.
         shares_heads: an encoder's tasks with the same classes answer by one head.
         is_trained: False scores the base alone.
+        frozen_layers: lower layers without an adapter, whose states are computed once for all runs.
     """
 
     job: TrainingJob
@@ -59,6 +60,7 @@ class StudyTrial:
     labels: Mapping[str, Any] = field(default_factory=dict)
     shares_heads: bool = False
     is_trained: bool = True
+    frozen_layers: int = 0
 
 
 def read_row(folder: Path) -> dict[str, Any] | None:
@@ -106,20 +108,19 @@ def trained(trial: StudyTrial) -> tuple[AdapterModel, SampleEncoder, dict[str, A
     """Train a run's adapter and return it with its encoder, and its steps, last losses and sizes."""
     be_the_only_rank()
     heard = _Heard()
+    base, encoder = _base_and_encoder(trial)
     with tempfile.TemporaryDirectory(prefix="study-") as checkpoints:
-        trainer = Trainer(trial.job, World(0, 1), heard, Path(checkpoints), fresh_base(trial.job.base))
-        _share(trainer.encoder, trial)
+        trainer = Trainer(trial.job, World(0, 1), heard, Path(checkpoints), base)
+        trainer.encoder = encoder
         trainer.run()
-    adapted, encoder = trainer.adapter, trainer.encoder
+    adapted = trainer.adapter
     del trainer
     gc.collect()
     return adapted, encoder, {"history": heard.rows, **sizes(adapted)}
 
 
 def _untrained(trial: StudyTrial) -> tuple[nn.Module, SampleEncoder, dict[str, Any]]:
-    base = fresh_base(trial.job.base)
-    encoder = sample_encoder(trial.job.base, trial.job.tasks)
-    _share(encoder, trial)
+    base, encoder = _base_and_encoder(trial)
     parameters = sum(p.numel() for p in base.parameters())
     return base, encoder, {"history": [], "adapter_parameters": 0, "head_parameters": 0, "parameters": parameters}
 
@@ -131,19 +132,16 @@ def sizes(adapted: AdapterModel) -> dict[str, int]:
     return {"adapter_parameters": trained - heads, "head_parameters": heads, "parameters": every}
 
 
-def fresh_base(config: BaseModelConfig) -> nn.Module:
-    """Return a copy of a base, which this process loads once."""
-    return copy.deepcopy(_loaded(config.model_dump_json()))
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(config: str) -> nn.Module:
-    return load_base(BaseModelConfig.model_validate_json(config), device())
-
-
-def _share(encoder: SampleEncoder, trial: StudyTrial) -> None:
-    if trial.shares_heads and isinstance(encoder, HeadEncoder):
+def _base_and_encoder(trial: StudyTrial) -> tuple[nn.Module, SampleEncoder]:
+    """Return a base of a run's own, and what makes samples its tokens."""
+    job, whole = trial.job, loaded_base(trial.job.base)
+    if trial.frozen_layers:
+        base, encoder = without_frozen_part(job, whole, trial.frozen_layers, trial.folder.parents[3] / "states")
+    else:
+        base, encoder = copy.deepcopy(whole), sample_encoder(job.base, job.tasks)
+    if trial.shares_heads and isinstance(encoder, (HeadEncoder, KeptRows)):
         encoder.share_heads()
+    return base, encoder
 
 
 class _Heard:
