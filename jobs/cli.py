@@ -21,6 +21,7 @@ from jobs.arguments import ConfigFile, Json, Overrides, finish
 from jobs.cluster.verbs import verbs as cluster_verbs
 from jobs.config_verbs import verbs as config_verbs
 from jobs.serving_verbs import verbs as serving_verbs
+from jobs.study.verb import verbs as study_verbs
 from pipeline.errors import HeldBack, InputError, masked
 from pipeline.progress import tell
 
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(cluster_verbs)
 app.add_typer(serving_verbs)
+app.add_typer(study_verbs)
 app.add_typer(config_verbs, name="config")
 REFERENCE = "base, run:NAME, models:/NAME@champion, a version number or alias, a folder export/TASK"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.study.records import write_records
@@ -23,12 +24,13 @@ SEARCH, JUDGE = "validation", "test"
 """The split that a rate is chosen on, and the one that the table is made of."""
 
 
-def study(config: StudyConfig, dry_run: bool = False) -> dict[str, Any]:
+def study(config: StudyConfig, dry_run: bool = False, only_results: bool = False) -> dict[str, Any]:
     """Run what is left of a study and write its table, figures and page.
 
     Args:
         config: of the study.
         dry_run: only prepare the data and say what is left to do and how long it takes.
+        only_results: write table and page of the runs that are over.
 
     Returns:
         Where the table and the page are, and the rows of the table by suite.
@@ -41,7 +43,9 @@ def study(config: StudyConfig, dry_run: bool = False) -> dict[str, Any]:
         _check(suite)
     for suite in suites:
         _prepare(suite)
-    work = [_Work(suite) for suite in suites]
+    work = [Work(suite) for suite in suites]
+    if only_results:
+        return _results(config, work)[0]
     cost = _cost(work)
     say(f"{config.name}: {cost['left']} of about {cost['runs']} runs are left, {cost['minutes']:.0f} min of one process")
     if dry_run:
@@ -50,13 +54,18 @@ def study(config: StudyConfig, dry_run: bool = False) -> dict[str, Any]:
     with Track("study", cost["left"], "runs") as track:
         for part in work:
             _run(part, config, parent, track)
+    found, files = _results(config, work)
+    for path in files:
+        parent.log_artifact(path)
+    parent.end()
+    return found
+
+
+def _results(config: StudyConfig, work: Sequence[Work]) -> tuple[dict[str, str], list[Path]]:
     from jobs.study.results import write_results
 
     found = write_results(config, {part.suite.name: part.finished() for part in work})
-    for path in found["files"]:
-        parent.log_artifact(path)
-    parent.end()
-    return {key: str(value) for key, value in found.items() if key in ("table", "page", "results")}
+    return {key: str(found[key]) for key in ("table", "page", "results")}, found["files"]
 
 
 def _check(suite: SuiteRuns) -> None:
@@ -76,7 +85,7 @@ def _prepare(suite: SuiteRuns) -> None:
 
 
 @dataclass
-class _Work:
+class Work:
     """What a suite's rows say is to be done."""
 
     suite: SuiteRuns
@@ -137,7 +146,8 @@ class _Work:
         untrained, row = self.trial(UNTRAINED, study.learning_rates[0], 0, JUDGE)
         for arm in study.arms_of(self.suite.name):
             search = self.search(arm)
-            runs = [self.trial(arm, search.chosen or 0.0, seed, JUDGE) for seed in study.seeds]
+            seeds = study.seeds if search.chosen is not None else ()
+            runs = [self.trial(arm, search.chosen or 0.0, seed, JUDGE) for seed in seeds]
             curve = {
                 row["rate"]: row["macro"]
                 for row in self._rows.values()
@@ -147,7 +157,7 @@ class _Work:
         return {"arms": found, "untrained": (untrained, row), "config": self.suite.config(UNTRAINED, 1e-3, 0)}
 
 
-def _cost(work: Sequence[_Work]) -> dict[str, Any]:
+def _cost(work: Sequence[Work]) -> dict[str, Any]:
     """Say what is left: by what runs took so far, else by a calibration of the suite."""
     runs = left = 0
     seconds = 0.0
@@ -186,7 +196,7 @@ def _parent(config: StudyConfig) -> Tracker:
     return tracker
 
 
-def _run(work: _Work, config: StudyConfig, parent: Tracker, track: Track) -> None:
+def _run(work: Work, config: StudyConfig, parent: Tracker, track: Track) -> None:
     """Run a suite to its end; what each run shows decides what comes next."""
     from pipeline.orchestration.study import run_trials
 
