@@ -18,7 +18,7 @@ from jobs.study_config import StudyConfig
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError
 
-MADE = ("offers", "review_questions")
+MADE = ("offers", "review_questions", "question_kinds")
 """Suites that are made from the data."""
 _DONE = "records.json"
 Record = dict[str, Any]

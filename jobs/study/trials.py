@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from jobs.config_file import PACKAGED, read_resolved
 from jobs.study_config import StudyConfig, Suite
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
+from pipeline.modeling.adapter_config import AdapterConfig
 
 if TYPE_CHECKING:
     from pipeline.study.trial import StudyTrial
@@ -70,6 +71,8 @@ class SuiteRuns:
 
     study: StudyConfig
     name: str
+    _trials: dict[tuple[Any, ...], StudyTrial] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _solved: dict[str, AdapterConfig] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def suite(self) -> Suite:
@@ -117,7 +120,8 @@ class SuiteRuns:
         """
         values: dict[str, Any] = json.loads(json.dumps(self.values))
         own = {} if arm == UNTRAINED else self.study.arms[arm].set
-        for where, told in ((self.name, self.study.set | self.suite.set), (arm, own)):
+        # The study's and the suite's stand under the arm's: what is told of one arm alone is what tells it apart.
+        for where, told in ((self.name, self.study.set), (self.name, self.suite.set), (arm, own)):
             for key, value in told.items():
                 _put(values, key, value, where)
         _put(values, "training.learning_rate", rate, arm)
@@ -132,7 +136,14 @@ class SuiteRuns:
 
     def trial(self, arm: str, rate: float, seed: int, split: str) -> StudyTrial:
         """Return a run as it is carried out."""
+        key = (arm, rate, seed, split)
+        if key not in self._trials:
+            self._trials[key] = self._trial(*key)
+        return self._trials[key]
+
+    def _trial(self, arm: str, rate: float, seed: int, split: str) -> StudyTrial:
         from jobs.stages.plan import training_job
+        from pipeline.modeling.adapter import adapter_as_trained
         from pipeline.study.trial import StudyTrial
 
         config = self.config(arm, rate, seed)
@@ -143,7 +154,10 @@ class SuiteRuns:
         place = f"{split}-{rate:g}-{seed}-{digest}" if trained else f"{split}-{digest}"
         labels = {"suite": self.name, "arm": arm, "rate": rate if trained else None, "seed": seed}
         folder = self.study.folder / "rows" / self.name / arm / place
-        return StudyTrial(training_job(config), split, folder, labels, self.suite.shares_heads, trained, frozen)
+        if arm not in self._solved:  # for the rank that gives the size, once an arm
+            self._solved[arm] = adapter_as_trained(config.adapter, config.model, len(config.tasks))[0]
+        job = training_job(config.model_copy(update={"adapter": self._solved[arm]}))
+        return StudyTrial(job, split, folder, labels, self.suite.shares_heads, trained, frozen)
 
     @cached_property
     def _data(self) -> str:
