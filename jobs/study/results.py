@@ -76,7 +76,9 @@ def _show(suite: SuiteResult) -> None:
     for arm in suite.arms:
         found = arm.difference
         low, high = found.ci95 if found is not None else (0.0, 0.0)
-        shown = ("–", "–") if found is None else (f"{found.value:+.3f} [{low:+.3f}, {high:+.3f}]", f"{found.p_holm:.3f}")
+        shown = (
+            ("–", "–") if found is None else (f"{found.value:+.3f} [{low:+.3f}, {high:+.3f}]", f"{found.p_holm:.3f}")
+        )
         cells = (*(f"{arm.tasks[task]:.3f}" for task in suite.metrics), f"{arm.mean:.3f}", f"{arm.spread:.3f}")
         table.add_row(arm.title, *cells, f"{arm.rate:g}", *shown, style="bold" if arm.name == suite.recipe else None)
     console.print(table)

@@ -47,7 +47,9 @@ def study(config: StudyConfig, dry_run: bool = False, only_results: bool = False
     if only_results:
         return _results(config, work)[0]
     cost = _cost(work)
-    say(f"{config.name}: {cost['left']} of about {cost['runs']} runs are left, {cost['minutes']:.0f} min of one process")
+    say(
+        f"{config.name}: {cost['left']} of about {cost['runs']} runs are left, {cost['minutes']:.0f} min of one process"
+    )
     if dry_run:
         return cost
     parent = _parent(config)
@@ -149,9 +151,7 @@ class Work:
             seeds = study.seeds if search.chosen is not None else ()
             runs = [self.trial(arm, search.chosen or 0.0, seed, JUDGE) for seed in seeds]
             curve = {
-                row["rate"]: row["macro"]
-                for row in self._rows.values()
-                if row["arm"] == arm and row["split"] == SEARCH
+                row["rate"]: row["macro"] for row in self._rows.values() if row["arm"] == arm and row["split"] == SEARCH
             }
             found[arm] = {"search": search, "curve": dict(sorted(curve.items())), "runs": runs}
         return {"arms": found, "untrained": (untrained, row), "config": self.suite.config(UNTRAINED, 1e-3, 0)}

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from jobs.config import RunConfig, in_full, resolved
 from jobs.config_errors import explain
-from jobs.config_file import PACKAGED, read_resolved
+from jobs.config_file import read_resolved
 from jobs.study_config import StudyConfig, Suite
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
@@ -39,7 +39,9 @@ def load_study(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study
     for key, text in parts.items():
         names = yaml.safe_load(text)
         if unknown := [name for name in names if name not in values.get(key, {})]:
-            raise InputError(f"{key} must name those of the study, got {unknown}; there are {list(values.get(key, {}))}")
+            raise InputError(
+                f"{key} must name those of the study, got {unknown}; there are {list(values.get(key, {}))}"
+            )
         values[key] = {name: values[key][name] for name in values[key] if name in names}
     for key in ("suites", "arms"):  # a name alone stands for one without options
         values[key] = {name: options or {} for name, options in (values.get(key) or {}).items()}
@@ -180,6 +182,8 @@ def _put(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     place = values
     for part in path:
         if not isinstance(place.setdefault(part, {}), dict):
-            raise InputError(f"set of {where} must name keys of a run's configuration, got {key!r}: {part!r} is no section")
+            raise InputError(
+                f"set of {where} must name keys of a run's configuration, got {key!r}: {part!r} is no section"
+            )
         place = place[part]
     place[last] = dict(value) if isinstance(value, Mapping) else value

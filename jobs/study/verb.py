@@ -18,7 +18,9 @@ def study(
         Path, typer.Option(help="A study's YAML file, or the name of a packaged one: smoke, standard, …")
     ] = Path("standard"),
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is left and how long it takes, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is left and how long it takes, and stop.")
+    ] = False,
     results: Annotated[
         bool, typer.Option("--results", help="Write table and page of the runs that are over, and stop.")
     ] = False,

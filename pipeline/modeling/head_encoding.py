@@ -63,7 +63,8 @@ class HeadEncoder(SampleEncoder):
         model's label words do, so that nothing but prompt and adapter tells these tasks apart."""
         first: dict[tuple[str, ...], int] = {}
         for spec in self.specs:
-            self._first_row[spec.name] = first.setdefault(spec.class_names, self._first_row[spec.name])
+            kind = (spec.kind, *spec.class_names)
+            self._first_row[spec.name] = first.setdefault(kind, self._first_row[spec.name])
 
     def encode(self, samples: Sequence[Sample]) -> list[HeadExample]:
         """Tokenise samples.

@@ -1,4 +1,4 @@
-"""The page of a comparison: a table a suite, the differences with their intervals, the curves of the search, figures."""
+"""The page of a comparison: a table a suite, its differences with their intervals, the search's curves, figures."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def differences_chart(suite: SuiteResult) -> Chart | None:
     """Draw each arm's difference to the best reference arm with its interval; None where there is only that one."""
     from pipeline.report.drawing import INK, plane
 
-    shown = [arm for arm in suite.arms if arm.difference is not None]
+    shown = [(arm, arm.difference) for arm in suite.arms if arm.difference is not None]
     if not shown:
         return None
-    ends = [end for arm in shown if arm.difference is not None for end in arm.difference.ci95]
+    ends = [end for _, difference in shown for end in difference.ci95]
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.06 * (high - low or 1.0)
     height = _ROW * len(shown) + 34
@@ -82,11 +82,9 @@ def differences_chart(suite: SuiteResult) -> Chart | None:
     axes.set_axis_on()
     axes.grid(visible=False)
     axes.axvline(0, color=INK["faint"], linewidth=1)
-    axes.set_yticks(range(len(shown)), [arm.title for arm in shown])
+    axes.set_yticks(range(len(shown)), [arm.title for arm, _ in shown])
     axes.tick_params(axis="y", labelcolor=INK["ink"])
-    for place, arm in enumerate(shown):
-        found = arm.difference
-        assert found is not None  # noqa: S101 - filtered above, for the type
+    for place, (arm, found) in enumerate(shown):
         colour = INK["candidate" if arm.name == suite.recipe else "base"]
         axes.plot(found.ci95, (place, place), color=colour, linewidth=3, alpha=0.5, solid_capstyle="round")
         axes.plot(found.value, place, "o", color=colour, markersize=7)

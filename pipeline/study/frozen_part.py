@@ -91,9 +91,7 @@ class KeptRows(SampleEncoder):
         return examples
 
 
-def without_frozen_part(
-    job: TrainingJob, base: Any, frozen_layers: int, kept: Path
-) -> tuple[nn.Module, SampleEncoder]:
+def without_frozen_part(job: TrainingJob, base: Any, frozen_layers: int, kept: Path) -> tuple[nn.Module, SampleEncoder]:
     """Return an encoder's upper layers on the kept states of a job's samples, and what makes rows of the samples.
 
     Args:

@@ -202,17 +202,25 @@ def _corrected(difference: PairedMean, p_holm: float) -> PairedMean:
 
 def markdown(suites: Sequence[SuiteResult], notes: Sequence[str] = ()) -> str:
     """Return the tables as Markdown."""
-    return "\n".join([*("\n".join(_suite_lines(suite)) + "\n" for suite in suites), *(f"- {note}" for note in notes), ""])
+    return "\n".join(
+        [*("\n".join(_suite_lines(suite)) + "\n" for suite in suites), *(f"- {note}" for note in notes), ""]
+    )
 
 
 def _suite_lines(suite: SuiteResult) -> list[str]:
     tasks = list(suite.metrics)
     head = ["arm", *(f"{task} ({suite.metrics[task]})" for task in tasks)]
     head += ["mean ± sd", "trainable", "rate", f"to {suite.arm(suite.reference).title} [95 %]", "p (Holm)"]
-    rows = [["untrained", *(_number(suite.untrained[task]) for task in tasks), _number(suite.untrained_mean), *[""] * 4]]
+    rows = [
+        ["untrained", *(_number(suite.untrained[task]) for task in tasks), _number(suite.untrained_mean), *[""] * 4]
+    ]
     for arm in suite.arms:
         cells = [arm.title, *(_number(arm.tasks[task]) for task in tasks)]
-        cells += [f"{arm.mean:.3f} ± {arm.spread:.3f}", f"{arm.share:.2%}", f"{arm.rate:g}{' edge' if arm.at_edge else ''}"]
+        cells += [
+            f"{arm.mean:.3f} ± {arm.spread:.3f}",
+            f"{arm.share:.2%}",
+            f"{arm.rate:g}{' edge' if arm.at_edge else ''}",
+        ]
         found = arm.difference
         cells += ["best of LoRA", ""] if found is None else [_difference(found), f"{found.p_holm:.3f}"]
         rows.append(cells)

@@ -113,5 +113,5 @@ def test_turned_labels_are_of_the_train_records_alone_and_as_many_as_asked(tmp_p
 
 def test_too_few_records_are_refused(tmp_path: Path) -> None:
     study = _study(tmp_path).model_copy(update={"samples": load_study(Path("standard")).samples})
-    with pytest.raises(InputError, match="more than samples.validation = 100 train records, got 60"):
+    with pytest.raises(InputError, match=r"more than samples.validation = 100 train records, got 60"):
         write_records(study, "one", (TASK,), tmp_path / "out")

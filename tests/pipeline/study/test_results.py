@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_holm_keeps_the_order_and_never_lowers(p_values: list[float]) -> None:
     for p, c in zip(p_values, corrected, strict=True):
         assert p <= c <= min(1.0, len(p_values) * p) or c == min(1.0, max(corrected))
     order = np.argsort(p_values, kind="stable")
-    assert all(corrected[a] <= corrected[b] for a, b in zip(order, order[1:], strict=False))
+    assert all(corrected[a] <= corrected[b] for a, b in itertools.pairwise(order))
 
 
 def test_holm_of_known_numbers() -> None:
@@ -92,7 +93,9 @@ def test_holm_is_over_all_suites() -> None:
 
 
 def test_the_markdown_table_has_a_row_an_arm_and_says_what_is_missing() -> None:
-    found = suite_result("made", [arm("lora", 0.6), arm("mtl", 0.9, at_edge=True)], UNTRAINED, ("lora",), ("mtl",), ("dora",))
+    found = suite_result(
+        "made", [arm("lora", 0.6), arm("mtl", 0.9, at_edge=True)], UNTRAINED, ("lora",), ("mtl",), ("dora",)
+    )
     lines = markdown([found], ["a note"]).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + 1 + 2 and len({line.count("|") for line in table}) == 1
