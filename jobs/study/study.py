@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 SEARCH, JUDGE = "validation", "test"
 """The split that a rate is chosen on, and the one that the table is made of."""
+ROW, TRACKED = "row.json", "mlflow.txt"
+"""In a run's folder: what it reached, and its MLflow run once that is recorded."""
 
 
 def study(config: StudyConfig, dry_run: bool = False, only_results: bool = False) -> dict[str, Any]:
@@ -53,6 +55,9 @@ def study(config: StudyConfig, dry_run: bool = False, only_results: bool = False
     if dry_run:
         return cost
     parent = _parent(config)
+    for path in sorted(config.folder.glob(f"rows/**/{ROW}")):  # of a process that was killed right after it
+        if not (path.parent / TRACKED).is_file():
+            _track(config, parent, path.parent, json.loads(path.read_text()))
     with Track("study", cost["left"], "runs") as track:
         for part in work:
             _run(part, config, parent, track)
@@ -185,7 +190,7 @@ def _calibrated(suite: SuiteRuns) -> float:
 
 def _parent(config: StudyConfig) -> Tracker:
     """Return the study's MLflow run, which a killed one has opened already."""
-    path = config.folder / "study.json"
+    path = config.folder / "mlflow.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     if known.get("mlflow_uri") == config.tracking.shown:
         return Tracker(config.tracking.uri, known["mlflow_run_id"])
@@ -203,7 +208,7 @@ def _run(work: Work, config: StudyConfig, parent: Tracker, track: Track) -> None
     expected = work.left()[0]
     while trials := work.pending():
         for trial, row in run_trials(trials, config.workers, config.gpus, config.ray):
-            _track(config, parent, trial, row)
+            _track(config, parent, trial.folder, row)
             expected -= 1
             track.total += max(0, -expected)  # a grid has grown
             expected = max(0, expected)
@@ -211,7 +216,7 @@ def _run(work: Work, config: StudyConfig, parent: Tracker, track: Track) -> None
             track.advance(1, f"{row['suite']}: {row['arm']}{rate}, seed {row['seed']}: {row['macro']:.3f}")
 
 
-def _track(config: StudyConfig, parent: Tracker, trial: StudyTrial, row: Row) -> None:
+def _track(config: StudyConfig, parent: Tracker, folder: Path, row: Row) -> None:
     """Record a run as a child of the study's in MLflow."""
     name = "-".join(str(row[key]) for key in ("suite", "arm", "split", "rate", "seed"))
     told = {key: row[key] for key in ("suite", "arm", "rate", "seed", "split", "adapter_parameters")}
@@ -220,4 +225,4 @@ def _track(config: StudyConfig, parent: Tracker, trial: StudyTrial, row: Row) ->
     values = {f"{row['split']}/{task}": found["value"] for task, found in row["tasks"].items()}
     tracker.log_metrics(values | {f"{row['split']}/macro": row["macro"], "train_s": row["train_s"]}, 0)
     tracker.end()
-    write_atomic(trial.folder / "mlflow.txt", tracker.run_id + "\n")
+    write_atomic(folder / TRACKED, tracker.run_id + "\n")

@@ -85,7 +85,7 @@ def run_trial(trial: StudyTrial) -> dict[str, Any]:
     scored = time.perf_counter()
     model = class_scorer(adapted) if trial.is_trained else untrained_scorer(adapted, trial.job.tasks)
     scores = predict(Scorer(model, encoder), read_split(trial.job.manifest_path, trial.split))
-    values = {}
+    values: dict[str, dict[str, Any]] = {}
     for name, sample in by_task(scores, trial.job.tasks).items():
         metric = metric_of(sample.spec)
         values[name] = {
