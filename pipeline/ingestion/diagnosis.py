@@ -86,7 +86,9 @@ def head_of(location: str) -> bytes:
     """Return the beginning of a file, unpacked."""
     fs, path = filesystem(location)
     with fs.open(path, "rb") as raw:
-        return bytes((gzip.GzipFile(fileobj=raw) if location.endswith(".gz") else raw).read(HEAD_BYTES))
+        is_packed = location.endswith(".gz") and raw.read(2) == b"\x1f\x8b"  # else it is only named so
+        raw.seek(0)
+        return bytes((gzip.GzipFile(fileobj=raw) if is_packed else raw).read(HEAD_BYTES))
 
 
 def _in_utf8(head: bytes) -> bytes:
