@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.config import CsvDialect, DataConfig
+from pipeline.ingestion.csv_records import found_dialect
+from pipeline.ingestion.diagnosis import cause, head_of
 from pipeline.ingestion.records import read_unit, split_units
 from pipeline.ingestion.sources import SUFFIXES, SourceFile
 
@@ -73,6 +75,7 @@ def first_config(data: Path, name: str = "") -> str:
         InputError: there is no record file, or none of its fields can be a label.
     """
     files = _find(data)
+    paths = [path for splits in files.values() for path in splits.values()]
     guesses = {task: _guess(task, _look(splits)) for task, splits in files.items()}
     lines = [
         f"# Proposed from {data.name}: up to {_LOOKED_AT:,} records of each file were looked at. Fix what was",
@@ -81,6 +84,7 @@ def first_config(data: Path, name: str = "") -> str:
         "data:",
         "  source: records",
         f"  root: {json.dumps(str(data if data.is_dir() else data.parent))}",
+        *(["  csv: auto  # the delimiter is found file by file"] if any(map(_is_another_dialect, paths)) else []),
         "  files:  # task, split, file (or glob) under root",
     ]
     for task, splits in files.items():
@@ -148,14 +152,31 @@ def _look(splits: Mapping[str, Path]) -> Seen:
         for key, value in record.items():
             columns.setdefault(key, []).append(value)
     if not count:
-        raise InputError(f"{path} must hold a readable record, found none; bring some")
+        raise InputError(f"{path} must hold a readable record, found none{cause(_source(path))}; bring some")
     return Seen(count, columns)
 
 
+def _is_another_dialect(path: Path) -> bool:
+    return _dialect(path).delimiter != CsvDialect().delimiter
+
+
+def _source(path: Path) -> SourceFile:
+    return SourceFile(task="*", split="train", location=str(path.resolve()), name=path.name, size=path.stat().st_size)
+
+
+def _dialect(path: Path) -> CsvDialect:
+    """Return the dialect that a CSV file is found to be in; the usual one where none is found."""
+    if ".csv" not in path.name:
+        return CsvDialect()
+    try:
+        return found_dialect(head_of(str(path)), CsvDialect(delimiter="auto"), path.name)
+    except InputError:  # one column, or two signs that fit: a look at the records says what is wrong
+        return CsvDialect()
+
+
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    config = DataConfig(root=str(path.parent))
-    source = SourceFile(task="*", split="train", location=str(path.resolve()), name=path.name, size=path.stat().st_size)
-    for unit in split_units([source]):
+    config = DataConfig(root=str(path.parent), csv=_dialect(path))
+    for unit in split_units([_source(path)]):
         for line in read_unit(unit, config):
             if line.error is None:
                 yield line.record

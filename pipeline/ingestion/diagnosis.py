@@ -119,6 +119,8 @@ def _kind(location: str, head: bytes) -> str:
             return what
     if head.count(b"\0") > len(head) // 4:
         return "no text: it is full of NUL bytes"
+    if name.endswith(".csv") and head.removeprefix(b"\xef\xbb\xbf")[:4].lower() == b"sep=":
+        return "CSV with a line sep= before its header; take that line out, and say data.csv.delimiter"
     if name.endswith((".jsonl", ".json")):
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
         if text.startswith(b"[") and name.endswith(".json"):

@@ -224,12 +224,12 @@ def _stretches(sizes: np.ndarray, max_row_bytes: int) -> Iterator[tuple[int, int
 def _values(column: Any, name: str, bad: dict[int, str]) -> list[Any]:
     """Return a column's values; those that cannot be converted are None, and ``bad`` tells why, by row."""
     try:
-        return list(column.to_pylist())
+        return list(column.to_pylist(maps_as_pydicts="strict"))
     except _BAD_VALUE:
         values: list[Any] = []
         for at in range(len(column)):
             try:
-                values.append(column[at].as_py())
+                values.append(column[at].as_py(maps_as_pydicts="strict"))
             except _BAD_VALUE as error:
                 values.append(None)
                 what = "valid UTF-8" if isinstance(error, UnicodeDecodeError) else f"a valid {column.type}"

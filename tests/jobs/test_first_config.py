@@ -128,3 +128,22 @@ def test_no_split_hides_another_one(tmp_path: Path, names: list[str], splits: di
     (tmp_path / "c.yaml").write_text(first_config(tmp_path))
     found = load_config(tmp_path / "c.yaml").data.files["t"]
     assert found == {split: f"t/{name}.jsonl" for split, name in splits.items()}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_in_another_dialect_is_proposed_as_it_is_read(tmp_path: Path, separator: str, encoding: str) -> None:
+    (tmp_path / "t").mkdir()
+    frame = pd.DataFrame([{"text": f"Größe {i}, rot", "label": i % 2} for i in MANY])
+    frame.to_csv(tmp_path / "t" / "train.csv", sep=separator, index=False, encoding=encoding)
+    (tmp_path / "c.yaml").write_text(first_config(tmp_path))
+    config = load_config(tmp_path / "c.yaml", [f"run_root={tmp_path}/runs"])
+    assert config.tasks[0].text_fields == ("text",)
+    assert sum(shard.samples for shard in prepare(config.data, config.tasks, config.shards, 0).shards) == len(MANY)
+
+
+def test_csv_whose_encoding_must_be_told_is_said_with_its_readings(tmp_path: Path) -> None:
+    frame = pd.DataFrame([{"text": f"Größe {i}", "label": i % 2} for i in MANY])
+    frame.to_csv(tmp_path / "train.csv", index=False, encoding="cp1252")
+    with pytest.raises(InputError, match=r"not UTF-8: .*'Größe' in cp1252"):
+        first_config(tmp_path)
