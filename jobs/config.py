@@ -268,11 +268,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(explain(error, values, RunConfig)) from error
-    return resolved(config)
+    return _resolved(config)
 
 
-def resolved(config: RunConfig) -> RunConfig:
-    """Return a configuration in which no relative path and no default is left open."""
+def _resolved(config: RunConfig) -> RunConfig:
     root = config.run_root.resolve()
     changes: dict[str, Any] = {"run_root": root, "tracking": config.tracking.resolved(root)}
     if not config.tasks:

@@ -63,7 +63,7 @@ class AdapterCore(nn.Module):
         train_extras(self.base_model, self.adapter_config, saved_paths, self._bias_modules())
         own, named = self._own_parameter_ids(), self.base_model.named_parameters()
         self.extra_parameter_names = {name for name, p in named if p.requires_grad and id(p) not in own}
-        self._base_fingerprint = fingerprint(self._frozen_tensors())
+        self._base_fingerprint = fingerprint(self._frozen_tensors(), gathers=True)
         warn_of_frozen_experts(self.base_model)
 
     def _put_heads(self) -> None:

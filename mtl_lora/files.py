@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,40 @@ _SAMPLES_PER_TENSOR = 64
 
 
 @torch.no_grad()
-def fingerprint(named: Iterable[tuple[str, Tensor]]) -> dict[str, Any] | None:
+def fingerprint(named: Iterable[tuple[str, Tensor]], gathers: bool = False) -> dict[str, Any] | None:
     """Return what identifies a base: names and shapes, and a digest of values sampled evenly from each tensor.
 
     Values are rounded to bf16 first, so one checkpoint has one fingerprint whichever type it is loaded in.
     None where values cannot be read now (meta device, or partitioned by ZeRO-3).
+
+    Args:
+        named: the tensors by name.
+        gathers: tensors that ZeRO-3 has partitioned are gathered, one at a time; every rank calls it alike.
     """
     shapes: dict[str, list[int]] = {}
     digest = hashlib.sha256()
     for name, tensor in sorted(named):
-        if tensor.is_meta or hasattr(tensor, "ds_id"):
+        is_split = hasattr(tensor, "ds_id")
+        if tensor.is_meta or (is_split and not gathers):
             return None
-        shapes[name] = list(tensor.shape)
-        flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
-        sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).to(torch.bfloat16)
+        with _whole(tensor) if is_split else nullcontext():
+            shapes[name] = list(tensor.shape)
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
+            sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).to(torch.bfloat16)
         digest.update(f"{name}{shapes[name]}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return {"sha256": digest.hexdigest(), "tensors": len(shapes), "shapes_sha256": _digest_of(shapes)}
+
+
+@contextmanager
+def _whole(parameter: Any) -> Iterator[None]:
+    """Gather a partitioned parameter within, by what ZeRO-3 puts on it."""
+    parameter.all_gather([parameter])
+    try:
+        yield
+    finally:
+        parameter.partition([parameter])
 
 
 def _digest_of(value: Any) -> str:

@@ -12,6 +12,8 @@ import hashlib
 import importlib.util
 import shutil
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -228,15 +230,25 @@ def empty_base(config: BaseModelConfig) -> nn.Module:
     return empty
 
 
-def load_base(config: BaseModelConfig, device: torch.device | str = "cpu") -> nn.Module:
+def load_base(
+    config: BaseModelConfig,
+    device: torch.device | str = "cpu",
+    asking: Callable[[nn.Module], AbstractContextManager[None]] = nullcontext,
+) -> nn.Module:
     """Load the frozen language model or encoder, cut to ``num_layers`` where that is set, proven on a few tokens.
+
+    Args:
+        config: names it.
+        device: to put it on.
+        asking: within it the loaded model can be called, though its weights are split over processes.
 
     Raises:
         InputError: the folder holds neither or not all of its weights, ``num_layers`` or
             ``max_length`` is more than it has, or label scores would not be the model's own.
     """
     model = _whole(config, base_settings(config)).requires_grad_(False).eval().to(device)
-    reason = choose_encoder_rows(model, config) if is_encoder(model.config) else choose_rows(model, config)
+    with asking(model):
+        reason = choose_encoder_rows(model, config) if is_encoder(model.config) else choose_rows(model, config)
     if reason is not None and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         say(f"{config.base}: rows are padded, {reason}")
     return model

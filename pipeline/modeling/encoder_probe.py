@@ -20,6 +20,7 @@ from pipeline.modeling.architecture import short
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.head_scoring import RowReading, row_states
 from pipeline.modeling.packing import Batch, HeadExample, pack
+from pipeline.modeling.probe import embedding_size
 
 _LENGTHS = (6, 3)
 
@@ -58,7 +59,7 @@ def choose_encoder_rows(model: Any, config: BaseModelConfig) -> str | None:
 
 
 def _example(model: Any, length: int, has_segments: bool) -> HeadExample:
-    size = model.get_input_embeddings().weight.shape[0]
+    size = embedding_size(model)
     row = tuple(size // 3 + (7 * i + length) % (size // 2) for i in range(length))
     types = tuple(int(has_segments and i >= length // 2) for i in range(length))
     return HeadExample(f"probe/{length}", 0, (row,), (types,), (0,), (1.0,))

@@ -92,9 +92,15 @@ def _forward(model: Any, ids: Tensor) -> Tensor:
     return logits[0].float()
 
 
+def embedding_size(model: Any) -> int:
+    """Return how many tokens a model has vectors of, also where the weight is split over processes."""
+    weight = model.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
 def _tokens(model: Any, number: int) -> list[int]:
     """Return different tokens from the middle of the vocabulary, where none are special."""
-    size = model.get_input_embeddings().weight.shape[0]
+    size = embedding_size(model)
     return [size // 3 + (7 * i) % (size // 2) for i in range(number)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -65,15 +64,6 @@ def join_process_group() -> None:
     deepspeed.init_distributed(dist_backend=backend(), auto_mpi_discovery=False, verbose=False)
 
 
-def be_the_only_rank() -> None:
-    """Name this process, by the variables of a rank, the only one of a process group of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ.update({**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-
-
 def _leave_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -117,6 +107,58 @@ def resume_schedule(scheduler: LambdaLR, saved: Mapping[str, Any]) -> None:
     scheduler._last_lr = [rate * factor(scheduler.last_epoch) for rate, factor in pairs]
     for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
         group["lr"] = rate
+
+
+@contextlib.contextmanager
+def partitioned_loading(config: TrainingConfig, bfloat16: bool) -> Iterator[None]:
+    """Within it, under ZeRO 3, a model that transformers loads is split over the ranks tensor by tensor as it is read;
+    under other stages nothing changes. Every rank loads the same model.
+
+    Args:
+        config: the run's training configuration.
+        bfloat16: whether the model computes in bfloat16.
+    """
+    if config.zero_stage < 3:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    kept = HfDeepSpeedConfig(deepspeed_config(config, bfloat16))  # transformers holds it weakly
+    try:
+        yield
+    finally:
+        del kept
+        unset_hf_deepspeed_config()
+
+
+@contextlib.contextmanager
+def gathered_layer_by_layer(model: nn.Module) -> Iterator[None]:
+    """Within it a partitioned model can be called as a whole one: each layer's tensors are gathered while it runs.
+
+    Every rank calls it alike. A model that is not partitioned is left as it is.
+    """
+    gathers: dict[nn.Module, Any] = {}
+
+    def gather(module: nn.Module, _: Any) -> None:
+        gathers[module] = deepspeed.zero.GatheredParameters(list(module.parameters(recurse=False)))
+        gathers[module].__enter__()
+
+    def release(module: nn.Module, _: Any, __: Any) -> None:
+        gathers.pop(module).__exit__(None, None, None)
+
+    handles = []
+    for module in model.modules():
+        if any(hasattr(p, "ds_id") for p in module.parameters(recurse=False)):
+            handles += [
+                module.register_forward_pre_hook(gather, prepend=True),
+                module.register_forward_hook(release, always_call=True),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Engine:

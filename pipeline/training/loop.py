@@ -23,7 +23,16 @@ from pipeline.modeling.packing import Batch, micro_batches
 from pipeline.stream import CacheConfig, LengthGrouping, MixedStream
 from pipeline.training.checkpoint import Checkpoints, adapter_sha256, read_checkpoint
 from pipeline.training.config import TrainingConfig
-from pipeline.training.engine import Engine, device, from_rank_zero, join_process_group, largest, reduce_sum
+from pipeline.training.engine import (
+    Engine,
+    device,
+    from_rank_zero,
+    gathered_layer_by_layer,
+    join_process_group,
+    largest,
+    partitioned_loading,
+    reduce_sum,
+)
 from pipeline.training.finite import FiniteGuard
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
@@ -102,30 +111,23 @@ class Trainer:
         world: this rank among all.
         callbacks: told of the steps, asked whether to stop.
         checkpoint_root: folder of the run's checkpoints, shared by all ranks.
-        base: the job's base, loaded already and used up by this; None: it is loaded.
     """
 
-    def __init__(
-        self,
-        job: TrainingJob,
-        world: World,
-        callbacks: Callbacks,
-        checkpoint_root: Path,
-        base: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, job: TrainingJob, world: World, callbacks: Callbacks, checkpoint_root: Path) -> None:
         self.checkpoints = Checkpoints(checkpoint_root, job.adapter_sha256, job.training.keep_checkpoints)
         job = replace(job, training=job.training.model_copy(update={"num_workers": world.num_ranks}))
         self.job, self.world, self.callbacks = job, world, callbacks
         join_process_group()
         torch.manual_seed(job.seed)
         self.device = device()
-        base = load_base(job.base, self.device) if base is None else base
-        self.adapter = start_adapter(job, base).to(self.device)
+        bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
+        with partitioned_loading(job.training, bfloat16):
+            base = load_base(job.base, self.device, asking=gathered_layer_by_layer)
+            self.adapter = start_adapter(job, base).to(self.device)
         self.encoder = sample_encoder(job.base, job.tasks)
         self.stream = job_stream(job)
         self.num_samples = job.training.num_samples(self.stream.epoch_samples)
         self.num_steps = job.training.num_steps(self.stream.epoch_samples)
-        bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
         objective = Objective(class_scorer(self.adapter), [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]

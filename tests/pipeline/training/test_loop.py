@@ -92,7 +92,7 @@ def _train(folder: Path, manifest: Path, ranks: int, runs: list[dict[str, Any]],
     """Train runs (name, stage, settings, dropout, step to be killed after) one after the other, a process a rank."""
     script = folder / "worker.py"
     script.write_text(WORKER)
-    codes, told = launch_ranks(script, [folder, manifest, STEPS, json.dumps(runs)], ranks, timeout_s=300)
+    codes, told = launch_ranks(script, [folder, manifest, STEPS, json.dumps(runs)], ranks, timeout_s=540)
     killed = any(run.get("stop") for run in runs)
     assert -signal.SIGKILL in codes if killed else all(code == expected_code for code in codes), told
     return told

@@ -1,1 +1,0 @@
-"""The runs of a comparison and what they show together."""
