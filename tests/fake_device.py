@@ -26,11 +26,9 @@ _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique
 
 @cache
 def register() -> None:
-    """Make the device known to this process; torch has one place for such a device."""
+    """Make the device known to this process, for good: torch then takes it for the one accelerator that is there, so
+    tests that use it run in a process of their own."""
     _setup_privateuseone_for_python_backend(NAME)
-
-
-register()  # tests are collected before any runs: torch counts the devices at a process's first backward
 
 
 class _Watch(TorchDispatchMode):
