@@ -233,7 +233,7 @@ def empty_base(config: BaseModelConfig) -> nn.Module:
 def load_base(
     config: BaseModelConfig,
     device: torch.device | str = "cpu",
-    asking: Callable[[nn.Module], AbstractContextManager[None]] = nullcontext,
+    asking: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
 ) -> nn.Module:
     """Load the frozen language model or encoder, cut to ``num_layers`` where that is set, proven on a few tokens.
 
