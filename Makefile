@@ -30,8 +30,8 @@ locks: $(BIN)/uv ## resolve pyproject.toml into infra/locks; UPGRADE=--upgrade f
 locks-check: env ## every requirement of every locked package is locked, by the packages' own metadata
 	$(BIN)/python infra/locks/locks.py check
 
-demo: env ## the main job end to end on synthetic Ads data, into runs/demo
-	$(BIN)/mtl-lora demo
+demo: env ## the main job end to end on synthetic Ads data, into runs/demo; make demo ARGS="name=small model.base=minilm-l6"
+	$(BIN)/mtl-lora demo $(ARGS)
 
 test: env ## the fast tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)

@@ -21,6 +21,7 @@ from jobs.arguments import ConfigFile, Json, Overrides, finish
 from jobs.cluster.verbs import verbs as cluster_verbs
 from jobs.config_verbs import verbs as config_verbs
 from jobs.serving_verbs import verbs as serving_verbs
+from jobs.study.verb import verbs as study_verbs
 from pipeline.errors import HeldBack, InputError, masked
 from pipeline.progress import tell
 
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(cluster_verbs)
 app.add_typer(serving_verbs)
+app.add_typer(study_verbs)
 app.add_typer(config_verbs, name="config")
 REFERENCE = "base, run:NAME, models:/NAME@champion, a version number or alias, a folder export/TASK"
 
@@ -220,6 +222,24 @@ def evaluate(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fa
 def export(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write each task as a plain PEFT LoRA folder, compared with the model first."""
     _run(config, overrides, as_json, lambda c: {"folders": [str(f) for f in _stage(c, "export").values()]})
+
+
+@app.command()
+def merge(
+    config: ConfigFile,
+    task: Annotated[str, typer.Option(help="Task whose adapter is merged.")],
+    output: Annotated[Path, typer.Option(help="New folder for the model and its tokenizer.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Write one task merged into its base, as an ordinary model that transformers alone loads."""
+    from jobs.run import Run
+    from jobs.stages.merge import merge as write_merged
+
+    def verb(run: RunConfig) -> dict[str, Any]:
+        return {"folder": str(write_merged(Run(run), task, output))}
+
+    _run(config, overrides, as_json, verb)
 
 
 @app.command()

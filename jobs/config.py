@@ -268,10 +268,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(explain(error, values, RunConfig)) from error
-    return _resolved(config)
+    return resolved(config)
 
 
-def _resolved(config: RunConfig) -> RunConfig:
+def resolved(config: RunConfig) -> RunConfig:
+    """Return a configuration in which no relative path and no default is left open."""
     root = config.run_root.resolve()
     changes: dict[str, Any] = {"run_root": root, "tracking": config.tracking.resolved(root)}
     if not config.tasks:

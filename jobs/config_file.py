@@ -19,13 +19,18 @@ EXTENDS = "extends"
 the one before it, and the file's own over all."""
 
 
-def read_resolved(path: Path, overrides: Sequence[str]) -> Any:
+def read_resolved(path: Path, overrides: Sequence[str], kind: str = "") -> Any:
     """Return the values of a configuration's file, or of a packaged one, overridden and with interpolations resolved.
+
+    Args:
+        path: of the file, or the name of a packaged one.
+        overrides: ``key.sub=value``.
+        kind: folder of the packaged ones that a name may stand for, beside the ordinary ones.
 
     Raises:
         InputError: the file is missing or no YAML, an override cannot be applied, or an interpolation has no value.
     """
-    raw = _read_whole(_find(path))
+    raw = _read_whole(_find(path, kind))
     for override in overrides:
         _override(raw, override)
     return _interpolated(raw)
@@ -64,13 +69,14 @@ def _read_whole(path: Path, extending: tuple[Path, ...] = ()) -> DictConfig:
     return whole
 
 
-def _find(path: Path) -> Path:
+def _find(path: Path, kind: str = "") -> Path:
     if path.is_file():
         return path
-    packaged = PACKAGED / path.with_suffix(".yaml").name
-    if packaged.is_file() and path.parent in (Path(), Path("jobs/configs")):
+    folder = PACKAGED / kind
+    packaged = folder / path.with_suffix(".yaml").name
+    if packaged.is_file() and path.parent in (Path(), Path(kind), Path("jobs/configs") / kind):
         return packaged
-    known = ", ".join(sorted(p.stem for p in PACKAGED.glob("*.yaml")))
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
     raise InputError(f"--config must name a YAML file, found none at {path}; give a path, or one of: {known}")
 
 

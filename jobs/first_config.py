@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.config import CsvDialect, DataConfig
+from pipeline.ingestion.csv_records import found_dialect
+from pipeline.ingestion.diagnosis import cause, head_of
 from pipeline.ingestion.records import read_unit, split_units
 from pipeline.ingestion.sources import SUFFIXES, SourceFile
 
@@ -23,6 +25,10 @@ _LOOKED_AT = 20_000
 """Records of a file that are looked at."""
 _LABELS = ("label", "answer", "target", "class", "clicked", "click", "relevance", "rating", "stars", "score", "y")
 """Names of label fields, the likeliest first."""
+_ANSWERS = ("answer", "answers", "response", "output", "completion", "target", "summary", "caption", "reply")
+"""Names of fields whose texts a model may learn to write, the likeliest first."""
+_CHARACTERS_A_TOKEN, _LONGEST_ANSWER = 3, 128
+"""By which the longest answer in tokens is guessed, and the most that is proposed."""
 _MOST_CLASSES = 200
 _IDS = re.compile(r"(^|_)(id|key|uuid|guid|url|time|date|timestamp)$", re.IGNORECASE)
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
@@ -69,6 +75,7 @@ def first_config(data: Path, name: str = "") -> str:
         InputError: there is no record file, or none of its fields can be a label.
     """
     files = _find(data)
+    paths = [path for splits in files.values() for path in splits.values()]
     guesses = {task: _guess(task, _look(splits)) for task, splits in files.items()}
     lines = [
         f"# Proposed from {data.name}: up to {_LOOKED_AT:,} records of each file were looked at. Fix what was",
@@ -77,6 +84,7 @@ def first_config(data: Path, name: str = "") -> str:
         "data:",
         "  source: records",
         f"  root: {json.dumps(str(data if data.is_dir() else data.parent))}",
+        *(["  csv: auto  # the delimiter is found file by file"] if any(map(_is_another_dialect, paths)) else []),
         "  files:  # task, split, file (or glob) under root",
     ]
     for task, splits in files.items():
@@ -144,14 +152,31 @@ def _look(splits: Mapping[str, Path]) -> Seen:
         for key, value in record.items():
             columns.setdefault(key, []).append(value)
     if not count:
-        raise InputError(f"{path} must hold a readable record, found none; bring some")
+        raise InputError(f"{path} must hold a readable record, found none{cause(_source(path))}; bring some")
     return Seen(count, columns)
 
 
+def _is_another_dialect(path: Path) -> bool:
+    return _dialect(path).delimiter != CsvDialect().delimiter
+
+
+def _source(path: Path) -> SourceFile:
+    return SourceFile(task="*", split="train", location=str(path.resolve()), name=path.name, size=path.stat().st_size)
+
+
+def _dialect(path: Path) -> CsvDialect:
+    """Return the dialect that a CSV file is found to be in; the usual one where none is found."""
+    if ".csv" not in path.name:
+        return CsvDialect()
+    try:
+        return found_dialect(head_of(str(path)), CsvDialect(delimiter="auto"), path.name)
+    except InputError:  # one column, or two signs that fit: a look at the records says what is wrong
+        return CsvDialect()
+
+
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    config = DataConfig(root=str(path.parent))
-    source = SourceFile(task="*", split="train", location=str(path.resolve()), name=path.name, size=path.stat().st_size)
-    for unit in split_units([source]):
+    config = DataConfig(root=str(path.parent), csv=_dialect(path))
+    for unit in split_units([_source(path)]):
         for line in read_unit(unit, config):
             if line.error is None:
                 yield line.record
@@ -162,6 +187,8 @@ def _guess(task: str, seen: Seen) -> Guess:
     choices = next((name for name, values in columns.items() if _are_lists(values)), None)
     texts = [name for name, values in columns.items() if _is_text(name, values, seen)]
     label = _label(columns, texts)
+    if label is None and (answer := next((name for name in _ANSWERS if _are_answers(columns.get(name))), None)):
+        return _written(columns, [name for name in texts if name != answer], answer, seen.records)
     if label is None:
         raise InputError(
             f"task {task!r}: one of the fields must be a label, none of {list(columns)} has 2 to "
@@ -176,6 +203,30 @@ def _guess(task: str, seen: Seen) -> Guess:
         keys |= {"kind": "choice"} | ({"choices_field": choices} if choices != "choices" else {})
         return Guess(keys, [*notes, "kind: each record brings its own choices"])
     return Guess(keys | _classes(columns, label, notes), notes)
+
+
+def _are_answers(values: Sequence[Any] | None) -> bool:
+    return bool(values) and all(isinstance(text, str) and text.strip() for text in map(_first, values or ()))
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _written(columns: Mapping[str, list[Any]], texts: Sequence[str], answer: str, records: int) -> Guess:
+    """Return a task whose answers the model writes."""
+    longest = max(len(_first(value)) for value in columns[answer]) // _CHARACTERS_A_TOKEN + 2
+    tokens = min(1 << (longest - 1).bit_length(), _LONGEST_ANSWER)
+    template = "".join(f"{_title(name)}: {{{name}}}\n" for name in texts) + "Answer:"
+    keys: dict[str, Any] = {"kind": "generation", "template": template}
+    if answer != "answer":
+        keys["label_field"] = answer
+    notes = [
+        f"fields seen: {', '.join(columns)}; {records} records",
+        f"each {answer} is a text of its own: the model learns to write it, in at most {tokens} tokens",
+        "metric: exact_match, rouge_l, bleu, chrf or cider instead of token_f1",
+    ]
+    return Guess(keys | {"generation": {"max_new_tokens": tokens}}, notes)
 
 
 def _classes(columns: Mapping[str, list[Any]], label: str, notes: list[str]) -> dict[str, Any]:

@@ -86,7 +86,11 @@ def _records(task: TaskSpec, split: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {field: f"{split} {field} number {i}" for field in task.text_fields}
         if task.kind == "choice":
             row[task.choices_field] = ["this one", "that one"]
-        row[task.label_field] = task.label_values[i % 3] if task.label_values else i % (task.num_classes or 2)
+        row[task.label_field] = (
+            task.label_values[i % len(task.label_values[:3])] if task.label_values else i % (task.num_classes or 2)
+        )
+        if task.kind == "multilabel":
+            row[task.label_field] = [name for place, name in enumerate(task.class_names) if i >> place & 1]
         if task.kind == "generation":
             row[task.label_field] = [f"answer {i}", "another"]
         if task.label_map:

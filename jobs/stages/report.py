@@ -19,7 +19,14 @@ from pipeline.report.adapter_view import adapter_view
 from pipeline.stream import load_manifest, read_split
 from pipeline.tracking import git_commit
 
-_METHODS = {"mtl_lora": "MTL-LoRA", "lora": "LoRA", "dora": "DoRA", "multilora": "MultiLoRA", "moelora": "MoELoRA"}
+_METHODS = {
+    "mtl_lora": "MTL-LoRA",
+    "lora": "LoRA",
+    "lora_per_task": "one LoRA a task",
+    "dora": "DoRA",
+    "multilora": "MultiLoRA",
+    "moelora": "MoELoRA",
+}
 
 
 def report(run: Run) -> Path:

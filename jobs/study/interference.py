@@ -2,10 +2,11 @@
 
 Where each task has texts or words of its own, a model knows from the prompt what is asked, and one adapter without any
 notion of tasks can serve all of them. Here the prompt does not tell: whoever does not know the task cannot be right on
-all. Two suites are made from records that are there:
+all. Three suites are made from records that are there:
 
 - ``offers``: of two offers of electronics, same product? same brand? is the first one dearer?
 - ``review_questions``: of a review of a book or a film, is it positive? is it of a book?
+- ``question_kinds``: of a question, does it ask for a thing? a person? a place? a number? Its texts are short.
 
     python -m jobs.study.interference DATA OUT
 """
@@ -62,11 +63,28 @@ def review_questions(books: Iterable[Record], films: Iterable[Record]) -> Iterat
                 yield task, {"id": record["id"], "text_a": record["text_a"], "label": label}
 
 
-def write_suites(data: Path, out: Path) -> dict[str, int]:
-    """Write both suites as ``OUT/SUITE/TASK/SPLIT.jsonl.gz``, each file whole or not at all.
+KINDS = {"asks_for_a_thing": 1, "asks_for_a_person": 3, "asks_for_a_place": 4, "asks_for_a_number": 5}
+"""Task of ``question_kinds`` → class of ``ads/question_type`` for which it says yes."""
+
+
+def kind_questions(questions: Iterable[Record]) -> Iterator[tuple[str, Record]]:
+    """Yield task and record of the four questions on each question.
 
     Args:
-        data: folder that holds ``ads/offer_match_electronics``, ``reviews/books`` and ``reviews/dvd``.
+        questions: records with ``id``, ``text_a`` and ``label``, the class of what is asked for.
+    """
+    for question in questions:
+        for task, kind in KINDS.items():
+            label = int(question["label"] == kind)
+            yield task, {"id": question["id"], "text_a": question["text_a"], "label": label}
+
+
+def write_suites(data: Path, out: Path) -> dict[str, int]:
+    """Write the suites as ``OUT/SUITE/TASK/SPLIT.jsonl.gz``, each file whole or not at all.
+
+    Args:
+        data: folder that holds ``ads/offer_match_electronics``, ``ads/question_type``, ``reviews/books`` and
+            ``reviews/dvd``.
         out: folder to write to.
 
     Returns:
@@ -79,7 +97,8 @@ def write_suites(data: Path, out: Path) -> dict[str, int]:
     for split in SPLITS:
         offers = offer_questions(_records(data / "ads/offer_match_electronics", split))
         reviews = review_questions(_records(data / "reviews/books", split), _records(data / "reviews/dvd", split))
-        for suite, found in (("offers", offers), ("review_questions", reviews)):
+        kinds = kind_questions(_records(data / "ads/question_type", split))
+        for suite, found in (("offers", offers), ("review_questions", reviews), ("question_kinds", kinds)):
             tasks: dict[str, list[Record]] = {}
             for task, record in found:
                 tasks.setdefault(task, []).append(record)

@@ -1,6 +1,7 @@
 """The methods that MTL-LoRA is compared with, under the same interface; one name picks.
 
 * ``lora``, ``dora``: one adapter for all tasks, through PEFT.
+* ``lora_per_task``: one LoRA a task, nothing shared.
 * ``multilora``: parallel LoRAs with learned scales (arXiv 2311.11501).
 * ``moelora``: experts gated by the task (arXiv 2310.18339), as in the MTL-LoRA paper's comparison.
 """
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mtl_lora.baselines.lora_per_task import LoRAPerTaskModel
 from mtl_lora.baselines.moelora import MoELoRAModel
 from mtl_lora.baselines.multilora import MultiLoRAModel
 from mtl_lora.baselines.peft_lora import PeftDoRAModel, PeftLoRAModel
@@ -22,6 +24,7 @@ from mtl_lora.model import AdapterModel, MTLLoRAModel
 
 __all__ = [
     "METHODS",
+    "LoRAPerTaskModel",
     "MoELoRAModel",
     "MultiLoRAModel",
     "PeftDoRAModel",
@@ -31,7 +34,8 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[AdapterModel]] = {
-    cls.method: cls for cls in (MTLLoRAModel, PeftLoRAModel, PeftDoRAModel, MultiLoRAModel, MoELoRAModel)
+    cls.method: cls
+    for cls in (MTLLoRAModel, PeftLoRAModel, LoRAPerTaskModel, PeftDoRAModel, MultiLoRAModel, MoELoRAModel)
 }
 """Classes by the name that a ``method:`` key gives."""
 

@@ -13,7 +13,7 @@ class EvaluationConfig(Settings):
     num_workers: int = Field(default=2, ge=1)
     """Scoring processes."""
     batch_tokens: int = Field(default=2048, ge=64)
-    """Most tokens, padding included, that go through the model at once."""
+    """Most tokens, padding and written answers included, that go through the model at once."""
     split: str = "test"
     """Split that is scored, and on which models are compared."""
     lora_run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -154,7 +154,38 @@ def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
     Raises:
         InputError: as in :func:`exported_model`.
     """
+    if _is_of_encoder(folder):
+        from pipeline.modeling.classifier import ExportedHeadScorer
+
+        return ExportedHeadScorer(_exported_head(folder, spec), _encoder(spec))
     return _scorer(exported_model(folder, spec), spec, batch_tokens)
+
+
+def _is_of_encoder(folder: Path) -> bool:
+    return json.loads((folder / "adapter_config.json").read_text()).get("task_type") in _OF_ENCODERS
+
+
+def _exported_head(folder: Path, spec: Any) -> Any:
+    """Return an exported task of an encoder; ``spec`` holds that task alone.
+
+    Raises:
+        InputError: a file is damaged, or the adapter does not fit the base.
+    """
+    from pipeline.modeling.architecture import is_encoder
+    from pipeline.modeling.base_model import base_settings
+    from pipeline.modeling.classifier import ExportedHead
+    from pipeline.modeling.head_encoding import head_classes
+    from pipeline.modeling.predictor import default_device
+
+    if not is_encoder(base_settings(spec.base)):
+        raise InputError(
+            f"the exported adapter {folder} is of an encoder, got the base {spec.base.base!r}; name its own"
+        )
+    try:
+        check_hashes(folder)
+        return ExportedHead(folder, spec.base, head_classes(spec.tasks)[0], default_device())
+    except (MTLLoRAError, RuntimeError, ValueError) as error:
+        raise InputError(f"the exported adapter {folder} must fit the base {spec.base.base!r}: {error}") from error
 
 
 def exported_model(folder: Path, spec: Any) -> Any:
@@ -178,10 +209,9 @@ def exported_model(folder: Path, spec: Any) -> Any:
         check_hashes(folder)
     except MTLLoRAError as error:
         raise InputError(f"the exported adapter {folder} is damaged: {error}") from error
-    if json.loads((folder / "adapter_config.json").read_text()).get("task_type") in _OF_ENCODERS:
+    if _is_of_encoder(folder):
         raise InputError(
-            f"an export must be of a language model to be scored by itself, {folder} is of an encoder; score the run, "
-            "run:NAME, or a registered version"
+            f"the exported adapter {folder} is of an encoder, got the base {spec.base.base!r}; name its own"
         )
     base: Any = load_base(spec.base, default_device())
     try:

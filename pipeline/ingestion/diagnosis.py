@@ -86,7 +86,9 @@ def head_of(location: str) -> bytes:
     """Return the beginning of a file, unpacked."""
     fs, path = filesystem(location)
     with fs.open(path, "rb") as raw:
-        return bytes((gzip.GzipFile(fileobj=raw) if location.endswith(".gz") else raw).read(HEAD_BYTES))
+        is_packed = location.endswith(".gz") and raw.read(2) == b"\x1f\x8b"  # else it is only named so
+        raw.seek(0)
+        return bytes((gzip.GzipFile(fileobj=raw) if is_packed else raw).read(HEAD_BYTES))
 
 
 def _in_utf8(head: bytes) -> bytes:
@@ -117,6 +119,8 @@ def _kind(location: str, head: bytes) -> str:
             return what
     if head.count(b"\0") > len(head) // 4:
         return "no text: it is full of NUL bytes"
+    if name.endswith(".csv") and head.removeprefix(b"\xef\xbb\xbf")[:4].lower() == b"sep=":
+        return "CSV with a line sep= before its header; take that line out, and say data.csv.delimiter"
     if name.endswith((".jsonl", ".json")):
         text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
         if text.startswith(b"[") and name.endswith(".json"):

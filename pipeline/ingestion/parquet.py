@@ -40,7 +40,13 @@ class Row(NamedTuple):
     error: str | None = None
 
 
-def parquet_rows(raw: Any, columns: Collection[str] | None, max_row_bytes: int, name: str) -> Iterator[Row]:
+def parquet_rows(
+    raw: Any,
+    columns: Collection[str] | None,
+    max_row_bytes: int,
+    name: str,
+    row_groups: tuple[int, int | None] = (0, None),
+) -> Iterator[Row]:
     """Yield the rows of a file.
 
     Args:
@@ -48,6 +54,7 @@ def parquet_rows(raw: Any, columns: Collection[str] | None, max_row_bytes: int, 
         columns: the ones to read, of those that are there; None for all.
         max_row_bytes: a row with more is yielded with an error, without its values.
         name: of the file, for errors.
+        row_groups: (first, last + 1) of those to read; None for all that follow.
 
     Raises:
         InputError: a column is there twice, or none of the asked ones is.
@@ -60,7 +67,7 @@ def parquet_rows(raw: Any, columns: Collection[str] | None, max_row_bytes: int, 
         as_dictionary = [leaf.path for leaf in leaves if leaf.has_dictionary]
         options = {"metadata": file.metadata, "buffer_size": _READ_BYTES}
         dictionaries = pq.ParquetFile(raw, read_dictionary=as_dictionary, **options)
-        for number in range(file.metadata.num_row_groups):
+        for number in range(file.metadata.num_row_groups)[slice(*row_groups)]:
             group = _Group(file.metadata.row_group(number), leaves, name, max_row_bytes)
             longest = _longest(dictionaries, number, wanted, as_dictionary)
             reader = dictionaries if group.may_burst(longest) else file
@@ -217,12 +224,12 @@ def _stretches(sizes: np.ndarray, max_row_bytes: int) -> Iterator[tuple[int, int
 def _values(column: Any, name: str, bad: dict[int, str]) -> list[Any]:
     """Return a column's values; those that cannot be converted are None, and ``bad`` tells why, by row."""
     try:
-        return list(column.to_pylist())
+        return list(column.to_pylist(maps_as_pydicts="strict"))
     except _BAD_VALUE:
         values: list[Any] = []
         for at in range(len(column)):
             try:
-                values.append(column[at].as_py())
+                values.append(column[at].as_py(maps_as_pydicts="strict"))
             except _BAD_VALUE as error:
                 values.append(None)
                 what = "valid UTF-8" if isinstance(error, UnicodeDecodeError) else f"a valid {column.type}"

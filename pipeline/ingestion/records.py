@@ -20,23 +20,24 @@ from pipeline.ingestion.source_file import MAX_LINE_BYTES, Line, SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_records
 from pipeline.ingestion.tar_records import tar_records
 from pipeline.progress import say
-from pipeline.retry import is_outage
+from pipeline.retry import is_outage, persistently
 from pipeline.storage import filesystem, is_remote, stamp_of
 
 JSON_KEY = "data.json_encoding"
 UNIT_BYTES = 64 << 20
-"""A plain .jsonl file is cut into stretches of this size, which are read in parallel."""
+"""A plain .jsonl file is cut into stretches of this size, and a Parquet file into stretches of row groups of at least
+this size, which are read in parallel."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of the input that one worker reads: a whole source, or a stretch of a plain .jsonl file."""
+    """A part of the input that one worker reads: a whole source, or a stretch of a plain .jsonl or Parquet file."""
 
     source: SourceFile
     source_number: int
     start: int = 0
     stop: int | None = None
-    """Bytes: lines that begin in [start, stop) belong to it."""
+    """Lines that begin in the bytes [start, stop) belong to it, or the row groups of these numbers."""
 
 
 def split_units(sources: list[SourceFile], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
@@ -46,9 +47,33 @@ def split_units(sources: list[SourceFile], unit_bytes: int = UNIT_BYTES) -> list
         if source.location.endswith(".jsonl") and source.size > unit_bytes:
             starts = range(0, source.size, unit_bytes)
             units += [Unit(source, number, start, start + unit_bytes) for start in starts]
+        elif is_cut_by_row_groups(source, unit_bytes):
+            units += [Unit(source, number, *stretch) for stretch in _row_groups(source, unit_bytes)]
         else:
             units.append(Unit(source, number))
     return units
+
+
+def is_cut_by_row_groups(source: SourceFile, unit_bytes: int = UNIT_BYTES) -> bool:
+    """Whether a source is a Parquet file so large that its row groups are read in parallel."""
+    return source.location.endswith(".parquet") and source.size > unit_bytes
+
+
+def _row_groups(source: SourceFile, unit_bytes: int) -> list[tuple[int, int | None]]:
+    from pipeline.ingestion.row_groups import row_group_stretches
+
+    fs, path = filesystem(source.location)
+
+    def stretches() -> list[tuple[int, int | None]]:
+        try:
+            with fs.open(path, "rb") as raw:
+                return [*row_group_stretches(raw, unit_bytes)] or [(0, None)]
+        except OSError as error:
+            if is_remote(source.location) and is_outage(error):
+                raise
+            return [(0, None)]  # where it is read, its damage is said
+
+    return persistently(stretches, source.location) if is_remote(source.location) else stretches()
 
 
 def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = None) -> Iterator[Line]:
@@ -93,7 +118,7 @@ def _lines(unit: Unit, config: DataConfig, columns: Collection[str] | None, fs: 
             return
         with fs.open(path, "rb") as raw:
             if path.endswith(".parquet"):
-                yield from _parquet_lines(raw, columns, source.location)
+                yield from _parquet_lines(raw, columns, unit)
             elif ".csv" in path.rsplit("/", 1)[-1]:
                 unpacked = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
                 yield from csv_rows(unpacked, config.csv, source.location)
@@ -196,8 +221,10 @@ def _skip_line(stream: Any) -> int:
     return skipped
 
 
-def _parquet_lines(raw: Any, columns: Collection[str] | None, name: str) -> Iterator[Line]:
+def _parquet_lines(raw: Any, columns: Collection[str] | None, unit: Unit) -> Iterator[Line]:
     from pipeline.ingestion.parquet import parquet_rows
+    from pipeline.ingestion.row_groups import rows_before
 
-    for number, row in enumerate(parquet_rows(raw, columns, MAX_LINE_BYTES, name), 1):
-        yield Line(number, number, *row)
+    before, stretch = rows_before(raw, unit.start), (unit.start, unit.stop)
+    for number, row in enumerate(parquet_rows(raw, columns, MAX_LINE_BYTES, unit.source.location, stretch), 1):
+        yield Line(number, before + number, *row)

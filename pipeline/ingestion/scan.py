@@ -217,7 +217,9 @@ class _Scan:
         return known or next(iter(self.by_name.values()))
 
     def _after(self) -> str:
-        return f" after byte {self.job.unit.start}" if self.job.unit.start else ""
+        unit = self.job.unit
+        place = "the first {} row groups" if unit.source.location.endswith(".parquet") else "byte {}"
+        return f" after {place.format(unit.start)}" if unit.start else ""
 
     def _check(
         self, line: Line, named: Any, spec: TaskSpec, text_fields: tuple[str, ...]

@@ -32,7 +32,7 @@ __all__ = [
     "warm_adapter",
 ]
 
-METHODS_WITH_TASK_PARTS = ("mtl_lora", "moelora")
+METHODS_WITH_TASK_PARTS = ("mtl_lora", "moelora", "lora_per_task")
 """Methods in which something belongs to one task alone."""
 
 

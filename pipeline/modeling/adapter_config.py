@@ -10,7 +10,7 @@ from pipeline.settings import Settings
 
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The four projections of attention, by the names that most language models give them."""
-Method = Literal["mtl_lora", "lora", "dora", "multilora", "moelora"]
+Method = Literal["mtl_lora", "lora", "lora_per_task", "dora", "multilora", "moelora"]
 _SIZED = frozenset({"r", "lora_alpha"})
 """What ``size`` decides where it is not told."""
 _LATER = (

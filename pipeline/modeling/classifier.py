@@ -8,10 +8,11 @@ folder is a PEFT LoRA of the encoder itself; ``head.safetensors`` beside it hold
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -19,9 +20,11 @@ from torch import Tensor
 from mtl_lora import AdapterModel, MTLLoRAError
 from mtl_lora.classification import CLASSIFIERS, export_classifier, merge_classifier
 from mtl_lora.serving import ServedBase
+from pipeline.contracts import Sample
 from pipeline.errors import InputError
 from pipeline.modeling.base_model import base_settings, load_base, resolve_base
 from pipeline.modeling.config import BaseModelConfig
+from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.packing import Batch, HeadExample
 
 HEAD_FILE = "head.safetensors"
@@ -135,22 +138,57 @@ class ExportedHead:
         self.model: Any = load_plain(base, folder)[0].eval()
         self.device, self.has_segments = device, (getattr(base.config, "type_vocab_size", None) or 0) > 1
 
-    @torch.inference_mode()
     def probabilities(self, example: HeadExample) -> Tensor:
         """Return the class probabilities (C,) of a sample, or its number: each of its rows read alone."""
-        logits = [self._logits(row, types) for row, types in zip(example.rows, example.token_types, strict=True)]
+        return self.answer(example)[0]
+
+    @torch.inference_mode()
+    def answer(self, example: HeadExample) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`probabilities` does, and the state (H,) of the first row's first token, or its mean."""
+        read = [self._read(row, types) for row, types in zip(example.rows, example.token_types, strict=True)]
+        logits = [scores for scores, _ in read]
         scores = (logits[0] if len(logits) == 1 else torch.cat(logits)).double()
         if example.link == "identity":
-            return example.scale[0] + scores * example.scale[1]
-        return scores.sigmoid() if example.link == "sigmoid" else scores.softmax(0)
+            return example.scale[0] + scores * example.scale[1], read[0][1]
+        return scores.sigmoid() if example.link == "sigmoid" else scores.softmax(0), read[0][1]
 
-    def _logits(self, row: tuple[int, ...], types: tuple[int, ...]) -> Tensor:
+    def _read(self, row: tuple[int, ...], types: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         inputs = {"input_ids": torch.tensor([row], device=self.device)}
         if self.has_segments:
             inputs["token_type_ids"] = torch.tensor([types], device=self.device)
-        found = self.model(**inputs)
         if self.head is None:
-            return found.logits[0].float()
-        states_SH = found.last_hidden_state[0].float()
+            found = self.model(**inputs, output_hidden_states=True)
+            return found.logits[0].float(), found.hidden_states[-1][0, 0].float()
+        states_SH = self.model(**inputs).last_hidden_state[0].float()
         state_H = states_SH[0] if self.pooling == "first" else states_SH.mean(0)
-        return self.head["weight"] @ state_H + self.head["bias"]
+        return self.head["weight"] @ state_H + self.head["bias"], state_H
+
+
+class ExportedHeadScorer:
+    """Scores samples by an exported task of an encoder; see :class:`pipeline.modeling.scoring.Scorer`.
+
+    Args:
+        head: the export.
+        encoder: tokenises for it.
+    """
+
+    def __init__(self, head: ExportedHead, encoder: SampleEncoder) -> None:
+        self.head, self.encoder = head, encoder
+
+    def probabilities(
+        self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
+    ) -> list[np.ndarray]:
+        """Return each sample's class probabilities in label order, or its number, fp64."""
+        return [probabilities for probabilities, _ in self.answers(samples, progress)]
+
+    def answers(
+        self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return what :meth:`probabilities` does, and the state (H,), fp32, of each sample's first row."""
+        found = []
+        for example in self.encoder.encode(samples):
+            scores, state = self.head.answer(example)  # type: ignore[arg-type]  # of an encoder, whose rows have heads
+            found.append((scores.cpu().numpy(), state.cpu().numpy()))
+            if progress is not None:
+                progress(1)
+        return found

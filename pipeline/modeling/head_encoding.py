@@ -58,6 +58,14 @@ class HeadEncoder(SampleEncoder):
         classes = head_classes(self.specs)
         self._first_row = dict(zip(self.task_index, accumulate((0, *classes[:-1])), strict=True))
 
+    def share_heads(self) -> None:
+        """Let tasks whose classes have the same names answer by one head, the first such task's: what a language
+        model's label words do, so that nothing but prompt and adapter tells these tasks apart."""
+        first: dict[tuple[str, ...], int] = {}
+        for spec in self.specs:
+            kind = (spec.kind, *spec.class_names)
+            self._first_row[spec.name] = first.setdefault(kind, self._first_row[spec.name])
+
     def encode(self, samples: Sequence[Sample]) -> list[HeadExample]:
         """Tokenise samples.
 

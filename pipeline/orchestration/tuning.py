@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +170,10 @@ def _run_trial(pickled: bytes, metric: str) -> None:
     trial: Trial = pickle.loads(pickled)
     if ended(trial.folder) is not None:
         return _repeat(trial.folder, metric)
-    _alone()
+    from pipeline.training.engine import be_the_only_rank
     from pipeline.training.loop import Trainer
+
+    be_the_only_rank()
 
     try:
         with _TrialCallbacks(trial, metric) as callbacks:
@@ -188,12 +189,3 @@ def _repeat(folder: Path, metric: str) -> None:
     for row in read_history(folder / HISTORY):
         if "validation" in row:
             tune.report({"step": row["step"], metric: row["validation"][metric]})
-
-
-def _alone() -> None:
-    """Be the only rank of a process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ.update({**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})

@@ -171,7 +171,7 @@ def data_rows(manifest: ShardManifest) -> list[dict[str, Any]]:
     for spec in manifest.tasks:
         labels: dict[str, int] = {}
         for shard in manifest.shards:
-            if shard.task == spec.name:
+            if shard.task == spec.name and spec.kind != "generation":  # texts are no classes to be counted
                 for label, count in shard.label_counts.items():
                     labels[label] = labels.get(label, 0) + count
         rows.append(

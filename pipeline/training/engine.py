@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -62,6 +63,15 @@ def join_process_group() -> None:
         # Threads of a group that are still there at the interpreter's end abort the process.
         atexit.register(_leave_process_group)
     deepspeed.init_distributed(dist_backend=backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def be_the_only_rank() -> None:
+    """Name this process, by the variables of a rank, the only one of a process group of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ.update({**ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
 
 
 def _leave_process_group() -> None:

@@ -111,9 +111,17 @@ class Trainer:
         world: this rank among all.
         callbacks: told of the steps, asked whether to stop.
         checkpoint_root: folder of the run's checkpoints, shared by all ranks.
+        base: the job's base, loaded already and used up by this; None: it is loaded.
     """
 
-    def __init__(self, job: TrainingJob, world: World, callbacks: Callbacks, checkpoint_root: Path) -> None:
+    def __init__(
+        self,
+        job: TrainingJob,
+        world: World,
+        callbacks: Callbacks,
+        checkpoint_root: Path,
+        base: nn.Module | None = None,
+    ) -> None:
         self.checkpoints = Checkpoints(checkpoint_root, job.adapter_sha256, job.training.keep_checkpoints)
         job = replace(job, training=job.training.model_copy(update={"num_workers": world.num_ranks}))
         self.job, self.world, self.callbacks = job, world, callbacks
@@ -122,7 +130,8 @@ class Trainer:
         self.device = device()
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
         with partitioned_loading(job.training, bfloat16):
-            base = load_base(job.base, self.device, asking=gathered_layer_by_layer)
+            if base is None:
+                base = load_base(job.base, self.device, asking=gathered_layer_by_layer)
             self.adapter = start_adapter(job, base).to(self.device)
         self.encoder = sample_encoder(job.base, job.tasks)
         self.stream = job_stream(job)

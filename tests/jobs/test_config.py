@@ -7,7 +7,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from jobs.config import RunConfig, load_config
 from pipeline.errors import InputError
@@ -64,6 +64,9 @@ def test_places_of_data_are_made_absolute(tmp_path: Path) -> None:
     config = load_config(Path("demo"), [f"run_root={tmp_path}", *places])
     assert config.manifest_path == str(Path("shards").resolve())
     assert config.drift.against == "s3://bucket/week-1"
+    afar = [f"{key}=https://host/x" for key in ("manifest", "drift.against", "data.root", "model.base")]
+    other = load_config(Path("demo"), [f"run_root={tmp_path}", *afar])
+    assert {other.manifest, other.drift.against, other.data.root, other.model.base} == {"https://host/x"}
     assert config.cache.folder == str(Path("cache").resolve())
 
 
@@ -239,3 +242,10 @@ def test_keys_of_a_mixture_are_told_by_its_kind(tmp_path: Path, override: str, m
     with pytest.raises(InputError) as caught:
         load_config(_write(tmp_path, "name: t\n"), [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["https://host/shards", "hf://datasets/org/name", "shards"])
+def test_shards_are_published_only_where_they_can_be_written(target: str) -> None:
+    with pytest.raises(ValidationError, match=r"publish must be a folder in s3://, gs://, az://, abfs://, abfss://"):
+        RunConfig(name="x", publish=target)
+    assert RunConfig(name="x", publish="gs://bucket/shards").publish == "gs://bucket/shards"

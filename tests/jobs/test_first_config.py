@@ -71,6 +71,13 @@ def test_numbers_between_whole_ones_are_ordinal(tmp_path: Path) -> None:
     assert task.text_fields == ("text_a", "text_b")
 
 
+def test_texts_of_their_own_are_answers_that_the_model_writes(tmp_path: Path) -> None:
+    records = [{"question": f"who wrote book {i}?", "response": f"it was author number {i}"} for i in range(250)]
+    task = _task(tmp_path, records)
+    assert (task.kind, task.label_field, task.text_fields) == ("generation", "response", ("question",))
+    assert task.generation.max_new_tokens == 16
+
+
 def test_data_without_a_label_is_refused_with_its_fields(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"id": i, "text": f"text {i}"}) + "\n" for i in range(900)))
     with pytest.raises(InputError, match=r"one of the fields must be a label, none of \['id', 'text'\]"):
@@ -121,3 +128,22 @@ def test_no_split_hides_another_one(tmp_path: Path, names: list[str], splits: di
     (tmp_path / "c.yaml").write_text(first_config(tmp_path))
     found = load_config(tmp_path / "c.yaml").data.files["t"]
     assert found == {split: f"t/{name}.jsonl" for split, name in splits.items()}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_csv_in_another_dialect_is_proposed_as_it_is_read(tmp_path: Path, separator: str, encoding: str) -> None:
+    (tmp_path / "t").mkdir()
+    frame = pd.DataFrame([{"text": f"Größe {i}, rot", "label": i % 2} for i in MANY])
+    frame.to_csv(tmp_path / "t" / "train.csv", sep=separator, index=False, encoding=encoding)
+    (tmp_path / "c.yaml").write_text(first_config(tmp_path))
+    config = load_config(tmp_path / "c.yaml", [f"run_root={tmp_path}/runs"])
+    assert config.tasks[0].text_fields == ("text",)
+    assert sum(shard.samples for shard in prepare(config.data, config.tasks, config.shards, 0).shards) == len(MANY)
+
+
+def test_csv_whose_encoding_must_be_told_is_said_with_its_readings(tmp_path: Path) -> None:
+    frame = pd.DataFrame([{"text": f"Größe {i}", "label": i % 2} for i in MANY])
+    frame.to_csv(tmp_path / "train.csv", index=False, encoding="cp1252")
+    with pytest.raises(InputError, match=r"not UTF-8: .*'Größe' in cp1252"):
+        first_config(tmp_path)

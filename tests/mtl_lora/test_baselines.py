@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mtl_lora import METHODS, MTLLoRAConfig, build_adapter, load_adapter
+from mtl_lora.baselines.lora_per_task import LoRAPerTaskLinear
 from mtl_lora.baselines.moelora import MoELoRALinear
 from mtl_lora.baselines.multilora import MultiLoRALinear
 from mtl_lora.errors import AdapterFileError, ConfigError, MTLLoRAError, RoutingError
@@ -70,6 +71,25 @@ def test_moelora_equals_nested_loops(r, experts, shares, layout):
         layer.lora_gate,
         ids.flatten().tolist(),
         layer.scaling,
+    )
+    y = layer(x).reshape(-1, 5)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(_grads(y, parameters), _grads(expected, parameters), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", ["one", "row", "token"])
+def test_one_lora_a_task_is_the_lora_of_each_rows_task(layout):
+    layer, router = _layer(LoRAPerTaskLinear, r=2, lora_alpha=6)
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[0, 0], [2, 2], [1, 1]])
+    if layout == "one":
+        ids = torch.ones_like(ids)
+    router.ids = {"one": torch.tensor(1), "row": ids[:, 0], "token": ids}[layout]
+    parameters = [x, layer.lora_A, layer.lora_B]
+    rows = zip(x.reshape(-1, 4), ids.flatten().tolist(), strict=True)
+    expected = torch.cat(
+        [lora_linear(row[None], layer.weight, layer.bias, layer.lora_A[t], layer.lora_B[t], 3.0) for row, t in rows]
     )
     y = layer(x).reshape(-1, 5)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
@@ -197,7 +217,7 @@ def test_every_method_takes_new_tasks(method, built):
     built.rename_task("c", "sea")
     assert torch.equal(built(ids, task_ids=["a", "b"]).logits, before)
     torch.testing.assert_close(built(ids, task_ids=["a", "d"]).logits, before)
-    if method in ("mtl_lora", "moelora"):
+    if method in ("mtl_lora", "moelora", "lora_per_task"):
         built.freeze_shared("d")
         built(ids, task_ids=["a", "d"], labels=ids).loss.backward()
         own = {n: p.grad for n, p in built.named_parameters() if p.requires_grad}

@@ -39,7 +39,7 @@ def test_the_papers_numbers_come_out():
 
 @settings(max_examples=30, deadline=None)
 @given(
-    method=st.sampled_from(["mtl_lora", "multilora", "moelora"]),
+    method=st.sampled_from(["mtl_lora", "multilora", "moelora", "lora_per_task"]),
     sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=3),
     tasks=st.integers(1, 6),
     ups=st.integers(1, 4),

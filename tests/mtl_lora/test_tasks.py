@@ -151,10 +151,10 @@ def test_an_absent_tasks_drift_by_momentum_is_bounded(model):
     assert abs(drifts[-1] - drifts[150]) < 1e-4 * rate
 
 
-METHODS_WITH_TASK_PARTS = ["mtl_lora", "moelora"]
+METHODS_WITH_TASK_PARTS = ["mtl_lora", "moelora", "lora_per_task"]
 
 
-@pytest.mark.parametrize("method", ["mtl_lora", "moelora", "multilora", "lora", "dora"])
+@pytest.mark.parametrize("method", ["mtl_lora", "moelora", "multilora", "lora", "dora", "lora_per_task"])
 @pytest.mark.parametrize("rate", [None, 0.5])
 def test_decay_spares_what_a_task_owns_and_every_vector(method, rate):
     model = build_adapter(method, Stack(), ["a", "b"], r=2, num_up_projections=2, target_modules=["first"])

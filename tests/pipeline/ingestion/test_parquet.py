@@ -164,3 +164,13 @@ def test_row_groups_and_names_with_dots_are_read_in_order() -> None:
     rows = rows_of(table, row_group_size=700)
     assert [row.record for row in rows] == table.to_pylist()
     assert [row.record for row in rows_of(table, {"a.b"}, row_group_size=700)] == table.select(["a.b"]).to_pylist()
+
+
+def test_maps_are_read_by_their_keys_and_one_with_a_key_twice_costs_its_own_record(tmp_path: Path) -> None:
+    kind = pa.map_(pa.string(), pa.list_(pa.struct([("t", pa.string())])))
+    maps = pa.array([[("k", [{"t": f"text {n}"}])] * (2 if n == 2 else 1) for n in range(4)], kind)
+    spec = SPEC.model_copy(update={"columns": {"text": "m.k.0.t"}})
+    samples, rejected = prepared(tmp_path, pa.table({"m": maps, "label": [0, 1, 0, 1]}), spec)
+    assert [sample.fields["text"] for sample in samples] == ["text 0", "text 1", "text 3"]
+    (reason,) = rejected
+    assert "'m' is not a valid map" in reason and rejected[reason] == 1

@@ -3,14 +3,18 @@ from __future__ import annotations
 import gzip
 import json
 import tracemalloc
+from importlib import import_module
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
-from pipeline.ingestion import DataConfig
+from pipeline.ingestion import DataConfig, prepare
 from pipeline.ingestion.records import MAX_LINE_BYTES, Unit, read_unit, split_units
 from pipeline.ingestion.sources import SourceFile
 
@@ -120,3 +124,41 @@ def test_an_endless_csv_line_is_refused_in_bounded_memory(tmp_path: Path) -> Non
 def test_a_csv_header_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must be a whole file of its kind, reading stopped: not UTF-8"):
         rows_of(tmp_path / "train.csv", b"t\xffxt,label\na,1\n")
+
+
+@given(rows=st.integers(0, 60), group=st.integers(1, 20), unit_bytes=st.integers(1, 3000))
+@settings(deadline=None, max_examples=30)
+def test_row_groups_cut_anywhere_give_each_row_once(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, group: int, unit_bytes: int
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "train.parquet"
+    table = pa.table({"n": list(range(rows)), "text": [f"text {n}" * (n % 7) for n in range(rows)]})
+    pq.write_table(table, path, row_group_size=group)
+    whole = [(line.place, line.record, line.error) for line in read_unit(Unit(source_of(path), 0), CONFIG)]
+    units = split_units([source_of(path)], unit_bytes)
+    parts = [(line.place, line.record, line.error) for unit in units for line in read_unit(unit, CONFIG)]
+    assert parts == whole
+    assert [record["n"] for _, record, _ in whole] == list(range(rows))
+    assert [unit.start for unit in units[1:]] == [unit.stop for unit in units[:-1]]
+
+
+def test_a_large_parquet_file_gives_the_shards_of_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in" / "t").mkdir(parents=True)
+    table = pa.table({"text": [f"text {n}" for n in range(400)], "label": [n % 2 for n in range(400)]})
+    pq.write_table(table, tmp_path / "in" / "t" / "train.parquet", row_group_size=30)
+    task = TaskSpec(name="t", template="{text}:", label_words=(" no", " yes"))
+    config = DataConfig(source="records", root=str(tmp_path / "in"), samples_per_shard=50)
+    whole = prepare(config, [task], tmp_path / "whole", seed=0)
+    monkeypatch.setattr(
+        import_module("pipeline.ingestion.prepare"), "split_units", lambda sources: split_units(sources, 1000)
+    )
+    cut = prepare(config, [task], tmp_path / "cut", seed=0)
+    assert [shard.sha256 for shard in cut.shards] == [shard.sha256 for shard in whole.shards]
+
+
+def test_a_damaged_parquet_file_is_said_where_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    path.write_bytes(b"PAR1 no footer" * 100)
+    (unit,) = split_units([source_of(path)], 10)
+    with pytest.raises(InputError, match="must be a whole file of its kind"):
+        list(read_unit(unit, CONFIG))

@@ -17,7 +17,7 @@ from pipeline.modeling.adapter import AdapterConfig, adapter_description, build_
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
-METHODS = ("mtl_lora", "lora", "dora", "multilora", "moelora")
+METHODS = ("mtl_lora", "lora", "lora_per_task", "dora", "multilora", "moelora")
 
 
 def _llama(tied: bool = True) -> Any:

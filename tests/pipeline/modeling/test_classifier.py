@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from mtl_lora.serving import ServedBase
 from pipeline.errors import InputError
-from pipeline.evaluation.parity import export_parity
+from pipeline.evaluation.parity import export_parity, exported_scorer
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
-from pipeline.modeling.answering import classes_of_heads, sample_encoder
+from pipeline.modeling.answering import class_scorer, classes_of_heads, sample_encoder
 from pipeline.modeling.base_model import load_base
 from pipeline.modeling.classifier import HEAD_FILE, export_task, merge_task, plain_inputs
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+from pipeline.modeling.scoring import Scorer
 from pipeline.serving.exported_task import ExportedTask
 from pipeline.serving.openai_client import LabelClient
 from tests.pipeline.modeling.test_encoders import EXTRA, NAMES, SAMPLES, TASKS
@@ -60,6 +62,26 @@ def test_every_kind_of_task_answers_as_the_model_does(
         assert (folders[task.name] / HEAD_FILE).is_file() is not is_classifier
     differences = export_parity(tmp_path / "adapter", folders, SAMPLES)
     assert set(differences) == set(NAMES) and max(differences.values()) < 1e-4
+    scorer = Scorer(class_scorer(adapted), sample_encoder(config, TASKS))
+    for task in TASKS:
+        samples = [sample for sample in SAMPLES if sample.task == task.name]
+        alone = exported_scorer(folders[task.name], PredictorSpec(tasks=(task,), base=config)).answers(samples)
+        for (found, state), (expected, own) in zip(alone, scorer.answers(samples), strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert state.shape == own.shape
+
+
+def test_an_export_on_another_kind_of_base_is_refused(tmp_path: Path) -> None:
+    adapted, config = _trained(tmp_path, "bert", "first")
+    task = TASKS[1]
+    further = (_batch(config, task.name), config, ServedBase("owner/base"), {"task.json": "{}"})
+    folder = export_task(adapted, task.name, tmp_path / task.name, *further)
+    with pytest.raises(InputError, match="is of an encoder, got the base 'smollm2"):
+        exported_scorer(folder, PredictorSpec(tasks=(task,), base=BaseModelConfig()))
+    with (folder / "adapter_model.safetensors").open("r+b") as file:
+        file.write(b"damaged")
+    with pytest.raises(InputError, match="must fit the base"):
+        exported_scorer(folder, PredictorSpec(tasks=(task,), base=config))
 
 
 def test_a_merged_task_is_loaded_by_transformers_alone(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _adapted_for(config: BaseModelConfig, tasks: Sequence[TaskSpec]) -> AdapterM
 
 def _adapted(base: Any, method: str = "mtl_lora", tasks: Sequence[TaskSpec] = TASKS) -> AdapterModel:
     torch.manual_seed(1)
-    config = AdapterConfig(method=method, r=2, lora_dropout=0)
+    config = AdapterConfig(method=method, r=3 if method == "moelora" else 2, lora_dropout=0)
     adapted = build_adapter(config, base, [task.name for task in tasks], classes_of_heads(base, tasks))
     with torch.no_grad():
         for parameter in adapted.parameters():

@@ -1,0 +1,182 @@
+"""The page of a comparison: a table a suite, its differences with their intervals, the search's curves, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.contracts import write_atomic
+from pipeline.study.results import SuiteResult
+
+if TYPE_CHECKING:
+    from pipeline.report.drawing import Chart
+
+_ROW, _LEFT = 26, 210
+"""Pixels of an arm's row in the chart of differences, and of its name."""
+
+
+@dataclass(frozen=True)
+class _Section:
+    suite: SuiteResult
+    differences: Chart | None
+    curves: Chart
+
+
+@dataclass(frozen=True)
+class _Figure:
+    title: str
+    note: str
+    charts: list[tuple[str, Chart]]
+    keys: list[str]
+
+
+def write_study_page(
+    path: Path, name: str, suites: Sequence[SuiteResult], notes: Sequence[str], figures: Mapping[str, Any]
+) -> None:
+    """Write the page as one HTML file that needs nothing else, atomically.
+
+    Args:
+        path: of the page.
+        name: of the study.
+        suites: the tables.
+        notes: sentences on what is scaled down and what is by construction.
+        figures: as :mod:`pipeline.study.figures` leaves them, those that are there.
+    """
+    from pipeline.report import drawing  # takes matplotlib along
+    from pipeline.report.rendering import environment
+
+    with drawing.style():
+        sections = [_Section(suite, differences_chart(suite), rates_chart(suite)) for suite in suites]
+        html = (
+            environment()
+            .get_template("study.html.j2")
+            .render(
+                name=name,
+                sections=sections,
+                notes=notes,
+                figures=_figures(figures),
+                colours=drawing.COLOURS,
+                task_colours=drawing.TASKS,
+            )
+        )
+    write_atomic(path, html)
+
+
+def differences_chart(suite: SuiteResult) -> Chart | None:
+    """Draw each arm's difference to the best reference arm with its interval; None where there is only that one."""
+    from pipeline.report.drawing import INK, plane
+
+    shown = [(arm, arm.difference) for arm in suite.arms if arm.difference is not None]
+    if not shown:
+        return None
+    ends = [end for _, difference in shown for end in difference.ci95]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = 0.06 * (high - low or 1.0)
+    height = _ROW * len(shown) + 34
+    chart = plane((low - room, high + room), (len(shown) - 0.4, -0.6), "Differences", 760, height, (_LEFT, 20, 4, 30))
+    axes = chart.axes
+    axes.set_axis_on()
+    axes.grid(visible=False)
+    axes.axvline(0, color=INK["faint"], linewidth=1)
+    axes.set_yticks(range(len(shown)), [arm.title for arm, _ in shown])
+    axes.tick_params(axis="y", labelcolor=INK["ink"])
+    for place, (arm, found) in enumerate(shown):
+        colour = INK["candidate" if arm.name == suite.recipe else "base"]
+        axes.plot(found.ci95, (place, place), color=colour, linewidth=3, alpha=0.5, solid_capstyle="round")
+        axes.plot(found.value, place, "o", color=colour, markersize=7)
+    return chart
+
+
+def rates_chart(suite: SuiteResult) -> Chart:
+    """Draw each arm's mean on the development part over its learning rates, its chosen one marked."""
+    from pipeline.report.drawing import INK, TASKS, plot
+
+    values = [value for arm in suite.arms for value in arm.curve.values()]
+    rates = np.log10([rate for arm in suite.arms for rate in arm.curve])
+    room = 0.05 * ((max(values) - min(values)) or 1.0)
+    chart = plot(
+        (float(rates.min()), float(rates.max())),
+        (min(values) - room, max(values) + room),
+        "learning rate",
+        "mean",
+        "Mean on the development part by learning rate",
+        760,
+        280,
+    )
+    ticks = sorted({float(rate) for arm in suite.arms for rate in arm.curve})
+    chart.axes.set_xticks(np.log10(ticks), [f"{tick:g}" for tick in ticks])
+    for place, arm in enumerate(suite.arms):
+        colour = INK[TASKS[place % len(TASKS)]]
+        dashed = "-" if place < len(TASKS) else (0, (4, 2))
+        x = np.log10(list(arm.curve))
+        chart.axes.plot(x, list(arm.curve.values()), color=colour, linewidth=1.4, linestyle=dashed)
+        chart.axes.plot(np.log10(arm.rate), arm.curve[arm.rate], "o", color=colour, markersize=6)
+    return chart
+
+
+def _figures(known: Mapping[str, Any]) -> list[_Figure]:
+    """Return the figures that are there, in their order."""
+    makers = {"features": _features, "sweeps": _sweeps, "latency": _latency, "counts": _counts}
+    return [make(known[name]) for name, make in makers.items() if name in known]
+
+
+def _features(found: Mapping[str, Any]) -> _Figure:
+    from pipeline.report.charts import scatter
+
+    tasks = found["tasks"]
+    charts = []
+    for arm in found["arms"]:
+        codes = np.array([tasks.index(task) for task in arm["of"]])
+        words = f"{arm['title']}: silhouette {arm['silhouette']:.2f}, linear probe {arm['probe']:.2f}"
+        charts.append((words, scatter(np.array(arm["plane"]), codes, f"Features of {arm['title']} in a plane")))
+    return _Figure("Features of the last block's output projection", found["note"], charts, tasks)
+
+
+def _lines(x: Sequence[float], series: Mapping[str, Sequence[float]], x_label: str, y_label: str, about: str) -> Chart:
+    from pipeline.report.drawing import INK, TASKS, plot
+
+    values = [value for line in series.values() for value in line]
+    room = 0.08 * ((max(values) - min(values)) or 1.0)
+    low = max(0.0, min(values) - room)
+    chart = plot((min(x), max(x)), (low, max(values) + room), x_label, y_label, about)
+    chart.axes.set_xticks(list(x), [f"{value:g}" for value in x])
+    for place, line in enumerate(series.values()):
+        colour = INK[TASKS[place % len(TASKS)]]
+        dashed = "-" if place < len(TASKS) else (0, (4, 2))
+        chart.axes.plot(list(x), list(line), color=colour, marker="o", markersize=4, linestyle=dashed)
+    return chart
+
+
+def _sweeps(found: Mapping[str, Any]) -> _Figure:
+    from pipeline.report.drawing import INK, plot
+
+    charts = []
+    for name, points in found["points"].items():
+        names = list(points)
+        means = [float(np.mean(points[key])) for key in names]
+        every = [value for key in names for value in points[key]]
+        room = 0.08 * ((max(every) - min(every)) or 1.0)
+        about = f"Mean by {name}"
+        chart = plot((-0.3, len(names) - 0.7), (min(every) - room, max(every) + room), name, "mean", about)
+        chart.axes.set_xticks(range(len(names)), names)
+        for place, key in enumerate(names):
+            chart.axes.plot([place] * len(points[key]), points[key], "o", color=INK["base"], markersize=3.5)
+        chart.axes.plot(range(len(names)), means, color=INK["candidate"], marker="o", markersize=5)
+        charts.append((name, chart))
+    return _Figure("Rank, up-projections, temperature and the start of the mixture", found["note"], charts, [])
+
+
+def _latency(found: Mapping[str, Any]) -> _Figure:
+    x = [float(np.log2(size)) for size in found["batch_sizes"]]
+    chart = _lines(x, found["ratios"], "batch size", "time over the base", "Latency over that of the base")
+    chart.axes.set_xticks(x, [str(size) for size in found["batch_sizes"]])
+    return _Figure("Latency by batch size", found["note"], [("time over the base's", chart)], list(found["ratios"]))
+
+
+def _counts(found: Mapping[str, Any]) -> _Figure:
+    chart = _lines(found["tasks"], found["means"], "tasks", "mean", "Mean by number of tasks")
+    return _Figure("Number of tasks", found["note"], [("mean over the tasks", chart)], list(found["means"]))

@@ -1,0 +1,1 @@
+"""The runs of a comparison and what they show together."""
