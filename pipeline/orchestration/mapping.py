@@ -24,8 +24,8 @@ def mapper(config: RayConfig, alone_s: float = 3.0) -> Callable[[Callable[[In], 
 
     Args:
         config: the cluster.
-        alone_s: so many seconds, and the first item at least, this process works alone before it asks the cluster:
-            workers would not have started sooner.
+        alone_s: so many seconds this process works alone before it asks the cluster: workers would not have started
+            sooner. With 0 it leaves all work to them.
     """
     address = address_of(config.address)
     # Ray takes a second to import, which a preparation on this machine alone need not wait for.
@@ -40,10 +40,11 @@ def mapper(config: RayConfig, alone_s: float = 3.0) -> Callable[[Callable[[In], 
 
         with cluster(config):
             rest, end = iter(items), time.monotonic() + alone_s
-            for item in rest:
+            nothing: Any = object()
+            while time.monotonic() < end:
+                if (item := next(rest, nothing)) is nothing:
+                    return
                 yield function(item)
-                if time.monotonic() > end:
-                    break
             # Ray's default fills the driver's machine before it asks another; reading wants every machine's network.
             task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(function)
             yield from _in_order(task, rest, 2 * int(ray.cluster_resources()["CPU"]))
