@@ -106,7 +106,7 @@ def _root(
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="Record file (JSONL, CSV, Parquet; gzip too), or a folder of them.")],
+    data: Annotated[Path, typer.Argument(help="Record file (JSONL, CSV, Parquet; gzip too), tar, or a folder.")],
     out: Annotated[Path | None, typer.Option(help="File to write; standard output by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:

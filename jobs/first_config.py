@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from jobs.first_tars import LOOKED_AT, columns_of, pattern_of, told_by
 from pipeline.errors import InputError
 from pipeline.ingestion.config import CsvDialect, DataConfig
 from pipeline.ingestion.csv_records import found_dialect
@@ -23,7 +24,8 @@ from pipeline.ingestion.sources import SUFFIXES, SourceFile
 
 _LOOKED_AT = 20_000
 """Records of a file that are looked at."""
-_LABELS = ("label", "answer", "target", "class", "clicked", "click", "relevance", "rating", "stars", "score", "y")
+_LABELS = ("label", "cls", "answer", "target", "class", "clicked", "click", "relevance", "rating", "stars")
+_LABELS = (*_LABELS, "score", "y")
 """Names of label fields, the likeliest first."""
 _ANSWERS = ("answer", "answers", "response", "output", "completion", "target", "summary", "caption", "reply")
 """Names of fields whose texts a model may learn to write, the likeliest first."""
@@ -45,10 +47,12 @@ class Seen:
     Args:
         records: how many were looked at.
         columns: field → its values, in order of first sight.
+        images: members of a tar that every sample has.
     """
 
     records: int
     columns: Mapping[str, list[Any]]
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -65,31 +69,37 @@ class Guess:
 
 
 def first_config(data: Path, name: str = "") -> str:
-    """Return a commented configuration for a record file, or for a folder of them.
+    """Return a commented configuration for a record file or a tar of samples, or for a folder of them.
 
     Args:
-        data: a file, a folder of files named by task and split, or a folder ``TASK/train.*``, ``TASK/test.*``.
+        data: a file, a folder of files named by task and split, or a folder ``TASK/train.*``, ``TASK/test.*``; of tars,
+            where there is no record file, any number a task and split.
         name: of the run; the data's by default.
 
     Raises:
-        InputError: there is no record file, or none of its fields can be a label.
+        InputError: there is no record file and no tar, or none of its fields can be a label.
     """
     files = _find(data)
-    paths = [path for splits in files.values() for path in splits.values()]
-    guesses = {task: _guess(task, _look(splits)) for task, splits in files.items()}
+    paths = [path for splits in files.values() for several in splits.values() for path in several]
+    is_tar = all(path.suffix == ".tar" for path in paths)
+    seen = {task: _look(splits) for task, splits in files.items()}
+    guesses = {task: _guess(task, found) for task, found in seen.items()}
+    for task, found in seen.items():
+        guesses[task].keys.update({"image_field": image for image in found.images[:1]})
+    looked_at = LOOKED_AT if is_tar else _LOOKED_AT
     lines = [
-        f"# Proposed from {data.name}: up to {_LOOKED_AT:,} records of each file were looked at. Fix what was",
+        f"# Proposed from {data.name}: up to {looked_at:,} records of each file were looked at. Fix what was",
         "# guessed wrong, then: mtl-lora plan --config THIS_FILE",
         f"name: {_name(name or data.name.partition('.')[0])}",
         "data:",
-        "  source: records",
+        f"  source: {'webdataset  # tars that stay where they are' if is_tar else 'records'}",
         f"  root: {json.dumps(str(data if data.is_dir() else data.parent))}",
         *(["  csv: auto  # the delimiter is found file by file"] if any(map(_is_another_dialect, paths)) else []),
         "  files:  # task, split, file (or glob) under root",
     ]
     for task, splits in files.items():
         root = data if data.is_dir() else data.parent
-        shown = {split: path.relative_to(root).as_posix() for split, path in splits.items()}
+        shown = {split: pattern_of(paths, root) for split, paths in splits.items()}
         lines.append(f"    {task}: {json.dumps(shown)}")
         if "test" not in splits:
             lines.append("    # evaluation needs a split of its own: add test: FILE with records that are not in train")
@@ -105,30 +115,37 @@ def first_config(data: Path, name: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _find(data: Path) -> dict[str, dict[str, Path]]:
-    """Return task → split → file."""
+def _find(data: Path) -> dict[str, dict[str, list[Path]]]:
+    """Return task → split → file, of tars all."""
     if data.is_file():
         paths = [data]
     elif data.is_dir():
-        paths = sorted(path for path in data.rglob("*") if path.name.endswith(SUFFIXES))
+        files = sorted(path for path in data.rglob("*") if path.is_file())
+        tars = [path for path in files if path.suffix == ".tar"]
+        paths = [path for path in files if path.name.endswith(SUFFIXES)] or tars
     else:
         paths = []
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, list[Path]]] = {}
     for path in paths:
         task, split = _task_and_split(path, data)
-        found.setdefault(task, {}).setdefault(split, path)
+        of_split = found.setdefault(task, {}).setdefault(split, [])
+        if not of_split or path.suffix == ".tar":
+            of_split.append(path)
     for splits in found.values():
         if _DEV in splits:
             splits.setdefault("validation" if "test" in splits else "test", splits.pop(_DEV))
     if not found:
         raise InputError(
-            f"DATA must be a record file or hold some, named {', '.join(SUFFIXES)}, found none at {data}; fix the path"
+            f"DATA must be a record file or hold some, named {', '.join(SUFFIXES)}, or tars of samples, found none at "
+            f"{data}; fix the path"
         )
     return found
 
 
 def _task_and_split(path: Path, data: Path) -> tuple[str, str]:
     stem = path.name.partition(".")[0]
+    if path.suffix == ".tar":
+        path, stem = told_by(path, data, _SPLIT)
     match = _SPLIT.fullmatch(stem)
     split = match["split"].lower() if match else "train"
     task = (match["task"] if match else stem) or (path.parent.name if path.parent != data else data.name)
@@ -143,8 +160,14 @@ def _name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "run"
 
 
-def _look(splits: Mapping[str, Path]) -> Seen:
-    path = splits.get("train") or next(iter(splits.values()))
+def _look(splits: Mapping[str, list[Path]]) -> Seen:
+    paths = splits.get("train") or next(iter(splits.values()))
+    path = paths[0]
+    if path.suffix == ".tar":
+        seen = Seen(*columns_of(paths))
+        if not seen.records:
+            raise InputError(f"{path.parent} must hold tars with readable samples, found none; bring some")
+        return seen
     columns: dict[str, list[Any]] = {}
     count = 0
     for record in islice(_records(path), _LOOKED_AT):
@@ -299,7 +322,9 @@ def _is_text(name: str, values: Sequence[Any], seen: Seen) -> bool:
         return False
     if len(words) < len(values) / 2 or _IDS.search(name) or all(_number(value) is not None for value in words):
         return False
-    return len(set(words)) > min(_MOST_CLASSES, seen.records / 2) or name.lower().startswith(("text", "question"))
+    return len(set(words)) > min(_MOST_CLASSES, seen.records / 2) or name.lower().startswith(
+        ("text", "txt", "question")
+    )
 
 
 def _are_lists(values: Sequence[Any]) -> bool:

@@ -15,6 +15,7 @@ from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion import prepare
 from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
+from tests.pipeline.ingestion.foreign_tars import JPEG, members_of, texts, write_shards, write_tar
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 MANY = range(80)
@@ -147,3 +148,49 @@ def test_csv_whose_encoding_must_be_told_is_said_with_its_readings(tmp_path: Pat
     frame.to_csv(tmp_path / "train.csv", index=False, encoding="cp1252")
     with pytest.raises(InputError, match=r"not UTF-8: .*'Größe' in cp1252"):
         first_config(tmp_path)
+
+
+def _understood(folder: Path) -> dict[str, Any]:
+    """Propose a configuration for a folder of tars and adopt them by it; return files and samples by split."""
+    (folder / "c.yaml").write_text(first_config(folder / "data"))
+    config = load_config(folder / "c.yaml", [f"run_root={folder}/runs"])
+    assert config.data.source == "webdataset"
+    manifest = prepare(config.data, config.tasks, config.shards, 0)
+    samples = {split: manifest.samples_of(config.tasks[0].name, split) for split in ("train", "test")}
+    return {"files": config.data.files, "task": config.tasks[0], **samples}
+
+
+def test_a_folder_of_tars_is_adopted_with_its_tasks_and_splits(tmp_path: Path) -> None:
+    write_shards(tmp_path / "data" / "spam-train-%04d.tar", texts(40), 10)
+    write_tar(tmp_path / "data" / "spam-test.tar", members_of(texts(8, start=100)))
+    found = _understood(tmp_path)
+    assert found["files"] == {"spam": {"train": "spam-train-{0000..0003}.tar", "test": "spam-test.tar"}}
+    assert (found["train"], found["test"]) == (40, 8)
+    task = found["task"]
+    assert (task.text_fields, task.label_field, task.label_words) == (("txt",), "cls", (" no", " yes"))
+
+
+def test_nested_tars_of_several_members_a_sample_are_adopted_by_their_folders(tmp_path: Path) -> None:
+    rows = [
+        {
+            "__key__": f"x/{i}",
+            "json": {"title": f"a title {i}", "label": ("ham", "spam")[i % 2]},
+            "jpg": JPEG,
+            "npy": b"\x93",
+        }
+        for i in range(40)
+    ]
+    for number, some in ((0, rows[:20]), (7, rows[20:])):
+        write_tar(tmp_path / "data" / "mail" / "train" / f"part-{number}.tar", members_of(some))
+    (tmp_path / "data" / "mail" / "train" / "part-8.tar").write_bytes(b"no tar")
+    found = _understood(tmp_path)
+    assert found["files"] == {"mail": {"train": "mail/train/part-[0-9]*.tar"}}
+    assert found["train"] == 40
+    assert (found["task"].text_fields, found["task"].image_field) == (("title",), "jpg")
+    assert found["task"].label_words == (" ham", " spam")
+
+
+def test_tars_without_samples_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "data" / "train.tar", [])
+    with pytest.raises(InputError, match="must hold tars with readable samples"):
+        first_config(tmp_path / "data")
