@@ -433,6 +433,10 @@ class Sample(Contract):
     """The encoded image that stands beside ``KEY.json`` in the shard; never part of the JSON."""
 
 
+ImageDigest = Literal["blake2b", "sha256", "crc32"]
+"""What of an image goes into the digest by which duplicates are found; ``blake2b`` in shards of our own."""
+
+
 class AdoptedTar(Contract):
     """A tar that others wrote and that is read where it lies."""
 
@@ -442,6 +446,9 @@ class AdoptedTar(Contract):
     """What storage says of its version: the ETag, locally the time of its last change."""
     time_field: str
     """Field with a sample's ISO date, where it has one."""
+    image_digest: ImageDigest = Field(default="sha256", exclude_if=lambda value: value == "sha256")
+    """By what duplicates of images were looked for: ``sha256``, or ``crc32`` and the size, with SHA-256 for those alone
+    that agree in it. With ``crc32``, the checksum of a sample is that of its texts and of its images' CRC-32."""
 
 
 class ShardInfo(Contract):

@@ -7,10 +7,14 @@ unpickled.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
+
+from pydantic_core import from_json
 
 from pipeline.contracts import TaskSpec
 from pipeline.record import Rejected
@@ -30,9 +34,26 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match and match[2] else None
 
 
+@functools.cache
 def is_image(extension: str) -> bool:
     """Whether a member of this extension is an image: ``jpg``, ``left.jpg``."""
     return extension.rpartition(".")[2] in IMAGES
+
+
+def image_checksums(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the CRC-32 of each image among a sample's members, by extension, as 4 bytes."""
+    return {name: zlib.crc32(data).to_bytes(4, "little") for name, data in members.items() if is_image(name)}
+
+
+def checksum_of(members: Mapping[str, bytes], checksums: Mapping[str, bytes]) -> int:
+    """Return the CRC-32 of a sample's members in their order, of those in ``checksums`` by what stands there.
+
+    What an image is told from others by is its own CRC-32, so that one of all bytes would read it a second time.
+    """
+    checksum = 0
+    for extension, data in members.items():
+        checksum = zlib.crc32(checksums.get(extension, data), checksum)
+    return checksum
 
 
 def record_of(members: Mapping[str, bytes]) -> dict[str, Any]:
@@ -61,12 +82,18 @@ def record_of(members: Mapping[str, bytes]) -> dict[str, Any]:
                 record[extension] = data.decode().rstrip("\r\n")
             except UnicodeDecodeError:
                 record[extension] = data
+    if not record or not inside:
+        return record or inside
     if double := next((name for name in inside if name in record), None):
         raise Rejected(f"field {double!r} stands both inside json and in a member of its own")
     return record | inside
 
 
 def _json(extension: str, data: bytes) -> Any:
+    try:
+        return from_json(data)  # several times as fast, and stricter
+    except ValueError:
+        pass
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

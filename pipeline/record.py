@@ -93,15 +93,21 @@ def column_of(path: str, known: Container[str]) -> str:
 def _at(record: Mapping[Any, Any], path: str) -> Any:
     if path in record:
         return record[path]
-    value: Any = record
-    for part in path.split("."):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list | tuple | np.ndarray) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return _ABSENT
-    return value
+    return _within(record, path.split("."))
+
+
+def _within(value: Any, parts: Sequence[str]) -> Any:
+    if not parts:
+        return value
+    if isinstance(value, Mapping):
+        for end in range(1, len(parts) + 1):  # a name may have dots of its own, as a member ``meta.json`` of a tar
+            if (name := ".".join(parts[:end])) in value:
+                found = _within(value[name], parts[end:])
+                if found is not _ABSENT:
+                    return found
+    elif isinstance(value, list | tuple | np.ndarray) and parts[0].isdecimal() and int(parts[0]) < len(value):
+        return _within(value[int(parts[0])], parts[1:])
+    return _ABSENT
 
 
 def as_text(value: Any) -> str | None:
@@ -155,8 +161,14 @@ def texts_of(record: Mapping[Any, Any], text_fields: Sequence[str]) -> dict[str,
     Raises:
         Rejected: one is missing or no text, or all are blank.
     """
-    fields = {name: text_of(record, name) for name in text_fields}
-    if not any(value.strip() for value in fields.values()):
+    fields, is_blank = {}, True
+    for name in text_fields:
+        value = record.get(name)
+        if type(value) is not str or not value.isascii():  # the usual case needs no more
+            value = text_of(record, name)
+        fields[name] = value
+        is_blank = is_blank and not value.strip()
+    if is_blank:
         raise Rejected("every text field is blank")
     return fields
 

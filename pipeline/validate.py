@@ -84,7 +84,7 @@ def check_record(record: dict[str, Any], spec: TaskSpec, text_fields: tuple[str,
         InputError: its label can be read in two ways.
     """
     fields = texts_of(record, text_fields)
-    choices = choices_of(record, spec)
+    choices = choices_of(record, spec) if spec.kind == "choice" else ()
     answers = answers_of(record, spec)
     label = 0.0 if answers else read_label(record, spec, choices)
     group = _group(record, spec.group_field) if spec.group_field else None

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.contracts import AdoptedTar, ShardInfo, TaskSpec
+from pipeline.contracts import AdoptedTar, ImageDigest, ShardInfo, TaskSpec
 from pipeline.ingestion.resolve import KEEP, RENAMED, Decisions
 from pipeline.ingestion.scan import part, read_rows
 from pipeline.ingestion.shards import replace_file, shard_name
 from pipeline.ingestion.source_file import SourceFile
+from pipeline.ingestion.tar_places import TarPlaces
 from pipeline.labels import label_counts
 from pipeline.shard_index import ShardIndex, index_path
 
@@ -38,6 +39,7 @@ class AdoptJob:
     """Whether each takes a made-up key, because another sample has its own."""
     generation: int
     time_field: str
+    image_digest: ImageDigest
 
 
 def plan_adoption(
@@ -49,6 +51,7 @@ def plan_adoption(
     first_shards: dict[tuple[str, str], int],
     generation: int,
     time_field: str,
+    image_digest: ImageDigest,
 ) -> Iterator[AdoptJob]:
     """Yield a job for each task of each tar that has kept samples; ``sources`` has the tar of each unit."""
     numbers = Counter(first_shards)
@@ -62,45 +65,53 @@ def plan_adoption(
                 numbers[task.name, unit.split] += 1
                 source, renamed = sources[unit.number], codes[kept] >= RENAMED
                 yield AdoptJob(
-                    work, folder, task, place, unit.number, source, number, kept, renamed, generation, time_field
+                    work,
+                    folder,
+                    task,
+                    place,
+                    unit.number,
+                    source,
+                    number,
+                    kept,
+                    renamed,
+                    generation,
+                    time_field,
+                    image_digest,
                 )
 
 
 def adopt_shard(job: AdoptJob) -> ShardInfo:
     """Write the index of one shard and describe it."""
     rows = read_rows(job.work, job.unit)[job.kept]
+    places = TarPlaces.read(part(job.work, job.unit, "places"))
     head = f"{f'g{job.generation}-' if job.generation else ''}u{job.unit:04d}"
-    entries, keys = [], []
-    with part(job.work, job.unit, "spill").open("rb") as spill:
-        for row, renamed in zip(rows, job.renamed.tolist(), strict=True):
-            spill.seek(int(row["offset"]))
-            entry = json.loads(spill.read(int(row["size"])))
-            entries.append(entry)
-            # No id holds "--", so this is no other sample's key.
-            keys.append(f"{entry['key']}--{head}-{int(row['line']):09d}" if renamed else entry["key"])
-    extensions = sorted({extension for entry in entries for extension in entry["members"]})
-    places = np.array([[e["members"].get(x, (0, 0)) for x in extensions] for e in entries], dtype=np.int64)
+    keys = [places.keys[row] for row in job.kept.tolist()]
+    for place in np.flatnonzero(job.renamed).tolist():
+        keys[place] += f"--{head}-{int(rows['line'][place]):09d}"  # no id holds "--", so this is no other sample's key
+    offsets, sizes = places.offsets[job.kept], places.sizes[job.kept]
+    used = np.flatnonzero(offsets.any(axis=0))
     none = np.zeros(len(rows), dtype=np.int32)
     index = ShardIndex(
         keys=keys,
-        offsets=places[:, :, 0],
-        sizes=places[:, :, 1].astype(np.int32),
-        checksums=np.array([entry["checksum"] for entry in entries], dtype=np.uint32),
+        offsets=offsets[:, used],
+        sizes=sizes[:, used].astype(np.int32),
+        checksums=places.checksums[job.kept].astype(np.uint32),
         image_offsets=none,
         image_sizes=none,
         lengths=rows["length"].astype(np.int32),
         digests=np.frombuffer(rows["digest"].tobytes(), dtype=np.uint8).reshape(-1, 16),
-        extensions=tuple(extensions),
+        extensions=tuple(places.extensions[column] for column in used),
     ).to_bytes()
     source = job.source
     path = shard_name(job.task.name, source.split, job.number)
     replace_file(job.folder / index_path(path), index)
     url = source.location if "://" in source.location else str(Path(source.location).absolute())
     told = rows["label"].tolist() if job.task.kind != "generation" else [0.0] * len(rows)
-    labels, days = Counter(told), sorted(entry["time"] for entry in entries if "time" in entry)
+    labels = Counter(told)
+    days = sorted(places.days[row] for row in job.kept.tolist() if places.days[row])
     return ShardInfo(
         path=path,
-        adopted=AdoptedTar(url=url, stamp=source.digest, time_field=job.time_field),
+        adopted=AdoptedTar(url=url, stamp=source.digest, time_field=job.time_field, image_digest=job.image_digest),
         task=job.task.name,
         split=source.split,
         samples=len(keys),

@@ -14,16 +14,18 @@ from filelock import FileLock, Timeout
 
 from pipeline.contracts import RejectCount, ShardInfo, ShardManifest, TaskSpec, write_atomic
 from pipeline.errors import InputError
+from pipeline.ingestion import kept_scans
 from pipeline.ingestion.adoption import adopt_shard, plan_adoption
 from pipeline.ingestion.append import earlier_data, merged
 from pipeline.ingestion.attainable import best_of_all
 from pipeline.ingestion.columns import with_columns
 from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.image_twins import ImageTwins, image_digest_of
 from pipeline.ingestion.lengths import tokenizer_digest
 from pipeline.ingestion.profile import PROFILE, profile_data, scanned_before, scanned_records
 from pipeline.ingestion.quarantine import check_limits, write_quarantine
 from pipeline.ingestion.records import Unit, is_cut_by_row_groups, split_units, tell_dialects
-from pipeline.ingestion.resolve import Decisions, Earlier, check_left, resolve
+from pipeline.ingestion.resolve import Decisions, Earlier, TellApart, check_left, resolve
 from pipeline.ingestion.scan import ScanJob, scan_unit
 from pipeline.ingestion.schemas import SCHEMAS, write_schemas
 from pipeline.ingestion.source_file import SourceFile
@@ -188,6 +190,8 @@ class _Run:
     ) -> None:
         self.config, self.tasks, self.folder, self.seed, self.mapper = config, tasks, folder, seed, mapper
         self.old, self.append = old, append
+        is_webdataset = config.source == "webdataset"
+        self.image_digest = image_digest_of(old, is_webdataset) if append and old else None
 
     def run(self, sources: list[SourceFile], digest: str) -> ShardManifest:
         work = self.folder / ".work" / digest[:16]
@@ -196,11 +200,15 @@ class _Run:
         tell_dialects(self.config, sources)
         names = [task.name for task in self.tasks]
         generation = len(self.old.appended) + 1 if self.append and self.old else 0
-        jobs = [ScanJob(n, unit, self.config, self.tasks, work, generation) for n, unit in enumerate(units)]
+        kept = self._kept_places(units)
+        jobs = [
+            ScanJob(n, unit, self.config, self.tasks, work, generation, kept.get(n), self.image_digest)
+            for n, unit in enumerate(units)
+        ]
         scanned = list(self.mapper(scan_unit, jobs))
         check_limits(self.config, scanned, units, self.tasks)
         earlier = earlier_data(self.folder, self.old) if self.append and self.old else Earlier()
-        decisions = resolve(self.config, self.tasks, scanned, work, self.seed, earlier)
+        decisions = resolve(self.config, self.tasks, scanned, work, self.seed, earlier, self._tell_apart(units, work))
         if not self.append:
             check_left(self.config, names, decisions, work)
             (self.folder / MANIFEST).unlink(missing_ok=True)
@@ -218,8 +226,23 @@ class _Run:
         manifest.write(self.folder / MANIFEST)
         shutil.rmtree(self.folder / ".work", ignore_errors=True)
         self._drop_stale(manifest)
+        if not self.append:
+            kept_scans.drop_others(self.folder, list(kept.values()))
         with_digests(sources, self.folder)
         return manifest
+
+    def _tell_apart(self, units: list[Unit], work: Path) -> TellApart | None:
+        if self.config.source != "webdataset" or self.image_digest not in (None, "crc32"):
+            return None
+        old = self.old if self.append else None
+        return ImageTwins(work, [unit.source for unit in units], self.tasks, self.folder, old).told_apart
+
+    def _kept_places(self, units: list[Unit]) -> dict[int, Path]:
+        """Return where what each adopted tar holds is kept, by its unit."""
+        tars = {number: unit.source for number, unit in enumerate(units) if unit.source.is_tar}
+        tokenizer = tokenizer_digest(self.config.length_tokenizer) if tars else ""
+        others = (tokenizer, self.image_digest)
+        return {n: kept_scans.place_of(self.folder, tar, self.config, self.tasks, *others) for n, tar in tars.items()}
 
     def _write(self, work: Path, decisions: Decisions, units: list[Unit], generation: int) -> list[ShardInfo]:
         first: dict[tuple[str, str], int] = {}
@@ -229,7 +252,8 @@ class _Run:
         if self.config.source == "webdataset":
             tars = [unit.source for unit in units]
             days = self.config.time_field
-            adopted = plan_adoption(decisions, work, self.folder, self.tasks, tars, first, generation, days)
+            kind = self.image_digest or "crc32"
+            adopted = plan_adoption(decisions, work, self.folder, self.tasks, tars, first, generation, days, kind)
             return list(self.mapper(adopt_shard, list(adopted)))
         size = self.config.samples_per_shard
         jobs = plan_writes(decisions, work, self.folder, self.tasks, sources, size, first, generation)

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from pipeline.adopted_sample import adopted_sample
-from pipeline.contracts import Contract, Sample, ShardInfo, ShardManifest, TaskSpec
+from pipeline.adopted_sample import adopted_texts, tar_reader
+from pipeline.contracts import Contract, Sample, ShardManifest
 from pipeline.ingestion.resolve import REASONS
 from pipeline.ingestion.scan import Scanned
-from pipeline.retry import persistently
 from pipeline.shard_index import ShardIndex, index_path
-from pipeline.storage import filesystem, is_remote
+from pipeline.validate import Checked
 
 PROFILE = "profile.json"
 SAMPLES = 2000
@@ -78,12 +75,13 @@ def profile_data(
             labels.update(shard.label_counts)
         rejects = [r for r in manifest.rejected if (r.task, r.split) == (task.name, split)]
         invalid = sum(r.records for r in rejects if r.reason not in REASONS.values())
-        lengths, halves = [], (Counter[int](), Counter[int]())
+        lengths, seen = [], (Counter[str](), Counter[str]())
         for number, sample in enumerate(_some(folder, manifest, task.name, split, total)):
             text = " ".join((*sample.fields.values(), *sample.choices))
             lengths.append(len(text))
             # Alternating halves, so that an order within the data does not count as novelty.
-            halves[number % 2].update(zlib.crc32(word.lower().encode()) for word in _WORD.findall(text))
+            seen[number % 2].update(_WORD.findall(text))
+        halves = [_by_digest(found) for found in seen]
         words = halves[0] + halves[1]
         new = sum(count for word, count in halves[1].items() if word not in halves[0])
         tasks[task.name] = TaskProfile(
@@ -98,6 +96,13 @@ def profile_data(
             novelty=new / max(halves[1].total(), 1),
         )
     return DataProfile(split=split, samples_read=SAMPLES, tasks=tasks)
+
+
+def _by_digest(words: Counter[str]) -> Counter[int]:
+    found = Counter[int]()
+    for word, count in words.items():
+        found[zlib.crc32(word.lower().encode())] += count
+    return found
 
 
 def scanned_records(scanned: Sequence[Scanned], split: str = "train") -> Counter[str]:
@@ -124,7 +129,7 @@ def scanned_before(folder: Path, manifest: ShardManifest, split: str = "train") 
     return counts
 
 
-def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: int) -> Iterator[Sample]:
+def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: int) -> Iterator[Sample | Checked]:
     wanted = np.unique(np.linspace(0, total - 1, min(total, SAMPLES)).round().astype(int))
     start = 0
     for shard in manifest.shards_of(task, split):
@@ -134,26 +139,10 @@ def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: i
             continue
         index = ShardIndex.from_bytes((folder / index_path(shard.path)).read_bytes(), shard.path)
         if shard.adopted is not None:
-            yield from _adopted(shard, manifest.task(task), index, rows.tolist())
+            with tar_reader(shard.adopted.url) as read:
+                yield from adopted_texts(shard, manifest.task(task), index, rows.tolist(), read)
             continue
         with (folder / shard.path).open("rb") as file:
             for row in rows:
                 file.seek(int(index.offsets[row]))
                 yield Sample.model_validate(json.loads(file.read(int(index.sizes[row]))))
-
-
-def _adopted(shard: ShardInfo, spec: TaskSpec, index: ShardIndex, rows: Sequence[int]) -> Iterator[Sample]:
-    """Yield samples of an adopted shard, without their images."""
-    url = shard.adopted.url if shard.adopted else ""
-    fs, path = filesystem(url)
-
-    def read(file: Any, offset: int, size: int) -> bytes:
-        file.seek(offset)
-        return bytes(file.read(size))
-
-    def fetch(offset: int, size: int) -> bytes:
-        return persistently(lambda: bytes(fs.cat_file(path, start=offset, end=offset + size)), url)
-
-    with contextlib.nullcontext() if is_remote(url) else Path(path).open("rb", buffering=0) as file:
-        for row in rows:
-            yield adopted_sample(shard, spec, index, row, partial(read, file) if file else fetch, with_image=False)

@@ -6,7 +6,7 @@ import contextlib
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,7 @@ from pipeline.ingestion.diagnosis import cause, missing_fields
 from pipeline.ingestion.records import Unit
 from pipeline.ingestion.resolve import CHUNK_ROWS, REASONS, Decisions
 from pipeline.ingestion.scan import Scanned, part, read_rows
+from pipeline.ingestion.tar_places import TarPlaces
 from pipeline.record import column_of
 from pipeline.validate import fields_asked
 
@@ -125,7 +126,7 @@ def _rejected(
 def _dropped(
     tasks: Sequence[str], codes: np.ndarray, work: Path, unit: Scanned, source: str, before: int
 ) -> Iterator[dict[str, Any]]:
-    with part(work, unit.number, "spill").open("rb") as spill:
+    with _kept_samples(work, unit.number) as sample_of:
         for start in range(0, unit.rows, CHUNK_ROWS):
             found = codes[start : start + CHUNK_ROWS]
             dropped = np.flatnonzero(np.isin(found, list(REASONS)))
@@ -134,13 +135,28 @@ def _dropped(
             rows = read_rows(work, unit.number, start, CHUNK_ROWS)
             for place in dropped:
                 row = rows[place]
-                spill.seek(int(row["offset"]))
-                sample = json.loads(spill.read(int(row["size"])))
                 yield {
                     "task": tasks[int(row["task"])],
                     "split": unit.split,
                     "reason": REASONS[int(found[place])],
                     "source": source,
                     "line": int(row["line"]) + before,
-                    "record": sample,
+                    "record": sample_of(start + int(place), row),
                 }
+
+
+@contextlib.contextmanager
+def _kept_samples(work: Path, number: int) -> Iterator[Callable[[int, np.void], dict[str, Any]]]:
+    """Give what returns a valid sample of a unit by its number and row: its content, of an adopted tar its places."""
+    if (places := part(work, number, "places")).is_file():
+        found = TarPlaces.read(places)
+        yield lambda place, _: found.entry(place)
+        return
+    with part(work, number, "spill").open("rb") as spill:
+
+        def read(_: int, row: np.void) -> dict[str, Any]:
+            spill.seek(int(row["offset"]))
+            sample: dict[str, Any] = json.loads(spill.read(int(row["size"])))
+            return sample
+
+        yield read

@@ -76,13 +76,16 @@ def _row_groups(source: SourceFile, unit_bytes: int) -> list[tuple[int, int | No
     return persistently(stretches, source.location) if is_remote(source.location) else stretches()
 
 
-def read_unit(unit: Unit, config: DataConfig, columns: Collection[str] | None = None) -> Iterator[Line]:
+def read_unit(
+    unit: Unit, config: DataConfig, columns: Collection[str] | None = None, by_image: bool = True
+) -> Iterator[Line]:
     """Yield the records of one unit in their order; unreadable lines come with their error.
 
     Args:
         unit: what to read.
         config: the input.
         columns: fields that are needed, which spares the others of a Parquet file; None for all.
+        by_image: of an adopted tar, see ``tar_records``.
 
     Raises:
         InputError: the file as a whole cannot be read (a truncated gzip, no Parquet, a CSV header that is none or
@@ -113,7 +116,7 @@ def _lines(unit: Unit, config: DataConfig, columns: Collection[str] | None, fs: 
     source = unit.source
     try:
         if source.is_tar:
-            for number, found in enumerate(tar_records(source.location, columns or ()), 1):
+            for number, found in enumerate(tar_records(source.location, columns or (), by_image), 1):
                 yield Line(number, number, *found)
             return
         with fs.open(path, "rb") as raw:

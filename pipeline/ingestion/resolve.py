@@ -6,7 +6,7 @@ Rows are judged in buckets of their text digests, so that equal texts meet in on
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -57,8 +57,18 @@ class Decisions:
         return found
 
 
+TellApart = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+"""Returns rows of a task (first) with digests that agree only where texts and images do, given the earlier digests."""
+
+
 def resolve(
-    config: DataConfig, tasks: Sequence[TaskSpec], scanned: Sequence[Scanned], work: Path, seed: int, earlier: Earlier
+    config: DataConfig,
+    tasks: Sequence[TaskSpec],
+    scanned: Sequence[Scanned],
+    work: Path,
+    seed: int,
+    earlier: Earlier,
+    tell_apart: TellApart | None = None,
 ) -> Decisions:
     """Decide about every row: what repeats, leaks or contradicts goes, then the sample is drawn."""
     decisions = Decisions(scanned)
@@ -70,6 +80,7 @@ def resolve(
         buckets = 1 << max(total // BUCKET_ROWS, 0).bit_length()
         seen = earlier.digests.get(name, np.zeros((0, 2), dtype=np.uint64))
         for rows in _buckets(work, scanned, number, name, "digest", buckets):
+            rows = tell_apart(number, rows, seen) if tell_apart else rows
             _apply(decisions, rows, judge(rows, rules, seen))
         _rename(decisions, work, number, name, buckets, earlier)
         _sample(decisions, config, work, number, name, seed)

@@ -1,28 +1,34 @@
 """First pass: read, validate and digest one unit of input into files in the work folder.
 
-Per unit: ``.spill`` holds the samples as they will stand in the shards, ``.rows`` one fixed-width row a sample,
-``.rejects`` the rejected records, and ``.json``, written last, the counts: a unit that has it is not read again.
+Per unit: ``.spill`` holds the samples as they will stand in the shards, of an adopted tar ``.places`` where they stand
+already, ``.rows`` one fixed-width row a sample, ``.rejects`` the rejected records, and ``.json``, written last, the
+counts: a unit that has it is not read again. Of an adopted tar all of it is kept for later, see ``kept_scans``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.contracts import PROBABILITIES_FIELD, TaskSpec, write_atomic
+from pipeline.contracts import PROBABILITIES_FIELD, ImageDigest, TaskSpec, write_atomic
 from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion.columns import columns_asked
 from pipeline.ingestion.config import ANY_TASK, DataConfig
+from pipeline.ingestion.image_twins import strong_digest
 from pipeline.ingestion.images import ImageFolder
+from pipeline.ingestion.kept_scans import TAR_FILES, keep, take
 from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
-from pipeline.members import image_of
+from pipeline.ingestion.tar_places import PlacesOfTar
+from pipeline.ingestion.tar_records import TarSample
+from pipeline.members import IMAGES, image_of
 from pipeline.record import renamed, value_of
 from pipeline.retry import persistently
 from pipeline.storage import is_remote
@@ -59,6 +65,17 @@ class ScanJob:
     work: Path
     generation: int = 0
     """0 for a first preparation, n for the n-th partition appended; part of made-up keys."""
+    kept: Path | None = None
+    """Of an adopted tar: where what it holds is kept for the next preparation."""
+
+    image_digest: ImageDigest | None = None
+    """What of an image goes into the digest of a sample: as in the shards that are appended to; None for the usual."""
+
+    @property
+    def made_up_head(self) -> str:
+        """Begin of the keys of samples that have no id."""
+        generation = f"g{self.generation}-" if self.generation else ""
+        return f"row--{generation}{self.unit.source_number:04d}-"  # no id holds "--"
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,8 @@ class Scanned:
     """Task → reason → records."""
     first_rejects: dict[str, tuple[int, str]]
     """Task → line and reason of its first rejected record."""
+    made_up_keys: int = 0
+    """Samples without an id, whose keys tell the place of their source among the others."""
 
 
 def part(work: Path, number: int, suffix: str) -> Path:
@@ -88,14 +107,30 @@ def scan_unit(job: ScanJob) -> Scanned:
     Raises:
         InputError: a record names a task that is not configured, or the file cannot be read.
     """
+    if job.kept is not None:
+        return _tar_scanned(job, job.kept)
     done = part(job.work, job.number, "json")
     if done.is_file():
         return Scanned(**json.loads(done.read_bytes()))
-    location = job.unit.source.location
-    # A read from afar that breaks off begins again: its files are written anew.
-    found = persistently(lambda: _scanned(job), location) if is_remote(location) else _scanned(job)
+    found = _fetched(job)
     write_atomic(done, json.dumps(found.__dict__))
     return found
+
+
+def _tar_scanned(job: ScanJob, kept: Path) -> Scanned:
+    files = {name: part(job.work, job.number, name) for name in TAR_FILES}
+    known = take(kept, files)
+    if known is not None and known.pop("made_up_head") in ("", job.made_up_head):
+        return Scanned(**known | {"number": job.number})
+    found = _fetched(job)
+    keep(kept, files, found.__dict__ | {"made_up_head": job.made_up_head if found.made_up_keys else ""})
+    return found
+
+
+def _fetched(job: ScanJob) -> Scanned:
+    location = job.unit.source.location
+    # A read from afar that breaks off begins again: its files are written anew.
+    return persistently(lambda: _scanned(job), location) if is_remote(location) else _scanned(job)
 
 
 def _scanned(job: ScanJob) -> Scanned:
@@ -105,17 +140,24 @@ def _scanned(job: ScanJob) -> Scanned:
         part(job.work, job.number, "rejects").open("wb") as rejects,
         part(job.work, job.number, "known").open("wb") as known,
     ):
-        return _Scan(job).run(spill, rows, rejects, known)
+        scan = _Scan(job)
+        found = scan.run(spill, rows, rejects, known)
+    if job.unit.source.is_tar:
+        scan.places.found().write(part(job.work, job.number, "places"))
+    return found
 
 
 class _Scan:
     def __init__(self, job: ScanJob) -> None:
         self.job = job
         self.by_name = {task.name: (number, task, task.text_fields) for number, task in enumerate(job.tasks)}
+        self.own = self.by_name.get(job.unit.source.task)
         self.images: ImageFolder | None = None
         self.reasons: dict[str, Counter[str]] = {}
         self.first_rejects: dict[str, tuple[int, str]] = {}
         self.counter = LengthCounter(job.config.length_tokenizer)
+        self.places = PlacesOfTar()
+        self.made_up_keys = 0
 
     def run(self, spill: BinaryIO, rows: BinaryIO, rejects: BinaryIO, known: BinaryIO) -> Scanned:
         unit, config = self.job.unit, self.job.config
@@ -123,11 +165,13 @@ class _Scan:
         prompts: list[str] = []
         counts = Counter[str]()
         offset = lines = total = 0
-        for line in read_unit(unit, config, self._columns()):
+        for line in read_unit(unit, config, self._columns(), self.job.image_digest in (None, "crc32")):
             lines = line.number
             named = self._name_of(line.record)
-            number, spec, text_fields = self._task_of(line, named)
-            found, line = line, self._renamed(line, spec)
+            number, spec, text_fields = self.own if named is None and self.own else self._task_of(line, named)
+            found = line
+            if spec.columns and not line.error:
+                line = line._replace(record=renamed(line.record, spec.columns))
             if unit.source.keep < 1 and not self._drawn(line):
                 continue
             try:
@@ -136,7 +180,7 @@ class _Scan:
                 self._reject(found, spec, str(reason), rejects)
                 continue
             key = self._key(line)
-            payload, name = self._payload(line, checked, spec, key), image.encode()
+            payload, name = self._payload(line, checked, spec, key, image)
             spill.write(payload + name)
             place = (offset, len(payload), len(name))
             pending.append((number, hash_key(key), checked.digest(image_digest), checked.told, *place, 0, line.number))
@@ -152,17 +196,31 @@ class _Scan:
                 self._flush(pending, prompts, rows)
         self._flush(pending, prompts, rows)
         reasons = {task: dict(found) for task, found in self.reasons.items()}
-        return Scanned(self.job.number, unit.source.split, lines, total, dict(counts), reasons, self.first_rejects)
+        return Scanned(
+            self.job.number,
+            unit.source.split,
+            lines,
+            total,
+            dict(counts),
+            reasons,
+            self.first_rejects,
+            self.made_up_keys,
+        )
 
-    def _payload(self, line: Line, checked: Checked, spec: TaskSpec, key: str) -> bytes:
+    def _payload(self, line: Line, checked: Checked, spec: TaskSpec, key: str, image: str) -> tuple[bytes, bytes]:
+        """Return what the spill holds of a sample: nothing where the tar has the content."""
         if line.sample is None:
-            return checked.payload(spec, key, self._day(line))
-        return json.dumps(line.sample.entry(key, self._day(line))).encode()  # the tar has the content
+            return checked.payload(spec, key, self._day(line)), image.encode()
+        self.places.add(key, line.sample, image, self._day(line))
+        return b"", b""
 
     def _columns(self) -> set[str]:
         """Return the fields that are needed of the unit's records."""
-        task = self.job.unit.source.task
-        return columns_asked(self.job.config, [spec for spec in self.job.tasks if task in (spec.name, ANY_TASK)])
+        source = self.job.unit.source
+        tasks = [spec for spec in self.job.tasks if source.task in (spec.name, ANY_TASK)]
+        asked = columns_asked(self.job.config, tasks)
+        # In a tar, a sample's only image is taken whatever its format.
+        return asked.union(IMAGES) if source.is_tar and any(spec.image_field for spec in tasks) else asked
 
     def _name_of(self, record: dict[str, Any]) -> Any:
         """Return the task that a record names, None where it names none."""
@@ -170,10 +228,6 @@ class _Scan:
         if field in self.job.config.columns:
             record = renamed(record, {field: self.job.config.columns[field]})
         return _name_of(record, field)
-
-    @staticmethod
-    def _renamed(line: Line, spec: TaskSpec) -> Line:
-        return replace(line, record=renamed(line.record, spec.columns)) if spec.columns and not line.error else line
 
     def _drawn(self, line: Line) -> bool:
         """Whether a record of a replayed day is taken: a function of its key and of the window trained on."""
@@ -224,7 +278,7 @@ class _Scan:
     def _check(
         self, line: Line, named: Any, spec: TaskSpec, text_fields: tuple[str, ...]
     ) -> tuple[Checked, str, bytes]:
-        """Return what a record says, its image's name and the digest of its image."""
+        """Return what a record says, its image's name, in a tar its member's extension, and the digest of its image."""
         if line.error is not None:
             raise Rejected(line.error)
         if named is not None and not isinstance(named, str):
@@ -240,18 +294,28 @@ class _Scan:
         if spec.image_field is None:
             return checked, "", b""
         if line.sample is not None:
-            return checked, "", hashlib.sha256(image_of(line.record, spec)).digest()[:16]
+            return checked, *self._tar_image(line.sample, image_of(line.record, spec))
         if self.images is None:
             self.images = ImageFolder(self.job.unit.source.location)
         image = value_of(line.record, spec.image_field)
-        return checked, str(image), hashlib.blake2b(self.images.read(image), digest_size=16).digest()
+        return checked, str(image), strong_digest(self.images.read(image), self.job.image_digest or "blake2b")
+
+    def _tar_image(self, sample: TarSample, image: bytes) -> tuple[str, bytes]:
+        """Return the extension of a sample's image and what of it goes into the sample's digest."""
+        extension, kind = sample.member_of(image), self.job.image_digest or "crc32"
+        if kind != "crc32":
+            return extension, strong_digest(image, kind)
+        checksum = sample.images.get(extension) or zlib.crc32(image).to_bytes(4, "little")
+        return extension, len(image).to_bytes(4, "little") + checksum
 
     def _key(self, line: Line) -> str:
         key = key_of(line.record.get(self.job.config.id_field))
         if not key and line.sample is not None:
             key = key_of(line.sample.key)
-        head = f"g{self.job.generation}-" if self.job.generation else ""
-        return key or f"row--{head}{self.job.unit.source_number:04d}-{line.place:012d}"  # no id holds "--"
+        if not key:
+            self.made_up_keys += 1
+            key = f"{self.job.made_up_head}{line.place:012d}"
+        return key
 
     def _day(self, line: Line) -> str | None:
         return day_of(line.record, self.job.config.time_field) or self.job.unit.source.day

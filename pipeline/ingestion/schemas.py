@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts import EvaluationReport, PromotionDecision, Sample, ShardManifest, TaskSpec, write_atomic
+from pydantic import BaseModel
+
+from pipeline.contracts import EvaluationReport, PromotionDecision, Sample, ShardManifest, TaskSpec
 from pipeline.ingestion.config import DataConfig
+from pipeline.ingestion.shards import replace_file
 from pipeline.labels import number_of
 from pipeline.record import column_of
 
@@ -98,6 +102,11 @@ def _label_schema(task: TaskSpec) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    return {"$schema": DIALECT, **model.model_json_schema(by_alias=True)}
+
+
 def write_schemas(tasks: Sequence[TaskSpec], folder: Path) -> list[Path]:
     """Write the schema of each task's records, of the configuration and of the artefacts; return the files.
 
@@ -105,11 +114,12 @@ def write_schemas(tasks: Sequence[TaskSpec], folder: Path) -> list[Path]:
     """
     schemas = {f"record-{task.name}": record_schema(task) for task in tasks}
     for model in (DataConfig, Sample, ShardManifest, EvaluationReport, PromotionDecision):
-        schemas[model.__name__] = {"$schema": DIALECT, **model.model_json_schema(by_alias=True)}
+        schemas[model.__name__] = _schema_of(model)
     for old in set(Path(folder).glob("record-*.schema.json")) - {Path(folder) / f"{n}.schema.json" for n in schemas}:
         old.unlink()
+    Path(folder).mkdir(parents=True, exist_ok=True)
     paths = []
     for name, schema in schemas.items():
         paths.append(Path(folder) / f"{name}.schema.json")
-        write_atomic(paths[-1], json.dumps(schema, indent=2) + "\n")
+        replace_file(paths[-1], (json.dumps(schema, indent=2) + "\n").encode())
     return paths

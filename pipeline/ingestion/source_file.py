@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.ingestion.images import ARCHIVE
 from pipeline.ingestion.tar_records import TarSample
@@ -48,8 +48,7 @@ class SourceFile:
         return self.location.endswith(f"/{ARCHIVE}")
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One record as found; ``error`` where it could not be read."""
 
     number: int
