@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic import TypeAdapter
 
 from pipeline.contracts import TaskSpec
 from pipeline.record import Rejected
@@ -23,6 +23,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt")
 """Extensions of members that can only be read by running what stands in them."""
 MAX_IMAGE_BYTES = 16 << 20
+_JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
 
 
@@ -91,7 +92,7 @@ def record_of(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _json(extension: str, data: bytes) -> Any:
     try:
-        return from_json(data)  # several times as fast, and stricter
+        return _JSON.validate_json(data)  # several times as fast as json, and stricter
     except ValueError:
         pass
     try:

@@ -97,7 +97,7 @@ def read_unit(
             yield Line(number, number, record)
         return
     fs, path = filesystem(source.location)
-    yield from _lines(unit, config, columns, fs, path)
+    yield from _lines(unit, config, columns, by_image, fs, path)
     if is_remote(source.location) and source.digest:
         _check_unchanged(source, fs, path)
 
@@ -112,7 +112,9 @@ def _check_unchanged(source: SourceFile, fs: Any, path: str) -> None:
         )
 
 
-def _lines(unit: Unit, config: DataConfig, columns: Collection[str] | None, fs: Any, path: str) -> Iterator[Line]:
+def _lines(
+    unit: Unit, config: DataConfig, columns: Collection[str] | None, by_image: bool, fs: Any, path: str
+) -> Iterator[Line]:
     source = unit.source
     try:
         if source.is_tar:
