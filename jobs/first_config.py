@@ -24,8 +24,9 @@ from pipeline.ingestion.sources import SUFFIXES, SourceFile
 
 _LOOKED_AT = 20_000
 """Records of a file that are looked at."""
-_LABELS = ("label", "cls", "answer", "target", "class", "clicked", "click", "relevance", "rating", "stars")
-_LABELS = (*_LABELS, "score", "y")
+_LABELS = (
+    *("label", "cls", "answer", "target", "class", "clicked", "click", "relevance", "rating", "stars", "score", "y"),
+)
 """Names of label fields, the likeliest first."""
 _ANSWERS = ("answer", "answers", "response", "output", "completion", "target", "summary", "caption", "reply")
 """Names of fields whose texts a model may learn to write, the likeliest first."""
@@ -85,7 +86,8 @@ def first_config(data: Path, name: str = "") -> str:
     seen = {task: _look(splits) for task, splits in files.items()}
     guesses = {task: _guess(task, found) for task, found in seen.items()}
     for task, found in seen.items():
-        guesses[task].keys.update({"image_field": image for image in found.images[:1]})
+        if found.images:
+            guesses[task].keys["image_field"] = found.images[0]
     looked_at = LOOKED_AT if is_tar else _LOOKED_AT
     lines = [
         f"# Proposed from {data.name}: up to {looked_at:,} records of each file were looked at. Fix what was",
