@@ -10,7 +10,7 @@ from tests.benchmarks.inference_speed import CONTROL, PROMPT, VOCABULARY, models
 from tests.benchmarks.rivals import RANK, TASK_NAMES, TASKS, smollm2_135m
 from tests.benchmarks.timing import hardware, interleaved, milliseconds, ratio, row, threads, versions
 
-ROUNDS, ROWS, NEW = 8, 16, 16
+ROUNDS, ROWS, NEW = 5, 8, 8
 
 
 def _generate(model: nn.Module, prompts: torch.Tensor, **routing: Any) -> Callable[[], None]:

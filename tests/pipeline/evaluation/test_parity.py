@@ -18,11 +18,11 @@ from pipeline.modeling.base_model import BaseModelConfig, load_base
 from pipeline.modeling.predictor import PredictorSpec
 
 TASKS = (
+    TaskSpec(name="first", template="{text}\nRelevant?", label_words=(" no", " yes")),
+    TaskSpec(name="second", kind="multiclass", template="{text}\nTopic:", label_words=(" travel", " sport", " money")),
     TaskSpec(
         name="written", kind="generation", template="{text}\nColour:", generation={"max_new_tokens": 6, "num_beams": 2}
     ),
-    TaskSpec(name="first", template="{text}\nRelevant?", label_words=(" no", " yes")),
-    TaskSpec(name="second", kind="multiclass", template="{text}\nTopic:", label_words=(" travel", " sport", " money")),
 )
 SAMPLES = [
     Sample(
@@ -71,7 +71,7 @@ def test_an_export_is_loaded_without_a_question_to_the_hub(
 def test_exports_agree_and_swapped_or_missing_ones_are_refused(exported: tuple[Path, dict[str, Path]]) -> None:
     adapter, exports = exported
     found = export_parity(adapter, exports, SAMPLES)
-    assert set(found) == {"first", "second"}
+    assert set(found) == {"first", "second", "written"}
     assert max(found.values()) < 2e-3
     weights = exports["first"] / "adapter_model.safetensors"
     tensors = load_file(weights)
@@ -87,3 +87,8 @@ def test_exports_agree_and_swapped_or_missing_ones_are_refused(exported: tuple[P
         export_parity(adapter, {"first": exports["first"]}, SAMPLES)
     with pytest.raises(InputError, match="'second' must have a holdout sample"):
         export_parity(adapter, exports, SAMPLES[:3])
+    weights = exports["written"] / "adapter_model.safetensors"
+    save_file({name: -3 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    write_hashes(exports["written"], "adapter_model.safetensors")
+    with pytest.raises(HeldBack, match="'written' differs by"):
+        export_parity(adapter, exports, SAMPLES)
