@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from jobs.config import RunConfig
+from jobs.run import Run
 from jobs.serving_verbs import _reading
+from jobs.stages.train import _keep_adapter
+from mtl_lora.files import WEIGHTS_FILE
 from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig
+from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
 KNOWN = DataConfig.model_validate(
     {
@@ -43,3 +51,22 @@ def test_the_command_goes_over_what_the_model_knows() -> None:
 def test_what_is_no_reading_is_refused(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         _reading({}, [override])
+
+
+def test_a_trained_adapter_says_how_its_records_were_read(tmp_path: Path) -> None:
+    settings = {
+        "name": "run",
+        "run_root": tmp_path,
+        "tasks": {"t": {"template": "{text}:", "label_words": [" no", " yes"]}},
+    }
+    for name, data in (("told", {"csv": {"delimiter": ";"}}), ("plain", {})):
+        config = RunConfig.model_validate(
+            {**settings, "name": name, "data": {"source": "records", "root": "data", **data}}
+        )
+        (tmp_path / "checkpoint" / "adapter").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoint" / "adapter" / WEIGHTS_FILE).write_bytes(b"")
+        config.folder.mkdir()
+        _keep_adapter(Run(config), tmp_path / "checkpoint")
+        written = PredictorSpec.read(config.folder / "adapter" / PREDICTOR_FILE)
+        assert written.reading == data
+        assert ("reading" in json.loads((config.folder / "adapter" / PREDICTOR_FILE).read_text())) == bool(data)
