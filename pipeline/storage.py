@@ -91,8 +91,8 @@ def filesystem(url: str | Path) -> tuple[Any, str]:
     Endpoints and credentials come from the environment's usual variables, else from the machine's role or login.
 
     Raises:
-        InputError: the location is not one that is opened, its package is not installed, or it lies on the Hugging
-            Face Hub while that is refused.
+        InputError: the location is not one that is opened, its package is not installed, there is no account, or it
+            lies on the Hugging Face Hub while that is refused.
     """
     import fsspec
 
@@ -103,6 +103,13 @@ def filesystem(url: str | Path) -> tuple[Any, str]:
     name = text.partition("://")[0]
     try:
         return _remote(name, text)
+    except InputError:
+        raise
+    except ValueError as error:  # as adlfs says that it knows no account
+        raise InputError(
+            f"{name}:// locations need credentials that open them, those at hand do not: {masked(str(error))}; got "
+            f"{text!r}; check {scheme.credentials}"
+        ) from error
     except ImportError as error:
         raise InputError(
             f"{name}:// locations need the package {scheme.package}, which does not load ({error}); got {text!r}; "

@@ -39,7 +39,7 @@ def test_what_can_only_be_read_is_no_target(name: str) -> None:
 
 
 def test_the_hub_is_not_asked_while_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("huggingface_hub").constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="which HF_HUB_OFFLINE refuses"):
         filesystem("hf://datasets/org/name/train.jsonl")
 
@@ -58,3 +58,10 @@ def test_the_hub_is_not_asked_while_that_is_refused(monkeypatch: pytest.MonkeyPa
 )
 def test_a_version_is_the_surest_that_storage_names(info: dict[str, object], stamp: str) -> None:
     assert stamp_of(info) == stamp
+
+
+def test_azure_without_an_account_is_said_with_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONNECTION_STRING", "ACCOUNT_NAME", "ACCOUNT_KEY", "SAS_TOKEN"):
+        monkeypatch.delenv(f"AZURE_STORAGE_{name}", raising=False)
+    with pytest.raises(InputError, match=r"az:// locations need credentials .* check AZURE_STORAGE_CONNECTION_STRING"):
+        filesystem("az://container/data")
