@@ -58,7 +58,8 @@ class ExportedTask(Contract):
     label_tokens: tuple[tuple[int, ...], ...]
     """Token ids of each label word behind the template, under the base's tokenizer; empty for ``choice``."""
     label_values: tuple[float, ...]
-    """For ``ordinal``: the number each class stands for; the answer is the expected value."""
+    """For ``ordinal``: the number each class stands for; the answer is the expected value. For ``regression``: two
+    numbers, which the head's -1 and 1 stand for."""
     choices_field: str | None
     """For ``choice``: field of the record that lists its answers."""
     length_normalized: bool
@@ -146,7 +147,9 @@ class ExportedTask(Contract):
             name=self.name,
             kind=self.kind,
             template=self.template,
+            segments=self.segments,
             label_words=self.label_words,
+            labels=self.labels,
             label_values=self.label_values,
             choices_field=self.choices_field or "choices",
             length_normalized=self.length_normalized,

@@ -17,6 +17,7 @@ from pipeline.modeling.answering import class_scorer, classes_of_heads, sample_e
 from pipeline.modeling.base_model import load_base
 from pipeline.modeling.classifier import HEAD_FILE, export_task, merge_task, plain_inputs
 from pipeline.modeling.config import BaseModelConfig
+from pipeline.modeling.head_encoding import segment_templates
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 from pipeline.modeling.scoring import Scorer
 from pipeline.serving.exported_task import ExportedTask
@@ -113,5 +114,7 @@ def test_an_exported_task_says_how_its_rows_are_made_and_pooled(tmp_path: Path) 
     assert asked["pair"].segments == ("{a}", "{b}") and asked["pick"].segments == ("{a}",)
     assert asked["topic"].segments == ("Topic of {a}",) and asked["topic"].labels == ("cars", "sofas", "music")
     assert ExportedTask.model_validate_json(asked["topic"].text) == asked["topic"]
+    alike = [each.model_copy(update={"segments": segment_templates(each), "metric": None}) for each in TASKS]
+    assert [asked[each.name].spec.model_copy(update={"metric": None}) for each in TASKS] == alike
     with pytest.raises(InputError, match="'pair' has a head on an encoder"):
         LabelClient("http://localhost", asked["pair"], None)
