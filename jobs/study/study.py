@@ -26,13 +26,16 @@ ROW, TRACKED = "row.json", "mlflow.txt"
 """In a run's folder: what it reached, and its MLflow run once that is recorded."""
 
 
-def study(config: StudyConfig, dry_run: bool = False, only_results: bool = False) -> dict[str, Any]:
+def study(
+    config: StudyConfig, dry_run: bool = False, only_results: bool = False, figures: bool = False
+) -> dict[str, Any]:
     """Run what is left of a study and write its table, figures and page.
 
     Args:
         config: of the study.
         dry_run: only prepare the data and say what is left to do and how long it takes.
         only_results: write table and page of the runs that are over.
+        figures: draw the first suite's features and latency first, as far as its arms are searched.
 
     Returns:
         Where the table and the page are, and the rows of the table by suite.
@@ -46,7 +49,11 @@ def study(config: StudyConfig, dry_run: bool = False, only_results: bool = False
     for suite in suites:
         _prepare(suite)
     work = [Work(suite) for suite in suites]
-    if only_results:
+    if figures:
+        from jobs.study.figures import write_figures
+
+        write_figures(config, work[0])
+    if only_results or figures:
         return _results(config, work)[0]
     cost = _cost(work)
     say(

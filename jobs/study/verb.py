@@ -24,6 +24,12 @@ def study(
     results: Annotated[
         bool, typer.Option("--results", help="Write table and page of the runs that are over, and stop.")
     ] = False,
+    figures: Annotated[
+        bool,
+        typer.Option(
+            "--figures", help="Train each searched arm of the first suite once more, for features and latency."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare methods at equal size: suites × arms × searched learning rates × seeds; table, figures and page.
@@ -35,4 +41,4 @@ def study(
     loaded = load_study(config, overrides or [])  # what is wrong with it is said before anything heavy is imported
     from jobs.study.study import study as run_study
 
-    finish(run_study(loaded, dry_run, results), as_json)
+    finish(run_study(loaded, dry_run, results, figures), as_json)

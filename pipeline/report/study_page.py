@@ -120,7 +120,7 @@ def rates_chart(suite: SuiteResult) -> Chart:
 
 def _figures(known: Mapping[str, Any]) -> list[_Figure]:
     """Return the figures that are there, in their order."""
-    makers = {"features": _features, "sweeps": _sweeps, "latency": _latency, "counts": _counts}
+    makers = {"features": _features, "latency": _latency}
     return [make(known[name]) for name, make in makers.items() if name in known]
 
 
@@ -151,32 +151,8 @@ def _lines(x: Sequence[float], series: Mapping[str, Sequence[float]], x_label: s
     return chart
 
 
-def _sweeps(found: Mapping[str, Any]) -> _Figure:
-    from pipeline.report.drawing import INK, plot
-
-    charts = []
-    for name, points in found["points"].items():
-        names = list(points)
-        means = [float(np.mean(points[key])) for key in names]
-        every = [value for key in names for value in points[key]]
-        room = 0.08 * ((max(every) - min(every)) or 1.0)
-        about = f"Mean by {name}"
-        chart = plot((-0.3, len(names) - 0.7), (min(every) - room, max(every) + room), name, "mean", about)
-        chart.axes.set_xticks(range(len(names)), names)
-        for place, key in enumerate(names):
-            chart.axes.plot([place] * len(points[key]), points[key], "o", color=INK["base"], markersize=3.5)
-        chart.axes.plot(range(len(names)), means, color=INK["candidate"], marker="o", markersize=5)
-        charts.append((name, chart))
-    return _Figure("Rank, up-projections, temperature and the start of the mixture", found["note"], charts, [])
-
-
 def _latency(found: Mapping[str, Any]) -> _Figure:
     x = [float(np.log2(size)) for size in found["batch_sizes"]]
     chart = _lines(x, found["ratios"], "batch size", "time over the base", "Latency over that of the base")
     chart.axes.set_xticks(x, [str(size) for size in found["batch_sizes"]])
     return _Figure("Latency by batch size", found["note"], [("time over the base's", chart)], list(found["ratios"]))
-
-
-def _counts(found: Mapping[str, Any]) -> _Figure:
-    chart = _lines(found["tasks"], found["means"], "tasks", "mean", "Mean by number of tasks")
-    return _Figure("Number of tasks", found["note"], [("mean over the tasks", chart)], list(found["means"]))

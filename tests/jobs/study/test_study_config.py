@@ -27,7 +27,8 @@ def test_every_arm_of_a_packaged_study_is_a_sound_configuration(name: str) -> No
         for arm, options in study.arms_of(suite).items():
             config = runs.config(arm, 0.25, 7)
             assert (config.training.learning_rate, config.seed) == (0.25, 7)
-            assert (config.adapter.size is not None) or name == "smoke"
+            if study.recipes:  # methods are compared, not settings of one
+                assert config.adapter.size is not None
             prompts = {task.segments[:1] for task in config.tasks}
             assert (prompts != {()}) == (options.prompt == "task_word")
 

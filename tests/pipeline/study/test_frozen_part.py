@@ -31,7 +31,7 @@ TASKS = (
 )
 
 
-def _job(folder: Path, base: Path, **adapter: Any) -> TrainingJob:
+def job_on(folder: Path, base: Path, **adapter: Any) -> TrainingJob:
     lines = {
         split: [f'{{"text": "the {split} tone {i} is {i % 3}", "other": "or {i}", "label": {i % 2}}}' for i in range(n)]
         for split, n in {"train": 12, "test": 8}.items()
@@ -56,7 +56,7 @@ def _answers(adapted: Any, encoder: Any, samples: list[Sample]) -> np.ndarray:
 
 
 def test_training_above_the_kept_states_is_training_the_upper_layers_of_the_whole_model(tmp_path: Path) -> None:
-    job = _job(tmp_path, tiny_encoder(tmp_path / "base"), layers_to_transform=(1,))
+    job = job_on(tmp_path, tiny_encoder(tmp_path / "base"), layers_to_transform=(1,))
     samples = list(read_split(job.manifest_path, "test"))
     whole, encoder, told = trained(StudyTrial(job, "test", tmp_path / "study/rows/s/a/1"))
     cut_job = replace(job, adapter=job.adapter.model_copy(update={"layers_to_transform": (0,)}))
@@ -71,7 +71,7 @@ def test_training_above_the_kept_states_is_training_the_upper_layers_of_the_whol
 
 
 def test_a_run_leaves_the_loaded_base_as_it_was(tmp_path: Path) -> None:
-    job = _job(tmp_path, tiny_encoder(tmp_path / "base"))
+    job = job_on(tmp_path, tiny_encoder(tmp_path / "base"))
     before = {name: value.clone() for name, value in loaded_base(job.base).state_dict().items()}
     trained(StudyTrial(job, "test", tmp_path / "study/rows/s/a/1"))
     after = loaded_base(job.base).state_dict()
@@ -79,7 +79,7 @@ def test_a_run_leaves_the_loaded_base_as_it_was(tmp_path: Path) -> None:
 
 
 def test_tasks_that_share_a_head_answer_alike_on_a_plain_base(tmp_path: Path) -> None:
-    job = _job(tmp_path, tiny_encoder(tmp_path / "base"))
+    job = job_on(tmp_path, tiny_encoder(tmp_path / "base"))
     encoder = sample_encoder(job.base, job.tasks)
     sample = Sample(key="k", task="tone", fields={"text": "a", "other": "b"}, label=0)
     rows = [encoder.encode([sample.model_copy(update={"task": task.name})])[0].head_rows for task in TASKS]
@@ -91,12 +91,12 @@ def test_tasks_that_share_a_head_answer_alike_on_a_plain_base(tmp_path: Path) ->
 
 @pytest.mark.parametrize("layers", [2, 5])
 def test_layers_must_be_left(tmp_path: Path, layers: int) -> None:
-    job = _job(tmp_path, tiny_encoder(tmp_path / "base"))
+    job = job_on(tmp_path, tiny_encoder(tmp_path / "base"))
     with pytest.raises(InputError, match=f"must leave a layer of 2, got {layers}"):
         without_frozen_part(job, loaded_base(job.base), layers, tmp_path)
 
 
 def test_a_language_model_has_no_such_part(tmp_path: Path) -> None:
-    job = _job(tmp_path, tiny_base(tmp_path / "base"))
+    job = job_on(tmp_path, tiny_base(tmp_path / "base"))
     with pytest.raises(InputError, match="frozen_layers needs an encoder"):
         without_frozen_part(job, loaded_base(job.base), 1, tmp_path)
