@@ -103,6 +103,9 @@ def test_a_killed_study_goes_on_runs_nothing_twice_and_ends_with_table_and_page(
         "-".join(str(row[key]) for key in ("suite", "arm", "split", "rate", "seed")) for row in rows
     }
 
-    third = _start(path, "--dry-run")
+    third = _start(path, "--figures")
     out, _ = third.communicate(timeout=200)
-    assert json.loads(out)["left"] == 0
+    assert third.returncode == 0, path.with_suffix(".log").read_text()[-3000:]
+    page = Path(json.loads(out)["page"]).read_text()
+    assert "lora_word: silhouette" in page and "Latency by batch size" in page
+    assert all(row.stat().st_mtime_ns == written for row, written in over.items())
