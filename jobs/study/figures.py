@@ -12,7 +12,7 @@ from pipeline.errors import InputError
 from pipeline.progress import Track
 
 if TYPE_CHECKING:
-    from jobs.study.study import Work
+    from jobs.study.work import Work
 
 FIGURES = "figures.json"
 """In the study's folder; the page shows what is in it."""
@@ -55,8 +55,8 @@ def write_figures(config: StudyConfig, work: Work) -> None:
         trials = {arm: work.suite.trial(arm, rate, config.seeds[0], "test") for arm, rate in chosen.items()}
         plain = {config.arms[arm].title or arm: t.job.adapter for arm, t in trials.items() if _is_plain(config, arm)}
         job = work.suite.trial(UNTRAINED, config.learning_rates[0], 0, "test").job
-        found = latency(job, plain, samples, _BATCHES)
-        known["latency"] = {"note": "Time to answer over that of the base; adapters in all layers.", **found}
+        ratios = latency(job, plain, samples, _BATCHES)
+        known["latency"] = {"note": "Time to answer over that of the base; adapters in all layers.", **ratios}
         write_atomic(path, json.dumps(known) + "\n")
         track.advance(1, "latency")
 

@@ -25,7 +25,7 @@ def write_results(config: StudyConfig, finished: Mapping[str, Mapping[str, Any]]
 
     Args:
         config: of the study.
-        finished: of each suite, see :meth:`jobs.study.study.Work.finished`.
+        finished: of each suite, see :meth:`jobs.study.work.Work.finished`.
 
     Returns:
         The paths ``table``, ``results`` and ``page``, and ``files`` with all of them.
