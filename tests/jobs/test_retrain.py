@@ -76,24 +76,3 @@ def test_three_weeks(tmp_path: Path) -> None:
         json.loads(line)["event"] for line in (load_config(path).run_root / "notices.jsonl").read_text().splitlines()
     ]
     assert events == ["PROMOTE", "PROMOTE", "NOTHING_NEW", "NOTHING_NEW", "PROMOTE", "HOLD"]
-
-
-def test_two_weeks_on_an_encoder_by_one_key(tmp_path: Path) -> None:
-    encoder = {"base": "minilm-l6"}
-    path = settings(tmp_path, tasks=3, model=encoder)
-    bring(tmp_path / "partitions", 0, 3, tasks=3)
-    assert '"verdict": "PROMOTE"' in retrain(path, "--json")
-    first = registry_of(path).champion()
-    assert first is not None
-    heads = load_file(champion_folder(path) / "adapter" / "adapter_model.safetensors")["task_heads.weight"]
-    assert len(heads) == 6  # two rows each
-
-    # The second week brings a fourth task, of eight classes: its head comes behind the others', which go on.
-    bring(tmp_path / "partitions", 3, 2, tasks=4)
-    path = settings(tmp_path, tasks=4, model=encoder)
-    assert '"verdict": "PROMOTE"' in retrain(path, "--json")
-    second = registry_of(path).champion()
-    assert second is not None and second.provenance.parent == first.number
-    grown = load_file(champion_folder(path) / "adapter" / "adapter_model.safetensors")["task_heads.weight"]
-    assert len(grown) == 14
-    assert 0 < (grown[:6] - heads).abs().max() < 0.1  # a few steps from where the first week ended
