@@ -26,6 +26,7 @@ from pipeline.modeling.base_model import base_settings, load_base, resolve_base
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.packing import Batch, HeadExample
+from pipeline.modeling.scoring import Reply
 
 HEAD_FILE = "head.safetensors"
 
@@ -192,3 +193,7 @@ class ExportedHeadScorer:
             if progress is not None:
                 progress(1)
         return found
+
+    def evaluated(self, samples: Sequence[Sample]) -> list[tuple[Reply, np.ndarray]]:
+        """Return the reply to each sample with the state that :meth:`answers` gives."""
+        return [(Reply(probabilities), state) for probabilities, state in self.answers(samples)]

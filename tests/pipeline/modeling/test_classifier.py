@@ -66,7 +66,8 @@ def test_every_kind_of_task_answers_as_the_model_does(
     scorer = Scorer(class_scorer(adapted), sample_encoder(config, TASKS))
     for task in TASKS:
         samples = [sample for sample in SAMPLES if sample.task == task.name]
-        alone = exported_scorer(folders[task.name], PredictorSpec(tasks=(task,), base=config)).answers(samples)
+        scorer = exported_scorer(folders[task.name], PredictorSpec(tasks=(task,), base=config))
+        alone = [(reply.probabilities, state) for reply, state in scorer.evaluated(samples)]  # as workers ask it
         for (found, state), (expected, own) in zip(alone, scorer.answers(samples), strict=True):
             np.testing.assert_allclose(found, expected, atol=1e-5)
             assert state.shape == own.shape
