@@ -49,7 +49,7 @@ def driver(records: int) -> dict[str, Any]:
             rows.tofile(part(work, number, "rows"))
             scanned.append(Scanned(number, "train", count, count, {TASK: count}, {}, {}))
         start_s = time.perf_counter()
-        decisions = resolve(DataConfig(source="records", root="."), [TASK], scanned, work, 0, Earlier())
+        decisions = resolve(DataConfig(source="records", root="."), tasks(), scanned, work, 0, Earlier())
         sources = {unit.number: "" for unit in scanned}
         jobs = sum(1 for _ in plan_writes(decisions, work, work, tasks(), sources, 10_000, {}))
         return {"seconds": time.perf_counter() - start_s, "jobs": jobs}
