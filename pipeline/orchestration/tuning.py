@@ -108,7 +108,11 @@ def run_trials(
         tuner = tune.Tuner(
             trainable,
             param_space={"trial": tune.grid_search(list(range(len(trials))))},
-            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=max_concurrent),
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler,
+                max_concurrent_trials=max_concurrent,
+                reuse_actors=True,  # a process has its imports and its process group once for all trials that it runs
+            ),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=str(state.resolve()),
@@ -168,8 +172,9 @@ class _TrialCallbacks(RunCallbacks):
 
 def _run_trial(pickled: bytes, metric: str) -> None:
     trial: Trial = pickle.loads(pickled)
+    _repeat(trial.folder, metric)
     if ended(trial.folder) is not None:
-        return _repeat(trial.folder, metric)
+        return None
     from pipeline.training.engine import be_the_only_rank
     from pipeline.training.loop import Trainer
 
@@ -185,7 +190,7 @@ def _run_trial(pickled: bytes, metric: str) -> None:
 
 
 def _repeat(folder: Path, metric: str) -> None:
-    """Report what a trial that is over has measured, for the others to be judged by."""
+    """Report what a trial has measured in earlier calls: Tune's own state may lack it, and others are judged by it."""
     for row in read_history(folder / HISTORY):
         if "validation" in row:
             tune.report({"step": row["step"], metric: row["validation"][metric]})

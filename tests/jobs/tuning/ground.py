@@ -17,7 +17,7 @@ TUNE: dict[str, Any] = {
 }
 
 
-def write_ground(root: Path, base: str = "smollm2-135m", **changes: Any) -> Path:
+def write_ground(root: Path, base: str = "smollm2-135m", steps: int = 16, **changes: Any) -> Path:
     """Write records and a configuration under a folder, and return the configuration's path."""
     for task, words in WORDS.items():
         folder = root / "data" / task
@@ -38,7 +38,7 @@ def write_ground(root: Path, base: str = "smollm2-135m", **changes: Any) -> Path
         "training": {
             "num_workers": 1,
             "global_batch_size": 8,
-            "max_steps": 16,
+            "max_steps": steps,
             "checkpoint_steps": 2,
             "log_steps": 2,
             "validation": {"every_steps": 2, "samples_per_task": 8},
