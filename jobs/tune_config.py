@@ -14,6 +14,14 @@ SEARCHED = ("seed", "tasks", "model", "adapter", "mixture", "length_grouping", "
 """Parts of a configuration whose keys can be searched: what trains on shards that all trials share."""
 
 
+_HELD = {
+    "training.validation": "it judges all trials alike",
+    "training.num_workers": "each trial trains in one process",
+    "training.min_workers": "each trial trains in one process",
+}
+"""Keys within them that cannot be searched, and why."""
+
+
 class Range(Settings):
     """The values of one key, told by exactly one of its keys."""
 
@@ -87,6 +95,10 @@ class TuneConfig(Settings):
                 f"tune.space must name keys of {', '.join(SEARCHED)}, since all trials share their shards, got "
                 f"{foreign}; take them out"
             )
+        for key in self.space:
+            for held, why in _HELD.items():
+                if f"{key}.".startswith(f"{held}.") or held.startswith(f"{key}."):
+                    raise ValueError(f"tune.space must leave {held} alone, since {why}, got {key}; take it out")
         return self
 
     def drawn(self, trial: int) -> dict[str, Any]:

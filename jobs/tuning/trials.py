@@ -80,11 +80,17 @@ class Search:
         """Return the whole configuration of a trial, in a folder of its own, on the shards of all.
 
         Raises:
-            InputError: a drawn value breaks its rule, or a key is unknown.
+            InputError: a drawn value breaks its rule, a key is unknown, or a value asks for other shards.
         """
-        config = self._shared(with_values(self.config, self.tune.drawn(number), f"trial {number}"))
-        root = self.config.run_root / self.name
-        return config.model_copy(update={"name": self.trial_name(number), "run_root": root, "tune": None})
+        config, root = self._tried(number), self.config.run_root / self.name
+        validation = config.training.validation
+        steps = config.training.checkpoint_steps if validation is None else validation.every_steps
+        # A trial that was killed goes on from its last measurement.
+        kept = {"checkpoint_steps": min(steps, config.training.checkpoint_steps), "keep_checkpoints": 1}
+        training = config.training.model_copy(update=kept)
+        return config.model_copy(
+            update={"name": self.trial_name(number), "run_root": root, "tune": None, "training": training}
+        )
 
     def trials(self) -> list[RunConfig]:
         """Return the configurations of all trials; every one is checked.
@@ -94,14 +100,34 @@ class Search:
         """
         for key, values in self.tune.space.items():  # every choice, drawn or not
             for value in values.choice or ():
-                with_values(self.config, {key: value}, "tune.space")
+                self._with({key: value}, "tune.space")
         return [self.trial(number) for number in range(self.tune.trials)]
 
     def best(self, number: int) -> RunConfig:
-        """Return the configuration that a trial recommends: a run of its own beside the others."""
-        return self.trial(number).model_copy(
-            update={"name": f"{self.config.name}-best", "run_root": self.config.run_root}
-        )
+        """Return the configuration that a trial recommends: a run of its own beside the others, of one rank as it was
+        tried, so that it measures the same."""
+        return self._tried(number).model_copy(update={"name": f"{self.config.name}-best", "tune": None})
+
+    def _tried(self, number: int) -> RunConfig:
+        config = self._shared(self._with(self.tune.drawn(number), f"trial {number}"))
+        training = config.training.model_copy(update={"num_workers": 1, "min_workers": None})
+        return config.model_copy(update={"training": training})
+
+    def _with(self, values: Mapping[str, Any], where: str) -> RunConfig:
+        """Return the configuration with other values.
+
+        Raises:
+            InputError: see :func:`with_values`; or a task would be read or asked in another way than in the shards.
+        """
+        found = with_values(self.config, values, where)
+        held, asked = ({task.name: task.as_prepared() for task in config.tasks} for config in (self.config, found))
+        if held != asked:
+            raise InputError(
+                "tune.space must leave alone how tasks are read, asked and judged, which stands in the shards that all "
+                f"trials share, got {sorted(key for key in values if key.startswith('tasks'))}; of a task only "
+                "class_weights can be searched: search once for each way of asking, under another name"
+            )
+        return found
 
     def _shared(self, config: RunConfig) -> RunConfig:
         if self.config.publish:

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from jobs.config import RunConfig, load_config
+from jobs.stages.plan import training_job
 from jobs.tune_config import Range, TuneConfig
 from jobs.tuning.table import sparkline
 from jobs.tuning.trials import Outcome, Search, best_outcome, curve
 from pipeline.errors import InputError
+from pipeline.stream.mixture import parse_mixture
 from tests.jobs.tuning.ground import TUNE, write_ground
 
 
@@ -71,12 +73,85 @@ def test_keys_of_what_all_trials_share_cannot_be_searched(key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "key", ["training.validation", "training.validation.samples_per_task", "training.num_workers", "training"]
+)
+def test_what_judges_trials_and_how_many_ranks_they_have_cannot_be_searched(key: str) -> None:
+    with pytest.raises(ValidationError, match=r"must leave training\..* alone, since"):
+        TuneConfig.model_validate({"space": {key: {"choice": [1, 2]}}})
+
+
+@pytest.mark.parametrize(
+    ("mixture", "key", "values", "place"),
+    [
+        (None, "training.learning_rate", {"log_uniform": [1e-4, 1e-2]}, "training.learning_rate"),
+        (None, "training.task_learning_rate", {"log_uniform": [1e-4, 1e-2]}, "training.task_learning_rate"),
+        (None, "training.mixing_learning_rate", {"uniform": [1e-4, 1e-2]}, "training.mixing_learning_rate"),
+        (None, "training.task_weights.tone", {"uniform": [0.5, 2.0]}, "training.task_weights.tone"),
+        (None, "adapter.r", {"integers": [2, 16]}, "adapter.r"),
+        (None, "adapter.lora_alpha", {"choice": [8, 32]}, "adapter.lora_alpha"),
+        (None, "adapter.temperature", {"log_uniform": [0.05, 1.0]}, "adapter.temperature"),
+        (None, "adapter.temperature_start", {"uniform": [0.5, 1.0]}, "adapter.temperature_start"),
+        (None, "adapter.mixing_spread", {"uniform": [0.1, 1.0]}, "adapter.mixing_spread"),
+        (None, "mixture", {"choice": ["temperature", {"kind": "weights", "weights": {"tone": 1, "size": 3}}]}, ""),
+        ({"kind": "temperature"}, "mixture.temperature", {"uniform": [1.0, 4.0]}, "mixture.temperature"),
+        (
+            {"kind": "weights", "weights": {"tone": 1, "size": 1}},
+            "mixture.weights.tone",
+            {"log_uniform": [0.25, 4.0]},
+            "mixture.weights.tone",
+        ),
+        ({"kind": "loss_driven", "every_steps": 4}, "mixture.alpha", {"uniform": [0.5, 1.5]}, "mixture.alpha"),
+        (None, "tasks.tone.class_weights", {"choice": [{"yes": 2.0}, {"yes": 3.0}]}, ""),
+        (None, "model.num_layers", {"integers": [1, 4]}, "base.num_layers"),
+        (None, "seed", {"integers": [1, 99]}, "seed"),
+    ],
+)
+def test_rates_ranks_temperatures_and_mixtures_reach_what_a_trial_trains(
+    path: Path, mixture: dict[str, Any] | None, key: str, values: dict[str, Any], place: str
+) -> None:
+    search = _search(path, space={key: values})
+    if mixture is not None:
+        search = Search(search.config.model_copy(update={"mixture": parse_mixture(mixture)}))
+    for trial in (1, 2):
+        drawn = search.tune.drawn(trial)[key]
+        job = training_job(search.trial(trial))
+        if key == "mixture":
+            assert job.mixture == parse_mixture(drawn)
+        elif key.startswith("tasks."):
+            assert job.tasks[0].class_weights == drawn
+        else:
+            assert _found(job, place) == drawn
+        assert job.manifest_path == str(search.config.manifest_path)
+
+
+def _found(job: Any, place: str) -> Any:
+    for part in place.split("."):
+        job = job[part] if isinstance(job, dict) else getattr(job, part)
+    return job
+
+
+@pytest.mark.parametrize("key", ["template", "label_words", "label_field", "label_map", "columns", "metric"])
+def test_a_task_is_asked_in_all_trials_as_in_the_shards_that_they_share(path: Path, key: str) -> None:
+    values = {
+        "template": "{text} is:",
+        "label_words": [" never", " always"],
+        "label_field": "answer",
+        "label_map": {"0": 1, "1": 0},
+        "columns": {"text": "title"},
+        "metric": "accuracy",
+    }
+    with pytest.raises(InputError, match=rf"tasks\.tone\.{key}.*search once for each way of asking"):
+        _search(path, space={f"tasks.tone.{key}": {"choice": [values[key]]}}).trials()
+
+
+@pytest.mark.parametrize(
     ("space", "said"),
     [
         ({"training.learning_rat": {"choice": [1e-3]}}, "learning_rat"),
         ({"training.learning_rate": {"choice": [1e-3, -1.0]}}, "learning_rate"),
         ({"adapter.rank.r": {"choice": [4]}}, "is no section"),
         ({"tasks.tine.weight": {"choice": [1.0]}}, "is no section"),
+        ({"mixture.temperature": {"uniform": [1.0, 4.0]}}, "temperature"),
     ],
 )
 def test_wrong_keys_and_values_are_refused_before_any_work(path: Path, space: dict[str, Any], said: str) -> None:
@@ -100,8 +175,18 @@ def test_a_search_without_a_judge_is_refused(path: Path, overrides: list[str], s
 
 def test_the_first_trial_is_the_configuration_as_it_stands(path: Path) -> None:
     search = _search(path)
-    assert search.trial(0).training == search.config.training
+    first, asked = (config.training.model_dump() for config in (search.trial(0), search.config))
+    assert {key for key in asked if first[key] != asked[key]} == {"keep_checkpoints"}
+    assert search.best(0).training == search.config.training
     assert search.trial(0).adapter == search.config.adapter
+
+
+def test_a_trial_goes_on_from_its_last_measurement_and_what_it_recommends_trains_as_it_did(path: Path) -> None:
+    search = _search(path, "training.checkpoint_steps=100", "training.num_workers=2", "training.min_workers=1")
+    trial, best = search.trial(1).training, search.best(1).training
+    assert trial.checkpoint_steps == search.config.training.validation.every_steps  # type: ignore[union-attr]
+    assert (trial.num_workers, best.num_workers, best.min_workers) == (1, 1, None)
+    assert best.checkpoint_steps == 100
 
 
 def test_trials_share_the_shards_and_differ_in_folder_and_values(path: Path) -> None:
@@ -125,7 +210,7 @@ def test_the_best_configuration_is_whole(path: Path, tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     file.write_text(search.best(2).as_yaml())
     assert load_config(file) == search.best(2)
-    assert RunConfig.model_validate(yaml.safe_load(file.read_text())).training == search.trial(2).training
+    assert RunConfig.model_validate(yaml.safe_load(file.read_text())).digest() == search.trial(2).digest()
 
 
 def test_the_best_trial_has_the_best_measurement_and_failed_ones_do_not_count() -> None:
