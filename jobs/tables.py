@@ -72,7 +72,7 @@ def _show_cost(found: dict[str, Any]) -> None:
     table = Table(title="Training, measured on a few micro-batches" if found["calibration"] else "Training, estimated")
     for column in ("tokens", "computed", "time", "memory a rank, MiB", "a checkpoint, MiB", "trained parameters"):
         table.add_column(column, justify="right")
-    minutes, seconds = divmod(round(found["seconds"]), 60)
+    minutes, seconds = divmod(round(found["seconds"] + found["validation_seconds"]), 60)
     table.add_row(
         *(f"{found['tokens']:,}", f"{found['computed_share']:.1%}", f"{minutes} min {seconds} s"),
         *(_mebibytes(found["rank_bytes"]), _mebibytes(found["checkpoint_bytes"])),

@@ -11,6 +11,7 @@ from jobs.config import RunConfig
 from jobs.main_job import run_stage
 from jobs.run import Run
 from jobs.stages.plan import training_job
+from jobs.tuning.cost import calibrated_plan, search_cost
 from jobs.tuning.table import show_trials
 from jobs.tuning.trials import Outcome, Search, best_outcome, curve
 from pipeline.contracts import write_atomic
@@ -39,10 +40,11 @@ def tune(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
     configs = search.trials()
     plan = run_stage(Run(config), "plan", calibrate=False)
     steps = [trial.training.num_steps(plan.epoch.samples) for trial in configs]
-    cost = _cost(search, steps, plan.training.seconds / plan.steps)
-    say(f"{search.name}: {cost['trials']} trials, at most {cost['steps']:,} steps, {cost['seconds']:.0f} s of one CPU")
-    if dry_run:
-        return cost
+    if dry_run or not search.parent.folder.exists():  # a search that goes on has said it
+        cost = search_cost(search.tune, steps, calibrated_plan(configs[0]), steps[0])
+        say(f"{search.name}: {cost.words}")
+        if dry_run:
+            return cost.values()
     parent = Run(search.parent)
     parent.folder.bind(search.identity)
     tracker = parent.tracker()
@@ -50,11 +52,6 @@ def tune(config: RunConfig, dry_run: bool = False) -> dict[str, Any]:
     _run(search, runs, steps)
     outcomes = [_outcome(search, run, number) for number, run in enumerate(runs)]
     return _finish(search, parent, outcomes)
-
-
-def _cost(search: Search, steps: Sequence[int], seconds_per_step: float) -> dict[str, Any]:
-    """Return the most that a search takes: trials that are ended early take less."""
-    return {"trials": search.tune.trials, "steps": sum(steps), "seconds": sum(steps) * seconds_per_step}
 
 
 def _child(search: Search, config: RunConfig, number: int, parent: Tracker) -> Run:

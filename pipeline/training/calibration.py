@@ -5,9 +5,19 @@ from __future__ import annotations
 import pickle
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import torch
+
+from pipeline.modeling.adapter import build_adapter
+from pipeline.modeling.answering import class_scorer, classes_of_heads
+from pipeline.modeling.base_model import load_base
+from pipeline.modeling.packing import Batch, pack
+from pipeline.training.engine import device
 from pipeline.training.loop import TrainingJob, job_stream
+from pipeline.training.objective import Objective
 from pipeline.training.plan import Calibration
 from pipeline.training.planner import sampled_examples, sampled_steps
 
@@ -16,17 +26,9 @@ _TOKENS = (64, 192, 576)
 
 
 def _measure(job: TrainingJob) -> Calibration:
-    import torch
-
-    from pipeline.modeling.adapter import build_adapter
-    from pipeline.modeling.answering import class_scorer, classes_of_heads
-    from pipeline.modeling.base_model import load_base
-    from pipeline.modeling.packing import pack
-    from pipeline.training.engine import device
-    from pipeline.training.objective import Objective
-
     where = device()
     _reset_peak(where)
+    start = time.perf_counter()
     names = [task.name for task in job.tasks]
     base = load_base(job.base, where)
     objective = Objective(
@@ -35,6 +37,7 @@ def _measure(job: TrainingJob) -> Calibration:
         job.training,
     ).train()
     loading, loaded = _peak_bytes(where), _held_bytes(where)
+    loading_seconds = time.perf_counter() - start
     stream = job_stream(job)
     steps = sampled_steps(stream, job.training.num_steps(stream.epoch_samples))
     # From all steps alternately, so that short and long rows stand together.
@@ -49,16 +52,13 @@ def _measure(job: TrainingJob) -> Calibration:
             chosen.append(example)
         batch = pack(chosen).to(where)
         _reset_peak(where)
-        best = float("inf")
-        for _ in range(2 if wanted < _TOKENS[-1] else 1):
-            start = time.perf_counter()
-            objective(batch)[0].sum().backward()
-            if where.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - start)
+        seconds.append(
+            _best_of(2 if wanted < _TOKENS[-1] else 1, partial(_forward_and_backward, objective, batch), where)
+        )
         tokens.append(len(batch.input_ids))
-        seconds.append(best)
         peaks.append(_peak_bytes(where))
+    with torch.no_grad():
+        scoring = _best_of(1, partial(objective.eval(), batch), where)
     span = max(tokens[2] - tokens[1], 1)
     slope = max((seconds[2] - seconds[1]) / span, seconds[2] / tokens[2] / 2)
     return Calibration(
@@ -67,7 +67,25 @@ def _measure(job: TrainingJob) -> Calibration:
         loading_bytes=loading,
         loaded_bytes=loaded,
         bytes_per_token=max(peaks[2] - loaded, 0) / tokens[2],
+        seconds_per_scored_token=scoring / tokens[2],
+        loading_seconds=loading_seconds,
     )
+
+
+def _forward_and_backward(objective: Objective, batch: Batch) -> None:
+    objective(batch)[0].sum().backward()
+
+
+def _best_of(times: int, work: Callable[[], object], where: torch.device) -> float:
+    """Return the fewest seconds that some work took."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def _status_bytes(key: str) -> int:
@@ -75,25 +93,19 @@ def _status_bytes(key: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def _reset_peak(where: object) -> None:
-    import torch
-
-    if getattr(where, "type", "") == "cuda":
+def _reset_peak(where: torch.device) -> None:
+    if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes(where: object) -> int:
-    import torch
-
-    return torch.cuda.max_memory_allocated() if getattr(where, "type", "") == "cuda" else _status_bytes("VmHWM:")
+def _peak_bytes(where: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if where.type == "cuda" else _status_bytes("VmHWM:")
 
 
-def _held_bytes(where: object) -> int:
-    import torch
-
-    return torch.cuda.memory_allocated() if getattr(where, "type", "") == "cuda" else _status_bytes("VmRSS:")
+def _held_bytes(where: torch.device) -> int:
+    return torch.cuda.memory_allocated() if where.type == "cuda" else _status_bytes("VmRSS:")
 
 
 def main() -> None:

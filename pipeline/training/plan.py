@@ -16,6 +16,10 @@ class Calibration(Contract):
     loaded_bytes: int
     bytes_per_token: float
     """Of activations, at the largest moment of a step."""
+    seconds_per_scored_token: float | None = None
+    """Forward alone; None where an earlier version measured."""
+    loading_seconds: float | None = None
+    """Until base and adapter stand in a process that has its imports; None where nothing was measured."""
 
 
 class TrainingPlan(Contract):
@@ -30,7 +34,9 @@ class TrainingPlan(Contract):
     """Of the rank that has most of them."""
     largest_micro_batch_tokens: int
     seconds: float
-    """Of all steps, without start-up."""
+    """Of all steps, without start-up and validation."""
+    validation_seconds: float = 0.0
+    """Of all measurements of the validation split."""
     rank_bytes: int
     """Peak memory of a rank: of its process on a CPU, else of its device."""
     checkpoint_bytes: int

@@ -76,6 +76,7 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
         micro_batches_per_step=sum(max(map(len, ranks)) for ranks in shape.steps) / len(shape.steps),
         largest_micro_batch_tokens=largest,
         seconds=seconds * num_steps / len(shape.steps),
+        validation_seconds=_validation_seconds(job, known, num_steps),
         rank_bytes=_rank_bytes(job, known, trained, parameters, largest),
         checkpoint_bytes=checkpoint,
         kept_bytes=kept,
@@ -122,6 +123,23 @@ def _shape(job: TrainingJob, stream: MixedStream, num_steps: int) -> _Shape:
         computed += sum(map(sum, ranks))
         sampled.append(ranks)
     return _Shape(sampled, tokens, computed, most_answers)
+
+
+def _validation_seconds(job: TrainingJob, known: Calibration, num_steps: int) -> float:
+    """Return what all measurements of the validation split take, which the ranks share."""
+    asked = job.training.validation
+    if asked is None:
+        return 0.0
+    from pipeline.training.validation import validation_samples  # loads scipy, which other plans do without
+
+    samples = validation_samples(asked, job.manifest_path, job.tasks, job.cache)
+    examples = list(sample_encoder(job.base, job.tasks).encode(samples))
+    parts = micro_batches(examples, job.training.micro_batch_tokens)
+    tokens = sum(len(pack([examples[i] for i in part]).input_ids) for part in parts)
+    # Where it was not measured, the backward is taken to cost as much as the forward.
+    per_token = known.seconds_per_scored_token or known.seconds_per_token / 2
+    measurements = -(-num_steps // asked.every_steps)
+    return measurements * tokens * per_token / job.training.num_workers
 
 
 def _bytes(config: BaseModelConfig) -> int:

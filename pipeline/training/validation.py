@@ -28,6 +28,20 @@ from pipeline.world import World
 _TINY = 1e-30
 
 
+def validation_samples(
+    config: ValidationConfig, manifest_path: Path | str, tasks: Sequence[TaskSpec], cache: CacheConfig | None = None
+) -> list[Sample]:
+    """Return what is scored at each measurement: the first samples of each task.
+
+    Raises:
+        InputError: a task has no sample in the split.
+    """
+    every: list[Sample] = []
+    for task in tasks:
+        every += islice(read_split(manifest_path, config.split, task.name, cache=cache), config.samples_per_task)
+    return every
+
+
 class Validation:
     """Scores the same samples again and again; all ranks share the work and come to the same numbers.
 
@@ -53,9 +67,7 @@ class Validation:
         cache: CacheConfig | None = None,
     ) -> None:
         self.config, self.tasks = config, tasks
-        every: list[Sample] = []
-        for task in tasks:
-            every += islice(read_split(manifest_path, config.split, task.name, cache=cache), config.samples_per_task)
+        every = validation_samples(config, manifest_path, tasks, cache)
         # Every forward is one of all ranks: each gets as many samples, those at the end once more.
         per_rank = math.ceil(len(every) / world.num_ranks)
         self.samples = [every[(world.rank + i * world.num_ranks) % len(every)] for i in range(per_rank)]
