@@ -99,7 +99,7 @@ def _outcome(search: Search, run: Run, number: int) -> Outcome:
     tracker.set_tags({"state": found["state"]})
     tracker.end("FAILED" if found["state"] == "failed" else "FINISHED")
     measured = curve(run.history(), search.tune.metric)
-    return Outcome(number, search.tune.drawn(number), found["state"], measured, found["reason"])
+    return Outcome(number, search.values(number), found["state"], measured, found["reason"])
 
 
 def _finish(search: Search, parent: Run, outcomes: Sequence[Outcome]) -> dict[str, Any]:

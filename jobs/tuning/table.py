@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 
 from jobs.tuning.trials import Outcome
 from pipeline.progress import console
+from pipeline.report.search_page import shown
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -27,7 +27,8 @@ def show_trials(outcomes: Sequence[Outcome], best: Outcome, metric: str) -> None
     table = Table(title=f"{len(outcomes)} trials by {metric} on the validation split")
     for column in ("trial", *keys, "state", "steps", f"best {metric}", "curve"):
         table.add_column(column, justify="left" if column in ("state", "curve") else "right")
-    for outcome in sorted(outcomes, key=lambda o: -1e9 if o.best is None else o.best, reverse=True):
+    ranked = sorted(outcomes, key=lambda o: (o.state != "failed" and o.best is not None, o.best or 0.0), reverse=True)
+    for outcome in ranked:
         table.add_row(
             *(str(outcome.number), *(shown(outcome.values.get(key, "·")) for key in keys), outcome.state),
             *(
@@ -38,8 +39,3 @@ def show_trials(outcomes: Sequence[Outcome], best: Outcome, metric: str) -> None
             style="bold" if outcome.number == best.number else None,
         )
     console.print(table)
-
-
-def shown(value: Any) -> str:
-    """Return a drawn value in few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

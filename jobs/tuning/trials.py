@@ -92,6 +92,16 @@ class Search:
             update={"name": self.trial_name(number), "run_root": root, "tune": None, "training": training}
         )
 
+    def values(self, number: int) -> dict[str, Any]:
+        """Return what a trial has of the searched keys: what was drawn, or what stands in the configuration."""
+        return self.tune.drawn(number) or {key: self._standing(key) for key in self.tune.space}
+
+    def _standing(self, key: str) -> Any:
+        found: Any = _written_out(self.config)
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
+
     def trials(self) -> list[RunConfig]:
         """Return the configurations of all trials; every one is checked.
 
@@ -137,6 +147,13 @@ class Search:
         return config.model_copy(update={"manifest": str(manifest), "publish": None})
 
 
+def _written_out(config: RunConfig) -> dict[str, Any]:
+    whole = config.model_dump(mode="json")
+    whole["recipe"] = None  # its values stand written out
+    whole["tasks"] = {task.pop("name"): task for task in whole["tasks"]}
+    return whole
+
+
 def with_values(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
     """Return a configuration with other values.
 
@@ -150,9 +167,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any], where: str) -> Run
     """
     if not values:
         return config
-    whole = config.model_dump(mode="json")
-    whole["recipe"] = None  # its values stand written out
-    whole["tasks"] = {task.pop("name"): task for task in whole["tasks"]}
+    whole = _written_out(config)
     for key, value in values.items():
         *path, last = key.split(".")
         place = whole

@@ -19,7 +19,7 @@ class TrialRow:
 
     Args:
         number: of the trial.
-        values: drawn for it, by configuration key.
+        values: of the searched keys.
         state: how it ended.
         curve: (step, metric) of each measurement.
         best: measurement; None without any.
@@ -33,6 +33,18 @@ class TrialRow:
     best: float | None
     reason: str
 
+    def shown(self, key: str) -> str:
+        """Return the value of a key in few characters."""
+        return shown(self.values[key]) if key in self.values else "–"
+
+
+def shown(value: Any) -> str:
+    """Return a searched value in few characters: a mapping, such as a mixture, without its braces and quotes."""
+    if isinstance(value, Mapping):
+        parts = [f"{key}: {shown(inner)}" for key, inner in value.items() if key != "kind"]
+        return ", ".join(([str(value["kind"])] if "kind" in value else []) + parts)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
 
 @dataclass(frozen=True)
 class SearchPage:
@@ -41,7 +53,7 @@ class SearchPage:
     Args:
         name: of the search.
         metric: that judges the trials, the higher the better.
-        trials: in their order.
+        trials: in the order of their numbers, 0 first: the configuration as it stands.
         best: number of the best one.
         config: the best configuration as YAML.
     """
@@ -59,8 +71,10 @@ class SearchPage:
 
     @property
     def ranked(self) -> list[TrialRow]:
-        """The trials, the best first, those without a measurement last."""
-        return sorted(self.trials, key=lambda t: (t.best is not None, t.best or 0.0), reverse=True)
+        """The trials, the best first, those that failed or have no measurement last."""
+        return sorted(
+            self.trials, key=lambda t: (t.state != "failed" and t.best is not None, t.best or 0.0), reverse=True
+        )
 
 
 def write_search_page(path: Path, page: SearchPage) -> None:

@@ -178,6 +178,8 @@ def test_the_first_trial_is_the_configuration_as_it_stands(path: Path) -> None:
     first, asked = (config.training.model_dump() for config in (search.trial(0), search.config))
     assert {key for key in asked if first[key] != asked[key]} == {"keep_checkpoints"}
     assert search.best(0).training == search.config.training
+    assert search.values(0) == {"training.learning_rate": asked["learning_rate"], "adapter.r": 4}
+    assert search.values(1) == search.tune.drawn(1)
     assert search.trial(0).adapter == search.config.adapter
 
 
