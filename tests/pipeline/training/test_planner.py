@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
+from pipeline.modeling.answering import sample_encoder
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, load_base
 from pipeline.orchestration.calibration import calibrate
-from pipeline.stream import CacheConfig
+from pipeline.stream import CacheConfig, read_split
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks
 from pipeline.training import planner
-from pipeline.training.config import TrainingConfig
+from pipeline.training.config import TrainingConfig, ValidationConfig
 from pipeline.training.loop import TrainingJob, job_stream
 from pipeline.training.plan import Calibration
 from pipeline.training.planner import plan_training, sampled_examples
@@ -100,8 +102,25 @@ def test_parameters_that_are_partitioned_are_not_held(job: TrainingJob, tmp_path
     assert rank_bytes(0) > rank_bytes(1) == rank_bytes(2)
 
 
+def test_measurements_of_the_validation_split_are_counted_by_their_tokens(job: TrainingJob, tmp_path: Path) -> None:
+    validation = ValidationConfig(every_steps=4, split="test", samples_per_task=3)  # after steps 4 and 6
+    measured = MEASURED.model_copy(update={"seconds_per_scored_token": 0.004})
+    asked = replace(job, training=job.training.model_copy(update={"validation": validation}))
+    plan = plan_training(asked, measured, tmp_path, is_local=False)
+    samples = [s for task in job.tasks for s in islice(read_split(job.manifest_path, "test", task.name), 3)]
+    tokens = sum(example.num_tokens for example in sample_encoder(job.base, job.tasks).encode(samples))
+    assert 0 < plan.validation_seconds <= 2 * 0.004 * tokens
+    assert plan.validation_seconds >= 2 * 0.004 * tokens * 0.5  # beginnings in common are computed once
+    assert plan.seconds == plan_training(job, measured, tmp_path, is_local=False).seconds
+    assert plan_training(job, measured, tmp_path, is_local=False).validation_seconds == 0
+
+
 def test_calibration_runs_the_model(job: TrainingJob) -> None:
     found = calibrate(job)
+    assert found.seconds_per_scored_token is not None
+    assert 0 < found.seconds_per_scored_token < 2 * found.seconds_per_token
+    assert found.loading_seconds is not None
+    assert found.loading_seconds > 0
     weights = sum(p.numel() for p in empty_base(job.base).parameters()) * 4
     assert found.loading_bytes >= found.loaded_bytes > weights
     assert found.seconds_per_token > 0
