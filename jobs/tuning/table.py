@@ -20,7 +20,7 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
 
 
 def show_trials(outcomes: Sequence[Outcome], best: Outcome, metric: str) -> None:
-    """Show the trials, the best measurement first."""
+    """Show the trials, the best mean of two neighbouring measurements first."""
     every = [value for outcome in outcomes for _, value in outcome.curve]
     low, high = min(every, default=0.0), max(every, default=1.0)
     keys = list(dict.fromkeys(key for outcome in outcomes for key in outcome.values))

@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from pydantic import ValidationError
@@ -206,8 +208,10 @@ class Outcome:
 
     @property
     def best(self) -> float | None:
-        """The best measurement; None without any."""
-        return max((value for _, value in self.curve), default=None)
+        """The best mean of two neighbouring measurements, so that a lucky one alone decides nothing; of a single
+        measurement that one, None without any."""
+        values = [value for _, value in self.curve]
+        return max((mean(pair) for pair in pairwise(values)), default=values[0] if values else None)
 
 
 def curve(history: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
@@ -216,12 +220,14 @@ def curve(history: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, 
 
 
 def best_outcome(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return the outcome with the best measurement; of equal ones the first.
+    """Return the best outcome of the trials that did all their steps, else of those that were ended early; of equal
+    ones the first.
 
     Raises:
         InputError: no trial was measured.
     """
-    judged = [outcome for outcome in outcomes if outcome.state != "failed" and outcome.best is not None]
+    measured = [outcome for outcome in outcomes if outcome.state != "failed" and outcome.best is not None]
+    judged = [outcome for outcome in measured if outcome.state == "finished"] or measured
     if not judged:
         reasons = "; ".join(sorted({outcome.reason for outcome in outcomes if outcome.reason}))
         raise InputError(f"at least one trial must be measured, none was: {reasons}; change the space")

@@ -22,7 +22,7 @@ class TrialRow:
         values: of the searched keys.
         state: how it ended.
         curve: (step, metric) of each measurement.
-        best: measurement; None without any.
+        best: mean of two neighbouring measurements, or the only one; None without any.
         reason: why it failed.
     """
 

@@ -215,12 +215,21 @@ def test_the_best_configuration_is_whole(path: Path, tmp_path: Path) -> None:
     assert RunConfig.model_validate(yaml.safe_load(file.read_text())).digest() == search.trial(2).digest()
 
 
-def test_the_best_trial_has_the_best_measurement_and_failed_ones_do_not_count() -> None:
-    rows = [(0, "finished", [0.5, 0.6]), (1, "stopped", [0.7, 0.4]), (2, "failed", [0.9]), (3, "finished", [0.7])]
+def test_the_best_trial_did_all_its_steps_and_keeps_its_level_over_two_measurements() -> None:
+    rows = [
+        (0, "finished", [0.5, 0.6, 0.6]),
+        (1, "stopped", [0.8]),
+        (2, "failed", [0.9, 0.9]),
+        (3, "finished", [0.7, 0.3, 0.3]),  # one lucky measurement
+        (4, "finished", [0.6, 0.6]),
+    ]
     outcomes = [Outcome(n, {}, state, list(enumerate(values))) for n, state, values in rows]
-    assert best_outcome(outcomes).number == 1
+    assert [outcome.best for outcome in outcomes] == pytest.approx([0.6, 0.8, 0.9, 0.5, 0.6])
+    assert best_outcome(outcomes).number == 0
+    assert best_outcome(outcomes[1:3]).number == 1
     with pytest.raises(InputError, match="at least one trial must be measured"):
         best_outcome(outcomes[2:3])
+    assert Outcome(0, {}, "failed", []).best is None
 
 
 def test_a_curve_holds_what_was_measured() -> None:
