@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 ENDED = "trial.json"
 """In a trial's folder: how it ended."""
+JUDGED = "judged_step"
+"""The step at which a measurement is held against those of other trials."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def run_trials(
     else:
         grace, reduction = grace_and_reduction
         scheduler = ASHAScheduler(
-            time_attr="step",
+            time_attr=JUDGED,
             metric=metric,
             mode="max",
             max_t=max(longest, grace) + 1,  # a trial's last step ends it, not the scheduler
@@ -162,24 +164,23 @@ class _TrialCallbacks(RunCallbacks):
 
     def __init__(self, trial: Trial, metric: str) -> None:
         super().__init__(trial.folder, World(0, 1), trial.job.training.hang_timeout_s, trial.tracker)
-        self.metric = metric
+        self.metric, self.steps = metric, trial.steps
 
     def log(self, row: dict[str, Any]) -> None:
         super().log(row)
         if "validation" in row:
-            tune.report({"step": row["step"], self.metric: row["validation"][self.metric]})
+            _report(row, self.metric, self.steps)
 
 
 def _run_trial(pickled: bytes, metric: str) -> None:
     trial: Trial = pickle.loads(pickled)
-    _repeat(trial.folder, metric)
+    _repeat(trial, metric)
     if ended(trial.folder) is not None:
         return None
     from pipeline.training.engine import be_the_only_rank
     from pipeline.training.loop import Trainer
 
     be_the_only_rank()
-
     try:
         with _TrialCallbacks(trial, metric) as callbacks:
             Trainer(trial.job, World(0, 1), callbacks, trial.folder / CHECKPOINTS).run()
@@ -189,8 +190,14 @@ def _run_trial(pickled: bytes, metric: str) -> None:
     return None
 
 
-def _repeat(folder: Path, metric: str) -> None:
+def _repeat(trial: Trial, metric: str) -> None:
     """Report what a trial has measured in earlier calls: Tune's own state may lack it, and others are judged by it."""
-    for row in read_history(folder / HISTORY):
+    for row in read_history(trial.folder / HISTORY):
         if "validation" in row:
-            tune.report({"step": row["step"], metric: row["validation"][metric]})
+            _report(row, metric, trial.steps)
+
+
+def _report(row: Mapping[str, Any], metric: str, steps: int) -> None:
+    # A trial's last step ends it: where a rung stands there too, the trial does not come to it.
+    judged = row["step"] - 0.5 if row["step"] == steps else row["step"]
+    tune.report({"step": row["step"], JUDGED: judged, metric: row["validation"][metric]})
