@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Literal
 
+from platformdirs import user_cache_path
 from pydantic import Field, model_validator
 
 from pipeline.settings import Settings
@@ -72,3 +75,26 @@ class BaseModelConfig(Settings):
     def looks_like_hub_id(self) -> bool:
         """Whether the base could be a model of the hub whose revision was left out."""
         return not self.is_on_hub and _HUB_ID.fullmatch(self.base) is not None
+
+
+Precision = Literal["exact", "int8"]
+
+
+class KeptStatesConfig(Settings):
+    """Where the hidden states that enter the first adapted layer are kept between epochs, runs and weeks."""
+
+    folder: str | None = None
+    """None: ``mtl-lora/states`` in ``MTL_LORA_CACHE`` or the user's cache folder. All ranks of a machine, and all runs
+    that name it, share it."""
+    max_bytes: int = Field(default=20 << 30, ge=1)
+    """Most bytes that are kept; those used longest ago go first, and are computed anew. An epoch that does not fit
+    finds few of its own."""
+    precision: Precision = "exact"
+    """``exact``: in the base's precision, the bits that computing gives. ``int8``: a fourth of fp32's bytes, with a
+    scale a token; not exact, though the same in every epoch."""
+
+    def path(self) -> Path:
+        """Return the folder."""
+        if self.folder:
+            return Path(self.folder).expanduser()
+        return Path(os.environ.get("MTL_LORA_CACHE") or user_cache_path("mtl-lora")) / "states"

@@ -93,7 +93,7 @@ class HeadScorer(ClassScorer):
         task's number on its head's scale, and the state of each example's first row, (E, H)."""
         is_packed = self.language_model.config._attn_implementation == packed_attention.NAME
         task_ids = batch.token_task[None] if is_packed else batch.token_task[batch.padded_nodes()[0][:, 0]]
-        states_PH = row_states(self.language_model, batch, self._routed(task_ids))
+        states_PH = row_states(self.language_model, batch, self._begun(batch, task_ids))
         heads = self.own_heads if self.own_heads is not None else self.adapted.task_heads
         score_K = heads(states_PH[batch.term_answer], batch.term_token)  # type: ignore[operator]
         examples, classes = batch.class_mask.shape

@@ -142,8 +142,12 @@ class Batch:
     """``TASK/KEY`` of each example."""
     num_tokens: int
     """Tokens of the examples, shared ones counted for each."""
+    examples: tuple[Example | HeadExample, ...]
+    """What was laid out."""
     is_written: Tensor | None = None
     """(E,) whether the answer is a text; None where none is."""
+    kept: tuple[Tensor | None, ...] = ()
+    """The states of each example below the first adapted layer where they are kept and were read ahead."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
@@ -197,7 +201,7 @@ def is_token(rows: Tensor) -> Tensor:
     return mask
 
 
-class _Trie:
+class Trie:
     """Nodes by parent and token; the roots are the tasks."""
 
     def __init__(self) -> None:
@@ -257,14 +261,14 @@ def micro_batches(
         at_least: micro-batches asked for where there are as many examples: the largest ones are halved.
     """
     parts: list[list[int]] = []
-    trie = _Trie()
+    trie = Trie()
     for i in sorted(range(len(examples)), key=lambda i: examples[i].neighbours):
         is_full = trie.count_with(examples[i]) > max_tokens or (
             parts and max_examples and len(parts[-1]) >= max_examples
         )
         if not parts or is_full:
             parts.append([])
-            trie = _Trie()
+            trie = Trie()
             trie.count_with(examples[i])
         parts[-1].append(i)
     while len(parts) < min(at_least, len(examples)):
@@ -283,7 +287,7 @@ def pack(examples: Sequence[Example | HeadExample]) -> Batch:
 
 
 def _pack_words(examples: Sequence[Example]) -> Batch:
-    trie, width = _Trie(), max(example.num_classes for example in examples)
+    trie, width = Trie(), max(example.num_classes for example in examples)
     rows: dict[int, list[int]] = {}
     answers: dict[int, int] = {}
     terms: list[tuple[int, int, int, float]] = []
@@ -300,7 +304,7 @@ def _pack_words(examples: Sequence[Example]) -> Batch:
 
 
 def _pack_rows(examples: Sequence[HeadExample]) -> Batch:
-    trie, width = _Trie(), max(example.num_classes for example in examples)
+    trie, width = Trie(), max(example.num_classes for example in examples)
     rows: list[list[int]] = []
     terms: list[tuple[int, int, int, float]] = []
     for e, example in enumerate(examples):
@@ -312,7 +316,7 @@ def _pack_rows(examples: Sequence[HeadExample]) -> Batch:
 
 
 def _batch(
-    trie: _Trie,
+    trie: Trie,
     rows: list[list[int]],
     answers: list[int],
     terms: list[tuple[int, int, int, float]],
@@ -335,7 +339,7 @@ def _batch(
         token_task=torch.tensor(trie.tasks),
         rows=group_rows,
         row_masks=tuple(None if bool(mask.all()) else mask for mask in masks),
-        owner=torch.from_numpy(_owners(groups, len(trie.tokens))),
+        owner=torch.from_numpy(row_places(groups, len(trie.tokens))),
         answer=torch.tensor(answers),
         term_answer=torch.tensor(term_answer),
         term_token=torch.tensor(term_token),
@@ -351,6 +355,7 @@ def _batch(
         names=tuple(example.name for example in examples),
         num_tokens=sum(example.num_tokens for example in examples),
         is_written=torch.tensor(written) if any(written) else None,
+        examples=tuple(examples),
     )
 
 
@@ -364,7 +369,8 @@ def _groups(rows: list[list[int]]) -> list[np.ndarray]:
     return [np.array([n + n[-1:] * (len(group[0]) - len(n)) for n in group]) for group in groups]
 
 
-def _owners(groups: list[np.ndarray], num_nodes: int) -> np.ndarray:
+def row_places(groups: list[np.ndarray], num_nodes: int) -> np.ndarray:
+    """Return for each node its first place in groups of rows, flattened one after another."""
     owners, start = np.zeros(num_nodes, dtype=np.int64), 0
     for group in groups:
         # Backwards, so that a node's first place stays: those where it pads come later.

@@ -6,8 +6,8 @@ Axes as in :mod:`pipeline.modeling.packing`: M nodes, E examples, C classes, P a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.contracts import Sample
 from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
 from pipeline.modeling.encoding import SampleEncoder
+from pipeline.modeling.frozen_part import FrozenPart
 from pipeline.modeling.packing import Batch, micro_batches
 
 
@@ -51,11 +52,15 @@ class ClassScorer(nn.Module):
 
     Args:
         adapted: a model under any adapter: callable with ``task_ids``, or a plain Hugging Face model.
+
+    Attributes:
+        frozen: makes the states that the model begins with above its frozen layers; None: it runs as a whole.
     """
 
     def __init__(self, adapted: nn.Module) -> None:
         super().__init__()
         self.adapted = adapted
+        self.frozen: FrozenPart | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
@@ -87,6 +92,12 @@ class ClassScorer(nn.Module):
 
     def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
         return self.adapted.router.route(task_ids) if isinstance(self.adapted, AdapterModel) else nullcontext()
+
+    @contextmanager
+    def _begun(self, batch: Batch, task_ids: Tensor) -> Iterator[None]:
+        """Route a batch's tasks inside, where the model runs from its frozen states on."""
+        with self.frozen.begun(batch) if self.frozen is not None else nullcontext(), self._routed(task_ids):
+            yield
 
     def _without_adapter(self) -> AbstractContextManager[None]:
         return self.adapted.disable_adapter() if isinstance(self.adapted, AdapterModel) else nullcontext()
@@ -143,7 +154,7 @@ class LabelScorer(ClassScorer):
         else:
             input_ids, attention_mask, task_ids, answer = batch.padded()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        with self._routed(task_ids):
+        with self._begun(batch, task_ids):
             return answer_logits(model, inputs, answer)
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipeline.contracts import ShardManifest
 from pipeline.errors import InputError, did_you_mean
+from pipeline.modeling.config import KeptStatesConfig
 from pipeline.settings import Settings
 
 
@@ -88,6 +89,10 @@ class TrainingConfig(Settings):
     orthogonality: float = Field(default=0.0, ge=0)
     """Factor of a term that keeps MTL-LoRA's up-projections apart: the mean over layers of the squared products
     between them. Not with ZeRO 3."""
+    kept_states: KeptStatesConfig | None = None
+    """Keep on disk the hidden states that enter the first adapted layer, where the adapter leaves layers below it
+    frozen: each sample's are then computed once for all epochs, runs and weeks, with the same losses; null: anew each
+    time."""
     validation: ValidationConfig | None = None
     """Measure on a validation split while training; null: the last adapter is the one handed on."""
     conflict_steps: int | None = Field(default=None, ge=1)

@@ -34,6 +34,7 @@ from pipeline.training.engine import (
     reduce_sum,
 )
 from pipeline.training.finite import FiniteGuard
+from pipeline.training.frozen import frozen_part
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
 from pipeline.training.token_weights import TokenWeights
@@ -137,7 +138,11 @@ class Trainer:
         self.stream = job_stream(job)
         self.num_samples = job.training.num_samples(self.stream.epoch_samples)
         self.num_steps = job.training.num_steps(self.stream.epoch_samples)
-        objective = Objective(class_scorer(self.adapter), [t.name for t in job.tasks], job.training)
+        scorer = class_scorer(self.adapter)
+        self.frozen = scorer.frozen = frozen_part(
+            self.adapter, job.base, job.training.kept_states, job.training.micro_batch_tokens, job.training.zero_stage
+        )
+        objective = Objective(scorer, [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.objective = objective
@@ -207,8 +212,10 @@ class Trainer:
             parts = cut(at_least=most)  # every backward is one of all ranks
         # DeepSpeed takes the mean over the ranks: thus the sum of all is the mean over the global batch.
         share = world.num_ranks / in_step
-        for number, part in enumerate(parts, 1):
-            batch = self.encoder.collate([examples[i] for i in part]).to(self.device)
+        batches = (self.encoder.collate([examples[i] for i in part]).to(self.device) for part in parts)
+        if self.frozen is not None:
+            batches = self.frozen.read_ahead(batches)
+        for number, (part, batch) in enumerate(zip(parts, batches, strict=True), 1):
             objective_E, losses_E, _ = self.engine(batch)
             counts_E = losses_E.new_tensor([i < counted for i in part])
             self.engine.backward((objective_E * counts_E).sum() * share, is_last=number == len(parts))
