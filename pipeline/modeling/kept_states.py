@@ -65,7 +65,9 @@ class KeptStates:
         precision: ``exact`` as they are, ``int8`` with a scale a node.
 
     Attributes:
-        damaged: how many states were found damaged.
+        count_read: how often states were found.
+        count_missed: how often none were.
+        damaged: how often they were damaged.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class KeptStates:
         new = self.folder / f".{secrets.token_hex(8)}"
         new.write_text(text + "\n", encoding="utf-8")
         new.replace(self.folder / "identity.json")
-        self.damaged = 0
+        self.count_read = self.count_missed = self.damaged = 0
         self._segment_bytes = max(1, min(_MOST_SEGMENT_BYTES, max_bytes // _SEGMENTS))
         self._mutex = threading.Lock()
         self._places: dict[bytes, _Place] = {}
@@ -107,6 +109,9 @@ class KeptStates:
             if any(key not in self._places for key in keys):
                 self._refresh()
             found = [self._read(key) for key in keys]
+            missed = sum(states is None for states in found)
+            self.count_missed += missed
+            self.count_read += len(found) - missed
             for segment in {self._places[key].segment for key in keys if key in self._places}:
                 with contextlib.suppress(FileNotFoundError):  # another process has let it go
                     os.utime(self.folder / f"{segment}{_STATES}")

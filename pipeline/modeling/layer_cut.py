@@ -31,6 +31,14 @@ def numbered_layers(model: Any) -> list[nn.Module]:
     return []
 
 
+def checkpoint_layers(model: Any) -> None:
+    """Let a Hugging Face model compute its layers' activations again in the backward."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers asks for gradients of the embedded tokens, which old checkpoints needed: they would be taken through
+    # every frozen layer for nothing.
+    model.disable_input_require_grads()
+
+
 def states_of(output: Any) -> Tensor | None:
     """Return the states in a layer's output, None where it hands on more than these."""
     first, *others = output if isinstance(output, tuple) else (output,)

@@ -19,6 +19,7 @@ from pipeline.contracts import Sample, TaskSpec
 from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
 from pipeline.modeling.answering import class_scorer, classes_of_heads, sample_encoder
 from pipeline.modeling.base_model import BaseModelConfig, load_base, resolve_dtype
+from pipeline.modeling.layer_cut import checkpoint_layers
 from pipeline.modeling.packing import Batch, micro_batches
 from pipeline.stream import CacheConfig, LengthGrouping, MixedStream
 from pipeline.training.checkpoint import Checkpoints, adapter_sha256, read_checkpoint
@@ -144,7 +145,7 @@ class Trainer:
         )
         objective = Objective(scorer, [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            checkpoint_layers(base)
         self.objective = objective
         self.engine = Engine(objective, job.training, self.num_steps, bfloat16)
         self.guard = FiniteGuard(objective, self.device)

@@ -10,8 +10,8 @@ from pipeline.contracts import TaskSpec
 COLOURS = ("red", "dark blue", "light green", "grey")
 
 
-def tiny_base(folder: Path, width: int = 32) -> Path:
-    """Save a random two-layer Llama with the embedded base's tokenizer."""
+def tiny_base(folder: Path, width: int = 32, layers: int = 2) -> Path:
+    """Save a random Llama with the embedded base's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,7 +23,7 @@ def tiny_base(folder: Path, width: int = 32) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         tie_word_embeddings=True,
@@ -33,8 +33,8 @@ def tiny_base(folder: Path, width: int = 32) -> Path:
     return folder
 
 
-def tiny_encoder(folder: Path) -> Path:
-    """Save a random two-layer BERT with the embedded encoder's tokenizer."""
+def tiny_encoder(folder: Path, layers: int = 2) -> Path:
+    """Save a random BERT with the embedded encoder's tokenizer."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -43,7 +43,7 @@ def tiny_encoder(folder: Path) -> Path:
     tokenizer = load_tokenizer(BaseModelConfig(base="minilm-l6"))
     torch.manual_seed(0)
     shape = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2
     )
     BertModel(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
