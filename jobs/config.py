@@ -287,6 +287,10 @@ def resolved(config: RunConfig) -> RunConfig:
         changes["drift"] = config.drift.model_copy(update={"against": _absolute(config.drift.against)})
     if config.cache.folder:
         changes["cache"] = config.cache.model_copy(update={"folder": _absolute(config.cache.folder)})
+    kept = config.training.kept_states
+    if kept is not None and kept.folder:
+        kept = kept.model_copy(update={"folder": _absolute(kept.folder)})
+        changes["training"] = config.training.model_copy(update={"kept_states": kept})
     folder = Path(config.model.base).resolve()
     if config.model.is_folder and (folder.exists() or not config.model.looks_like_hub_id):
         changes["model"] = config.model.model_copy(update={"base": str(folder)})

@@ -1,9 +1,9 @@
 """What stands below the first adapted layer: the same states of a sample in every epoch, made one way and kept.
 
 A sample's states must not depend on the batch that it stands in, else those that are kept would differ in the last bit
-from those that are computed. So samples share nothing here, rows attend with rows of exactly their own length, and
-matrices have whole blocks of rows: the shapes in which a row's sums are taken are then the row's own. Whether that is
-so on the machine at hand is proven on a few rows before states are kept.
+from those that are computed. So samples share nothing here, a row attends alone (on an accelerator with those of its
+very length), and every pass has the same number of nodes: the shapes in which sums are taken are then the row's own.
+Whether that is enough on the machine at hand is proven on a few rows before states are kept.
 
 Axes: M nodes, H hidden size; see :mod:`pipeline.modeling.packing`.
 """
@@ -29,9 +29,9 @@ from pipeline.modeling.layer_cut import LayerCut, count_frozen, numbered_layers
 from pipeline.modeling.packing import Batch, Example, HeadExample, Trie, row_places
 from pipeline.stream.prefetch import prefetch
 
-_BLOCK = 64
-"""Nodes go through the frozen layers in multiples of it: a product of few rows is summed up in another order."""
-_PROBE_LENGTHS = (3, 17, 5, 33, 17, 64, 9, 96)
+_PASS_NODES = {"cpu": 256, "cuda": 2048}
+"""Nodes that go through the frozen layers together, always as many; those of a longer sample alone, in multiples."""
+_PROBE_LENGTHS = (3, 17, 5, 33, 17, 64, 9, 48, 1, 12, 7, 24)
 _READ_AHEAD = 2
 
 AnyExample = Example | HeadExample
@@ -48,6 +48,11 @@ def example_key(example: AnyExample) -> bytes:
     return hashlib.sha256(repr(layout).encode()).digest()
 
 
+def pass_nodes(model: Any) -> int:
+    """Return how many nodes go through a model's frozen layers together."""
+    return _PASS_NODES.get(model.device.type, _PASS_NODES["cuda"])
+
+
 def packed_apart(model: Any, examples: Sequence[AnyExample]) -> dict[str, Any]:
     """Return a model's arguments for the nodes of examples one after another, none of them shared, then filling."""
     trie, rows = Trie(), []
@@ -57,12 +62,12 @@ def packed_apart(model: Any, examples: Sequence[AnyExample]) -> dict[str, Any]:
         else:
             prompt, ends = trie.add(replace(example, task=number))
             rows += list({end[-1]: end for end in ends if len(end) > len(prompt)}.values()) or [prompt]
-    filling = -len(trie.tokens) % _BLOCK
-    rows += [[len(trie.tokens) + i] for i in range(filling)]
+    filling = -len(trie.tokens) % pass_nodes(model)
     ids, types = [*trie.tokens, *[0] * filling], [*trie.types, *[0] * filling]
-    by_length = groupby(sorted(rows, key=len, reverse=True), key=len)
-    groups = [np.array(list(same)) for _, same in by_length]
     reading, device = getattr(model, "row_reading", None), model.device
+    groups = _groups(sorted(rows, key=len, reverse=True), is_alone=device.type == "cpu")
+    if filling:
+        groups.append(np.arange(len(trie.tokens), len(ids))[:, None])
     position = torch.tensor([*trie.positions, *[0] * filling]) + (reading.first_position if reading else 0)
     inputs = packed_attention.packed_inputs(
         torch.tensor(ids, device=device),
@@ -74,6 +79,14 @@ def packed_apart(model: Any, examples: Sequence[AnyExample]) -> dict[str, Any]:
     if reading and reading.has_segments:
         inputs["token_type_ids"] = torch.tensor(types, device=device)[None]
     return inputs
+
+
+def _groups(rows: list[list[int]], is_alone: bool) -> list[np.ndarray]:
+    """Return rows, the longest first, in groups that attend together: on a CPU several threads share out the rows of a
+    group, and what each sums up depends on their number."""
+    if is_alone:
+        return [np.array([row]) for row in rows]
+    return [np.array(list(same)) for _, same in groupby(rows, key=len)]
 
 
 def node_sources(examples: Sequence[AnyExample]) -> Tensor:
@@ -106,7 +119,6 @@ class FrozenPart:
         model: a Hugging Face model that takes packed rows.
         cut: layers below it.
         longest: tokens of the longest row.
-        max_tokens: most nodes that go through them at once.
         agree: returns the largest of the ranks' numbers, where all must compute equally often; None where they need
             not.
 
@@ -114,20 +126,19 @@ class FrozenPart:
         kept: where states are kept; None where each is computed anew.
     """
 
-    def __init__(
-        self, model: Any, cut: int, longest: int, max_tokens: int = 1024, agree: Callable[[int], int] | None = None
-    ) -> None:
-        self.model, self.longest, self.max_tokens, self.agree = model, longest, max_tokens, agree
+    def __init__(self, model: Any, cut: int, longest: int, agree: Callable[[int], int] | None = None) -> None:
+        self.model, self.longest, self.agree = model, longest, agree
         self.layers = LayerCut(model, cut)
         self.kept: KeptStates | None = None
 
     def compute(self, examples: Sequence[AnyExample]) -> list[Tensor]:
         """Return the states (M, H) of each example's own nodes."""
-        if not examples:
-            return []
-        states_MH = self.layers.below(packed_apart(self.model, examples))
-        sizes = [count_nodes(example) for example in examples]
-        return list(states_MH[: sum(sizes)].split(sizes))
+        found: list[Tensor] = []
+        for part in self._passes(examples):
+            sizes = [count_nodes(example) for example in part]
+            states_MH = self.layers.below(packed_apart(self.model, part))
+            found += states_MH[: sum(sizes)].split(sizes)
+        return found[: len(examples)]
 
     def read_ahead(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches with the states of theirs that are kept, read while the one before is computed."""
@@ -151,35 +162,30 @@ class FrozenPart:
         batch = batch if batch.kept else self._with_kept(batch)
         found = list(batch.kept or [None] * len(batch.examples))
         missing = [place for place, states in enumerate(found) if states is None]
-        for part in self._parts([batch.examples[place] for place in missing]):
-            fresh = self.compute([batch.examples[missing[i]] for i in part])
-            for i, states in zip(part, self._kept_anew(batch, [missing[i] for i in part], fresh), strict=True):
-                found[missing[i]] = states
+        fresh = self.compute([batch.examples[place] for place in missing])
+        if self.kept is not None and fresh:
+            fresh = self.kept.keep([example_key(batch.examples[place]) for place in missing], fresh)
+        for place, states in zip(missing, fresh, strict=True):
+            found[place] = states
         device = self.model.device
         together = torch.cat([states.to(device, non_blocking=True) for states in found if states is not None])
         return together[node_sources(batch.examples).to(device)]
 
-    def _kept_anew(self, batch: Batch, places: Sequence[int], fresh: list[Tensor]) -> list[Tensor]:
-        if self.kept is None or not fresh:
-            return fresh
-        keys = [example_key(batch.examples[place]) for place in places]
-        return self.kept.keep(keys, fresh)
-
-    def _parts(self, missing: Sequence[AnyExample]) -> list[list[int]]:
-        """Return which examples go through the frozen layers together, empty ones where other ranks compute more."""
-        parts: list[list[int]] = []
-        nodes = 0
-        for i, example in enumerate(missing):
+    def _passes(self, examples: Sequence[AnyExample]) -> list[list[AnyExample]]:
+        """Return which examples go through the frozen layers together, one of filling where other ranks have more."""
+        passes: list[list[AnyExample]] = []
+        nodes, most = 0, pass_nodes(self.model)
+        for example in examples:
             size = count_nodes(example)
-            if not parts or nodes + size > self.max_tokens:
-                parts.append([])
+            if not passes or nodes + size > most:
+                passes.append([])
                 nodes = 0
-            parts[-1].append(i)
+            passes[-1].append(example)
             nodes += size
-        if self.agree is not None:
-            for _ in range(self.agree(len(parts)) - len(parts)):
-                self.compute(_probe_examples(self.model, (1,)))  # frozen weights are gathered from all ranks
-        return parts
+        if self.agree is not None:  # frozen weights are gathered from all ranks
+            filling = _probe_examples(self.model, (1,))
+            passes += [filling] * (self.agree(len(passes)) - len(passes))
+        return passes
 
     def objection(self) -> str:
         """Return why a row's states depend on its neighbours or on chance, empty where a few rows show none."""
@@ -208,14 +214,13 @@ def _probe_examples(model: Any, lengths: Sequence[int]) -> list[AnyExample]:
 
 
 def find_frozen_part(
-    adapted: AdapterModel, longest: int, max_tokens: int = 1024, agree: Callable[[int], int] | None = None
+    adapted: AdapterModel, longest: int, agree: Callable[[int], int] | None = None
 ) -> FrozenPart | str:
     """Return what is frozen below a model's adapter, or why nothing is that could be computed apart.
 
     Args:
         adapted: the model as it will be trained, whole.
         longest: as in :class:`FrozenPart`.
-        max_tokens: as in :class:`FrozenPart`.
         agree: as there.
     """
     model: Any = adapted.base_model
@@ -239,7 +244,7 @@ def find_frozen_part(
             return "its layers hand on more than their states"
         if not cut:
             return f"layer 0 of {len(layers)} is trained, or what stands below it"
-        part = FrozenPart(model, cut, longest, max_tokens, agree)
+        part = FrozenPart(model, cut, longest, agree)
         return _own_objection(adapted, part, inputs, run) or part
     finally:
         adapted.train(training)

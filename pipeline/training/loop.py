@@ -141,7 +141,7 @@ class Trainer:
         self.num_steps = job.training.num_steps(self.stream.epoch_samples)
         scorer = class_scorer(self.adapter)
         self.frozen = scorer.frozen = frozen_part(
-            self.adapter, job.base, job.training.kept_states, job.training.micro_batch_tokens, job.training.zero_stage
+            self.adapter, job.base, job.training.kept_states, job.training.zero_stage
         )
         objective = Objective(scorer, [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:

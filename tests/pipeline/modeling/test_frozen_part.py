@@ -174,7 +174,7 @@ def test_kept_states_give_the_losses_and_gradients_of_computed_ones_to_the_last_
     found = part.kept.count_read
     second = [case.gradients(batch) for batch in part.read_ahead(iter((*batches, *others)))]
     assert part.kept.count_read - found == 2 * len(case.examples)
-    part.kept = case.kept(tmp_path, max_bytes=20_000)  # too few for all: some go while others are used
+    part.kept = case.kept(tmp_path / "small", max_bytes=20_000)  # too few for all: some go while others are used
     with_evictions = [case.gradients(batch) for batch in (*others, *batches, *others, *batches)]
     assert part.kept.count_missed
     case.adapted.base_model.gradient_checkpointing_disable()  # type: ignore[operator]
