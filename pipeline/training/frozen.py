@@ -12,7 +12,7 @@ from pipeline.modeling.base_model import BaseModelConfig, fingerprint
 from pipeline.modeling.config import KeptStatesConfig
 from pipeline.modeling.frozen_part import FrozenPart, check_kept, find_frozen_part, pass_nodes
 from pipeline.modeling.kept_states import KeptStates
-from pipeline.training.engine import largest
+from pipeline.training.engine import gathered_layer_by_layer, largest
 
 
 def frozen_part(
@@ -21,7 +21,7 @@ def frozen_part(
     """Return what makes the states below the first adapted layer, None where the model runs as a whole.
 
     Args:
-        adapted: the model as it will be trained, before its parameters are partitioned.
+        adapted: the model as it will be trained, before DeepSpeed has it.
         base: names the model.
         asked: where states are kept; None for nowhere.
         zero_stage: with 3 weights are gathered from all ranks, which must then run equally often.
@@ -29,10 +29,11 @@ def frozen_part(
     Raises:
         InputError: states are to be kept and cannot be.
     """
-    found = find_frozen_part(adapted, base.max_length, largest if zero_stage == 3 else None)
-    if asked is None:
-        return found if isinstance(found, FrozenPart) else None
-    part = check_kept(found, asked.precision == "exact")
+    with gathered_layer_by_layer(adapted.base_model):  # under ZeRO 3 the model is loaded in parts
+        found = find_frozen_part(adapted, base.max_length, largest if zero_stage == 3 else None)
+        if asked is None:
+            return found if isinstance(found, FrozenPart) else None
+        part = check_kept(found, asked.precision == "exact")
     model = part.model
     identity = {"base": fingerprint(base), "cut": part.layers.cut, "computed_by": _computed_by(model)}
     hidden_size = text_settings(model.config).hidden_size
