@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -121,11 +120,11 @@ class KeptStates:
         place = self._places.get(key)
         if place is None:
             return None
-        content = np.empty(place.nodes * self._node_bytes, dtype=np.uint8)
+        content = bytearray(place.nodes * self._node_bytes)
         try:
             if place.segment not in self._files:
                 self._files[place.segment] = os.open(self.folder / f"{place.segment}{_STATES}", os.O_RDONLY)
-            read = os.preadv(self._files[place.segment], [memoryview(content)], place.start)
+            read = os.preadv(self._files[place.segment], [content], place.start)
         except FileNotFoundError:
             del self._places[key]
             return None
@@ -135,7 +134,7 @@ class KeptStates:
                 say(f"kept states in {self.folder} are damaged, those of {place.segment} are computed anew")
             self.damaged += 1
             return None
-        return self._decoded(torch.from_numpy(content), place.nodes)
+        return self._decoded(torch.frombuffer(content, dtype=torch.uint8), place.nodes)
 
     def _refresh(self) -> None:
         """Take in what was appended since by any process, and drop what is gone."""

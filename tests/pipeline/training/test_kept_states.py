@@ -24,7 +24,7 @@ OTHER_BUDGET = {"micro_batch_tokens": 400}
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of runs NAME-BASE-STAGE over two ranks, two epochs each."""
     folder = tmp_path_factory.mktemp("runs")
-    prepare(DataConfig(synthetic=SyntheticAdsConfig(rows_per_day=4, days=4)), synthetic_ads_tasks(), folder, seed=0)
+    prepare(DataConfig(synthetic=SyntheticAdsConfig(rows_per_day=3, days=4)), synthetic_ads_tasks(), folder, seed=0)
     bases = {
         "llama": (str(tiny_base(folder / "llama", layers=3)), [2]),
         "bert": (str(tiny_encoder(folder / "bert", layers=3)), [1, 2]),
@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run("computed")
         run("kept", states, stop=5)  # in the middle of the first epoch, to be resumed
         run("kept", states)
-        if kind == "minilm":
+        if kind != "llama":
             continue
         run("again", states)
         run("small", {"folder": str(folder / f"small-{kind}-{stage}"), "max_bytes": 60_000})
@@ -71,7 +71,7 @@ def test_a_run_with_kept_states_resumed_on_the_way_has_the_bits_of_one_that_comp
     assert _kept(runs / f"kept-{kind}-{stage}")["read"]
 
 
-@pytest.mark.parametrize(("kind", "stage"), [case for case in CASES if case[0] != "minilm"])
+@pytest.mark.parametrize(("kind", "stage"), [case for case in CASES if case[0] == "llama"])
 def test_further_runs_read_what_was_kept_and_small_caches_let_go(runs: Path, kind: str, stage: int) -> None:
     computed = _told(runs / f"computed-{kind}-{stage}")
     assert _told(runs / f"again-{kind}-{stage}") == _told(runs / f"small-{kind}-{stage}") == computed
@@ -81,7 +81,7 @@ def test_further_runs_read_what_was_kept_and_small_caches_let_go(runs: Path, kin
     assert 0 < sum(held) <= 60_000
 
 
-@pytest.mark.parametrize(("kind", "stage"), [case for case in CASES if case[0] != "minilm"])
+@pytest.mark.parametrize(("kind", "stage"), [case for case in CASES if case[0] == "llama"])
 def test_states_kept_under_one_packing_serve_another(runs: Path, kind: str, stage: int) -> None:
     assert _told(runs / f"kept_otherwise-{kind}-{stage}") == _told(runs / f"computed_otherwise-{kind}-{stage}")
     assert _kept(runs / f"kept_otherwise-{kind}-{stage}")["missed"] == 0
