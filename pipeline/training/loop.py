@@ -213,7 +213,7 @@ class Trainer:
             parts = cut(at_least=most)  # every backward is one of all ranks
         # DeepSpeed takes the mean over the ranks: thus the sum of all is the mean over the global batch.
         share = world.num_ranks / in_step
-        batches = (self.encoder.collate([examples[i] for i in part]).to(self.device) for part in parts)
+        batches: Iterator[Batch] = (self.encoder.collate([examples[i] for i in part]).to(self.device) for part in parts)
         if self.frozen is not None:
             batches = self.frozen.read_ahead(batches)
         for number, (part, batch) in enumerate(zip(parts, batches, strict=True), 1):
