@@ -213,6 +213,8 @@ class RunConfig(Settings):
         for key, unused in _LATER.items():
             if parts["training"][key] == unused:
                 del parts["training"][key]
+        if (kept := parts["training"].pop("kept_states")) and kept["precision"] != "exact":
+            parts["training"]["kept_states"] = kept["precision"]  # exact ones change no bit, wherever they are
         parts["adapter"] = self.adapter.identity()
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

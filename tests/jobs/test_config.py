@@ -249,3 +249,13 @@ def test_shards_are_published_only_where_they_can_be_written(target: str) -> Non
     with pytest.raises(ValidationError, match=r"publish must be a folder in s3://, gs://, az://, abfs://, abfss://"):
         RunConfig(name="x", publish=target)
     assert RunConfig(name="x", publish="gs://bucket/shards").publish == "gs://bucket/shards"
+
+
+def test_exact_kept_states_leave_a_runs_digest_as_it_is_and_8_bit_ones_do_not() -> None:
+    def digest(*settings: str) -> str:
+        return load_config(Path("demo"), list(settings)).digest()
+
+    folder = "training.kept_states.folder=states"
+    assert digest(folder) == digest("training.kept_states.max_bytes=1000") == digest()
+    assert digest(folder, "training.kept_states.precision=int8") != digest()
+    assert load_config(Path("demo"), [folder]).training.kept_states.path().is_absolute()  # type: ignore[union-attr]
