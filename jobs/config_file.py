@@ -19,6 +19,11 @@ EXTENDS = "extends"
 the one before it, and the file's own over all."""
 
 
+BY_BASE = "by_base"
+"""Key of a file that holds, by the value of ``model.base``, what stands over the rest of the file for that base:
+another base model often wants another rate. Overrides stand over both."""
+
+
 def read_resolved(path: Path, overrides: Sequence[str], kind: str = "") -> Any:
     """Return the values of a configuration's file, or of a packaged one, overridden and with interpolations resolved.
 
@@ -30,19 +35,23 @@ def read_resolved(path: Path, overrides: Sequence[str], kind: str = "") -> Any:
     Raises:
         InputError: the file is missing or no YAML, an override cannot be applied, or an interpolation has no value.
     """
-    raw = _read_whole(_find(path, kind))
+    raw = _for_base(_read_whole(_find(path, kind)), overrides)
     for override in overrides:
         _override(raw, override)
     return _interpolated(raw)
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the values of a configuration's file, or of a packaged one, as they are written.
+
+    Args:
+        path: of the file, or the name of a packaged one.
+        overrides: of which the base model's counts, whose own settings the file may hold.
 
     Raises:
         InputError: the file is missing or no YAML.
     """
-    values = OmegaConf.to_container(_read_whole(_find(path)), resolve=False)
+    values = OmegaConf.to_container(_for_base(_read_whole(_find(path)), overrides), resolve=False)
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
@@ -62,11 +71,39 @@ def _read_whole(path: Path, extending: tuple[Path, ...] = ()) -> DictConfig:
         )
     beside = [path.parent / name for name in names]
     files = [place if place.is_file() else _find(Path(name)) for place, name in zip(beside, names, strict=True)]
-    whole = OmegaConf.merge(*(_read_whole(file, (*extending, path.resolve())) for file in files), raw)
+    below = [_read_whole(file, (*extending, path.resolve())) for file in files]
+    try:
+        whole = OmegaConf.merge(*below, raw)
+    except (TypeError, OmegaConfBaseException) as error:
+        raise InputError(
+            f"a key must hold the same kind of value (a mapping, a list) in {path} as in {names}: {error}; write it as "
+            "there"
+        ) from error
     if not isinstance(whole, DictConfig):
         raise InputError(f"{path} must hold a mapping of keys, as {names} do; see jobs/configs")
     del whole[EXTENDS]
     return whole
+
+
+def _for_base(raw: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return a file's values with those that it holds for its base model over the rest, or for the one that an override
+    names."""
+    if BY_BASE not in raw:
+        return raw
+    every = OmegaConf.to_container(raw, resolve=False)[BY_BASE]  # type: ignore[index, call-overload]
+    if not (isinstance(every, dict) and all(isinstance(values, dict) for values in every.values())):
+        raise InputError(
+            f"{BY_BASE} must hold settings by base model, got {every!r}; write {BY_BASE}: {{minilm-l6: {{training: "
+            "{learning_rate: 0.003}}}"
+        )
+    named = raw.copy()
+    for override in overrides:
+        if override.startswith(("model.base=", "model=")):
+            _override(named, override)
+    base = OmegaConf.select(named, "model.base")
+    del raw[BY_BASE]
+    whole = OmegaConf.merge(raw, every.get(base, {}))
+    return whole if isinstance(whole, DictConfig) else raw
 
 
 def _find(path: Path, kind: str = "") -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config import RunConfig, in_full, load_config
-from jobs.config_file import EXTENDS, read_values
+from jobs.config_file import BY_BASE, EXTENDS, read_values
 from jobs.recipes import read_recipe
 from pipeline.modeling.size_plan import AdapterSizes
 
@@ -27,7 +27,7 @@ def explained(path: Path, overrides: Sequence[str] = ()) -> dict[str, dict[str, 
         InputError: whatever :func:`jobs.config.load_config` refuses.
     """
     config = load_config(path, overrides)
-    found, written = dict(_leaves(config.shown())), dict(_leaves(in_full(read_values(path))))
+    found, written = dict(_leaves(config.shown())), dict(_leaves(in_full(read_values(path, overrides))))
     defaults = dict(_leaves(RunConfig.model_construct().model_dump(mode="json")))
     recipe = dict(_leaves(read_recipe(config.recipe, config.model_dump()))) if config.recipe is not None else {}
     told = [override.partition("=")[0] for override in overrides]
@@ -83,6 +83,11 @@ def schema() -> dict[str, Any]:
     found["properties"][EXTENDS] = {
         "anyOf": [name, {"type": "array", "items": name, "minItems": 1}],
         "description": "Configurations, packaged or by their path from this file, over whose values this file's stand.",
+    }
+    found["properties"][BY_BASE] = {
+        "type": "object",
+        "additionalProperties": {"type": "object"},
+        "description": "Settings by the value of model.base: those of the base that is taken stand over the rest.",
     }
     tasks = found["properties"]["tasks"]
     named = {key: value for key, value in found["$defs"]["TaskSpec"].items() if key != "required"}

@@ -27,7 +27,7 @@ from pipeline.modeling import packed_attention
 from pipeline.modeling.kept_states import KeptStates
 from pipeline.modeling.layer_cut import LayerCut, count_frozen, numbered_layers
 from pipeline.modeling.packing import Batch, Example, HeadExample, Trie, row_places
-from pipeline.stream.prefetch import prefetch
+from pipeline.prefetch import prefetch
 
 _PASS_NODES = {"cpu": 256, "cuda": 2048}
 """Nodes that go through the frozen layers together, always as many; those of a longer sample alone, in multiples."""

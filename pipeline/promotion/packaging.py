@@ -53,6 +53,7 @@ PACKAGES = (
     "generation.py",
     "https_files.py",
     "label_names.py",
+    "prefetch.py",
     "progress.py",
     "record.py",
     "retry.py",

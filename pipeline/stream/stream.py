@@ -14,12 +14,12 @@ import numpy as np
 
 from pipeline.contracts import Sample, ShardInfo
 from pipeline.errors import InputError
+from pipeline.prefetch import prefetch
 from pipeline.stream.cache import CacheConfig
 from pipeline.stream.grouping import LengthGrouping, grouped, window_of
 from pipeline.stream.manifest import open_manifest
 from pipeline.stream.mixture import AnyMixture, LossDriven, Weights, parse_mixture, resolve
 from pipeline.stream.order import TaskOrder
-from pipeline.stream.prefetch import prefetch
 from pipeline.stream.reader import ShardReader
 from pipeline.stream.segments import Segments
 from pipeline.stream.shard_files import check_shards, shard_files

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
-from pipeline.stream.prefetch import prefetch
+from pipeline.prefetch import prefetch
 from pipeline.world import World
 
 PREFETCH_STEPS = 4

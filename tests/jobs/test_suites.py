@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.config import load_config
+from jobs.config_views import explained
 from jobs.study.interference import offer_questions, review_questions, write_suites
 from pipeline.errors import InputError
 from pipeline.ingestion import prepare
@@ -62,12 +63,33 @@ def test_a_file_stands_over_those_it_extends(tmp_path: Path) -> None:
         ("extends: 3\nname: me", "a list of them, got 3"),
         ("extends: []\nname: me", r"a list of them, got \[\]"),
         ("extends: nowhere\nname: me", "found none at nowhere"),
+        ("extends: ads\nname: me\ntasks: [{name: spam}]", "the same kind of value"),
     ],
 )
 def test_what_cannot_be_extended_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "me.yaml").write_text(text)
     with pytest.raises(InputError, match=words):
         load_config(tmp_path / "me.yaml")
+
+
+def test_settings_of_a_base_stand_over_the_file_and_under_overrides(tmp_path: Path) -> None:
+    (tmp_path / "general.yaml").write_text(
+        "name: general\ndata: {source: synthetic_ads}\nmodel: {num_layers: 2}\n"
+        "by_base: {minilm-l6: {model: {num_layers: null}, training: {learning_rate: 0.003}}}\n"
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: general.yaml\nby_base: {minilm-l6: {training: {max_steps: 7}}}\n")
+    other = load_config(path)
+    assert (other.model.num_layers, other.training.max_steps) == (2, None)
+    encoder = load_config(path, ["model.base=minilm-l6", "training.max_steps=9"])
+    assert encoder.model.num_layers is None
+    assert (encoder.training.learning_rate, encoder.training.max_steps) == (0.003, 9)
+    assert explained(path, ["model.base=minilm-l6"])["training.learning_rate"]["from"] == "file"
+    path.write_text("extends: general.yaml\nmodel: {base: minilm-l6}\n")
+    assert load_config(path).training.learning_rate == 0.003
+    path.write_text("name: general\nby_base: [minilm-l6]\n")
+    with pytest.raises(InputError, match="must hold settings by base model"):
+        load_config(path)
 
 
 def test_questions_share_their_texts_and_differ_in_their_answers() -> None:
