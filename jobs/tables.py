@@ -18,7 +18,7 @@ _WIDTH = 140
 """Columns of a table that is written where no terminal is."""
 
 if TYPE_CHECKING:
-    from pipeline.serving.batch_files import ScoreManifest
+    from pipeline.serving.batch_output import ScoreManifest
 
 
 def show_plan(numbers: dict[str, Any]) -> None:

@@ -75,15 +75,29 @@ class Predictor:
         self.columns = answer_columns(spec.tasks)
 
     @classmethod
-    def load(cls, folder: Path | str, device: torch.device | str | None = None, batch_tokens: int = 2048) -> Predictor:
-        """Load a predictor from its folder onto a device (CUDA where there is one).
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str | None = None,
+        batch_tokens: int = 2048,
+        base: Path | str | None = None,
+    ) -> Predictor:
+        """Load a predictor from its folder.
+
+        Args:
+            folder: see the module.
+            device: CUDA where there is one by default.
+            batch_tokens: most tokens that go through the model at once.
+            base: folder with the base model, where it lies elsewhere than ``predictor.json`` says.
 
         Raises:
             InputError: the folder lacks a file, or the adapter belongs to another base.
         """
         spec = PredictorSpec.read(Path(folder) / PREDICTOR_FILE)
-        base = load_base(spec.base, device or default_device())
-        adapted = load_adapter(base, Path(folder), [task.name for task in spec.tasks])
+        if base is not None:
+            spec = spec.model_copy(update={"base": spec.base.model_copy(update={"base": str(base)})})
+        model = load_base(spec.base, device or default_device())
+        adapted = load_adapter(model, Path(folder), [task.name for task in spec.tasks])
         return cls(spec, Scorer(class_scorer(adapted), sample_encoder(spec.base, spec.tasks), batch_tokens))
 
     def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -149,6 +163,18 @@ class Predictor:
         if GENERATED not in self.columns:
             return [self._answer(sample, reply.probabilities) for sample, reply in zip(samples, found, strict=True)]
         return [(*self._answer(s, reply.probabilities), reply.text) for s, reply in zip(samples, found, strict=True)]
+
+    def explain(self, samples: Sequence[Sample]) -> list[tuple[Any, ...]]:
+        """Return what :meth:`answer` does, and each sample's log-likelihoods of its label words, in label order.
+
+        They are natural logarithms, summed over a word's tokens or their mean where the task is length-normalised; with
+        heads the log-probabilities; empty where the answer is written. Errors are those of :meth:`answer`.
+        """
+        rows = []
+        for sample, (reply, known) in zip(samples, self.scorer.explained(samples), strict=True):
+            written = (reply.text,) if GENERATED in self.columns else ()
+            rows.append((*self._answer(sample, reply.probabilities), *written, known.tolist()))
+        return rows
 
     def _answer(self, sample: Sample, probabilities: np.ndarray) -> tuple[str, float | None, int, str, list[float]]:
         spec = self._specs[sample.task]

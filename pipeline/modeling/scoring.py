@@ -70,6 +70,13 @@ class ClassScorer(nn.Module):
         """Return what :meth:`forward` does, and the hidden state from which each example is answered, (E, H)."""
         raise NotImplementedError
 
+    def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` does, and from what it comes, (E, C): the log-likelihood of each class's label
+        word after the prompt, over its tokens, or the mean over them where the task says so; with heads, which have
+        no words, once more the log-probabilities."""
+        log_p = self.forward(batch)
+        return log_p, log_p
+
     def generate(self, *, task_ids: Tensor, **inputs: Any) -> Tensor:
         """Return what the model writes after prompts, as its own ``generate`` does, each row with its task's adapter.
 
@@ -123,7 +130,12 @@ class LabelScorer(ClassScorer):
 
         Of an answer that is written it is the mean log-probability of its tokens, in the first place.
         """
-        return self._label_scores(self.answer_logits(batch)[0], batch)
+        return self.explain(batch)[0]
+
+    def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` does, and the log-likelihoods of the label words, (E, C) each."""
+        likelihoods_EC = self._likelihoods(self.answer_logits(batch)[0], batch)
+        return self._label_scores(likelihoods_EC, batch), likelihoods_EC
 
     def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what :meth:`forward` does, and the hidden state at the end of each example's prompt, (E, H)."""
@@ -132,17 +144,20 @@ class LabelScorer(ClassScorer):
         # The first answer position of an example is its prompt's end; further ones are within long words.
         first_E = torch.full((examples,), len(hidden_PH), device=hidden_PH.device)
         first_E = first_E.scatter_reduce(0, batch.term_slot // classes, batch.term_answer, "amin")
-        return self._label_scores(logits_PV, batch), hidden_PH[first_E]
+        return self._label_scores(self._likelihoods(logits_PV, batch), batch), hidden_PH[first_E]
 
     @staticmethod
-    def _label_scores(logits_PV: Tensor, batch: Batch) -> Tensor:
+    def _likelihoods(logits_PV: Tensor, batch: Batch) -> Tensor:
         word_K = logits_PV[batch.term_answer, batch.term_token] - logits_PV.logsumexp(-1)[batch.term_answer]
         examples, classes = batch.class_mask.shape
         scores = word_K.new_zeros(examples * classes).index_add(0, batch.term_slot, word_K * batch.term_weight)
-        scores = scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf"))
+        return scores.view(examples, classes).masked_fill(~batch.class_mask, float("-inf"))
+
+    @staticmethod
+    def _label_scores(likelihoods_EC: Tensor, batch: Batch) -> Tensor:
         if batch.is_written is None:
-            return scores.log_softmax(-1)
-        return torch.where(batch.is_written[:, None], scores, scores.log_softmax(-1))
+            return likelihoods_EC.log_softmax(-1)
+        return torch.where(batch.is_written[:, None], likelihoods_EC, likelihoods_EC.log_softmax(-1))
 
     def answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the model's logits at the answer positions, (P, V) in fp32, and what reached its output embedding
@@ -286,19 +301,39 @@ class Scorer:
             found[i] = text_of(tokens, self.encoder.spec_of(samples[i]).generation, encoder.tokenizer)
         return found
 
-    @torch.inference_mode()
     def answers(
         self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return each sample's class probabilities and the hidden state (H,), fp32, from which it was answered."""
+        return self._each(samples, self.model.answer, progress)
+
+    def explained(self, samples: Sequence[Sample]) -> list[tuple[Reply, np.ndarray]]:
+        """Return the reply to each sample and its log-likelihoods (see :meth:`ClassScorer.explain`), (C,); none where
+        the answer is written."""
+        texts = self.texts(samples)
+        found = [(self._written(sample, text), np.empty(0)) for sample, text in zip(samples, texts, strict=True)]
+        scored = [i for i, text in enumerate(texts) if text is None]
+        rows = self._each([samples[i] for i in scored], self.model.explain)
+        for i, (probabilities, likelihoods) in zip(scored, rows, strict=True):
+            found[i] = Reply(probabilities), likelihoods[: len(probabilities)]
+        return found
+
+    @torch.inference_mode()
+    def _each(
+        self,
+        samples: Sequence[Sample],
+        answer: Callable[[Batch], tuple[Tensor, Tensor]],
+        progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return of each sample its class probabilities, fp64, and its row of what else is answered, fp32."""
         examples = self.encoder.encode(samples)
         results = [(np.empty(0), np.empty(0))] * len(examples)
         for chunk in micro_batches(examples, self.batch_tokens):
             batch = self.encoder.collate([examples[i] for i in chunk]).to(self.device)
-            scores, states = self.model.answer(batch)
-            rows = zip(batch.answers(scores).cpu().numpy(), states.float().cpu().numpy(), strict=True)
-            for i, (row, state) in zip(chunk, rows, strict=True):
-                results[i] = row[: examples[i].num_classes], state
+            scores, others = answer(batch)
+            rows = zip(batch.answers(scores).cpu().numpy(), others.float().cpu().numpy(), strict=True)
+            for i, (row, other) in zip(chunk, rows, strict=True):
+                results[i] = row[: examples[i].num_classes], other
             if progress is not None:
                 progress(len(chunk))
         return results

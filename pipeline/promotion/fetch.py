@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from pipeline.errors import InputError
-from pipeline.promotion.packaging import PREDICTOR
+from pipeline.promotion.integrity import check_files
+from pipeline.promotion.packaging import BUNDLED_BASE, DIGESTS, PREDICTOR
 from pipeline.promotion.versions import Version, unavailable
 
 PREDICTOR_FILE = "predictor.json"
@@ -42,6 +43,37 @@ def fetch(version: Version, tracking_uri: str, whose: str, target: Path) -> Path
             f"{whose} must have its files at {uri}, {PREDICTOR_FILE} is not there; restore them or name another version"
         )
     return next(target.rglob(PREDICTOR_FILE)).parent
+
+
+def fetch_base(version: Version, tracking_uri: str, whose: str, target: Path) -> Path | None:
+    """Fetch the base model that travels with a version; None where none does.
+
+    Args:
+        version: whose base is fetched.
+        tracking_uri: of its registry.
+        whose: the version in words.
+        target: folder to fetch into, made where it is missing.
+
+    Raises:
+        InputError: its files are not those that were registered.
+        RegistryUnavailable: their store does not answer.
+    """
+    import mlflow
+
+    root = f"{version.source}/artifacts"
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        names = mlflow.artifacts.list_artifacts(artifact_uri=root, tracking_uri=tracking_uri)
+        if not any(Path(file.path).name == BUNDLED_BASE for file in names):
+            return None
+        for name in (BUNDLED_BASE, f"{DIGESTS}.json"):
+            uri = f"{root}/{name}"
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=tracking_uri)
+    except Exception as error:  # every store raises its own
+        raise unavailable(f"the base of {whose} at {root}", error) from error
+    expected = json.loads((target / f"{DIGESTS}.json").read_text())[BUNDLED_BASE]
+    check_files(target / BUNDLED_BASE, expected, f"the base of {whose}")
+    return target / BUNDLED_BASE
 
 
 def check_whole(folder: Path, whose: str) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +20,12 @@ class MultiTaskPredictor(PythonModel):
         Raises:
             InputError: a file is not the one that was registered; it is named.
         """
-        from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor, PredictorSpec
+        from pipeline.modeling.predictor import Predictor
         from pipeline.promotion.integrity import check_files
 
         for name, expected in json.loads(Path(context.artifacts["digests"]).read_text()).items():
             check_files(Path(context.artifacts[name]), expected, f"the registered model's {name}")
-        folder = Path(context.artifacts["predictor"])
-        if "base" not in context.artifacts:
-            self._predictor = Predictor.load(folder)
-            return
-        spec = PredictorSpec.read(folder / PREDICTOR_FILE)
-        base = spec.base.model_copy(update={"base": context.artifacts["base"]})
-        with tempfile.TemporaryDirectory() as scratch:
-            # The registered files stay as they are: a copy of the small adapter names where the base lies today.
-            here = Path(shutil.copytree(folder, Path(scratch) / "predictor"))
-            spec.model_copy(update={"base": base}).write(here / PREDICTOR_FILE)
-            self._predictor = Predictor.load(here)
+        self._predictor = Predictor.load(context.artifacts["predictor"], base=context.artifacts.get("base"))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return ``task``, ``score``, ``label``, ``label_word`` and ``probabilities`` a row, and ``generated_text``

@@ -21,7 +21,7 @@ from pipeline.errors import HeldBack, InputError
 from pipeline.progress import say
 from pipeline.promotion.anchor import anchor_of, looks_before
 from pipeline.promotion.entries import Action, Entry, champions
-from pipeline.promotion.fetch import PREDICTOR_FILE, check_whole, fetch
+from pipeline.promotion.fetch import PREDICTOR_FILE, check_whole, fetch, fetch_base
 from pipeline.promotion.integrity import check_files, digests
 from pipeline.promotion.lease import Lease
 from pipeline.promotion.ledger import Ledger
@@ -306,6 +306,12 @@ class Registry:
         folder = fetch(version, self.uri, self._words(version), target)
         self.check_files(version, folder)
         return folder
+
+    def download_base(self, reference: int | str, target: Path) -> Path | None:
+        """Fetch the base model that travels with a version; None where none does. Errors are those of
+        :meth:`download`."""
+        version = self.version(reference)
+        return fetch_base(version, self.uri, self._words(version), target)
 
     def check_files(self, version: Version, folder: Path) -> None:
         """Make sure that a version's predictor folder, fetched now or earlier, holds what was registered.

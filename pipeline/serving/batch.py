@@ -1,6 +1,6 @@
 """Scores for any number of rows, by Ray Data: tasks read and check them, actors that hold the model score them.
 
-Each row of the data set is a whole stretch of a file (see :mod:`pipeline.serving.batch_files`): Ray's back-pressure
+Each row of the data set is a whole stretch of a file (see :mod:`pipeline.serving.batch_input`): Ray's back-pressure
 bounds how many are in flight, whatever the input's size, a stretch that a lost worker held is done again, and what
 stands is not done again by the next call.
 """
@@ -22,19 +22,8 @@ from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig
 from pipeline.progress import Track, say
-from pipeline.serving.batch_files import (
-    AS_THEY_ARE,
-    WORK,
-    InputFile,
-    Output,
-    Reader,
-    ScoredFile,
-    ScoreManifest,
-    ScoringPlan,
-    Stretch,
-    check_task,
-    find_files,
-)
+from pipeline.serving.batch_input import AS_THEY_ARE, InputFile, Reader, Stretch, check_task, find_files
+from pipeline.serving.batch_output import LIKELIHOODS, WORK, Output, ScoredFile, ScoreManifest, ScoringPlan
 
 _READER_CPUS, _ACTOR_CPUS = 0.1, 0.9
 """Of one core both: readers wait for scorers, and neither may keep the other from starting."""
@@ -43,7 +32,7 @@ _JUDGED_ROWS = 1000
 
 
 class Answering(Protocol):
-    """What scores: :class:`pipeline.modeling.predictor.Predictor` is one."""
+    """What scores: :class:`pipeline.modeling.predictor.Predictor` is one, which explains as well."""
 
     def answer(self, samples: list[Sample]) -> Sequence[tuple[Any, ...]]:
         """Return the values of each sample's columns, as :func:`pipeline.modeling.predictor.answer_columns` names."""
@@ -63,6 +52,7 @@ class ScoringJob:
         keep: fields that are carried into the output.
         num_workers: actors that hold the model.
         max_rejected_share: largest share of rows that may be put aside before the work stops.
+        explain: write each label word's log-likelihood, too; what ``load`` returns has ``explain`` then.
         data: how records are found in the input: dialects, encodings, columns.
     """
 
@@ -75,6 +65,7 @@ class ScoringJob:
     keep: tuple[str, ...] = ()
     num_workers: int = 1
     max_rejected_share: float = 0.05
+    explain: bool = False
     data: DataConfig = AS_THEY_ARE
 
 
@@ -88,9 +79,16 @@ def score_files(job: ScoringJob) -> ScoreManifest:
     """
     check_task(job.task, job.tasks)
     files = find_files(job.input)
-    output = Output(job.output, job.keep, answer_columns(job.tasks))
+    answered = (*answer_columns(job.tasks), *([LIKELIHOODS] if job.explain else []))
+    output = Output(job.output, job.keep, answered)
     plan = ScoringPlan(
-        model=job.model, input=job.input, task=job.task, keep=job.keep, reading=job.data.reading(), files=tuple(files)
+        model=job.model,
+        input=job.input,
+        task=job.task,
+        keep=job.keep,
+        reading=job.data.reading(),
+        files=tuple(files),
+        explain=job.explain,
     )
     if (whole := output.begin(plan)) is not None:
         say(f"{job.output} is whole already: {whole.rows:,} rows by {whole.model}")
@@ -148,7 +146,7 @@ class _Scoring:
         )
         answers = stretches.map_batches(
             _Scorer,
-            fn_constructor_args=(self.job.load, self.output),
+            fn_constructor_args=(self.job.load, self.output, self.job.explain),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=self.job.num_workers),
             num_cpus=_ACTOR_CPUS,
@@ -196,8 +194,10 @@ def _read(
 class _Scorer:
     """Scores stretches and writes them; holds the model."""
 
-    def __init__(self, load: Callable[[], Answering], output: Output) -> None:
-        self._model, self._output = load(), output
+    def __init__(self, load: Callable[[], Any], output: Output, explain: bool) -> None:
+        model = load()
+        self._answer = model.explain if explain else model.answer
+        self._output = output
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         found = [self._scored(Stretch.load(data)) for data in batch["stretch"]]
@@ -205,10 +205,10 @@ class _Scorer:
 
     def _scored(self, stretch: Stretch) -> dict[str, Any]:
         try:
-            answers = self._model.answer(stretch.samples)
+            answers = self._answer(stretch.samples)
         except InputError:  # of one row at least, which goes aside
             stretch = self._sifted(stretch)
-            answers = self._model.answer(stretch.samples)
+            answers = self._answer(stretch.samples)
         names = self._output.answered
         columns = list(zip(*answers, strict=True)) or [()] * len(names)
         self._output.write_stretch(stretch, dict(zip(names, columns, strict=True)))
@@ -226,7 +226,7 @@ class _Scorer:
         rows, samples, rejected = [], [], list(stretch.rejected)
         for row, sample in zip(stretch.rows, stretch.samples, strict=True):
             try:
-                self._model.answer([sample])
+                self._answer([sample])
             except InputError as error:
                 rejected.append((row[0], str(error), {**sample.fields}))
                 continue

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,16 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from pipeline.errors import InputError
+from pipeline.progress import say
 from pipeline.promotion.registry import Registry
 
 if TYPE_CHECKING:
     from pipeline.modeling.predictor import Predictor
 
 FORMS = "models:/NAME@champion, models:/NAME/NUMBER, or the folder of a trained adapter"
+KEPT = 4
+"""Versions of one model that a machine keeps: champion, challenger, the one before, and one that comes."""
+_IN_USE_S = 3600.0
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
 
@@ -43,7 +48,8 @@ class ServedModel:
         return self.place if self.number is None else f"models:/{self.place}/{self.number}"
 
     def folder(self) -> Path:
-        """Return the folder of its predictor on this machine, fetched once and checked each time.
+        """Return the folder of its predictor on this machine, fetched once and checked each time; of one model the
+        :data:`KEPT` versions that were asked for last are kept.
 
         Raises:
             InputError: its files are gone, damaged or others than were registered.
@@ -59,12 +65,32 @@ class ServedModel:
             if kept.is_dir():
                 try:
                     registry.check_files(version, kept)
+                    kept.touch()
                     return kept
                 except InputError:  # damaged here: what the registry holds decides
                     shutil.rmtree(kept)
             with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as scratch:
                 registry.download(self.number, Path(scratch) / "fetched").rename(kept)
+        kept.touch()
+        _drop_old(kept.parent)
         return kept
+
+    def base(self) -> Path | None:
+        """Return the folder of the base that travels with a version, fetched once; None where none does.
+
+        Raises:
+            InputError: its files are others than were registered.
+            RegistryUnavailable: the registry or the files' store does not answer.
+        """
+        if self.number is None:
+            return None
+        kept = self.folder() / "bundled-base"
+        with FileLock(f"{kept.parent}.lock"):
+            if kept.is_dir():
+                return kept
+            with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".") as scratch:
+                found = Registry(self.place, self.uri).download_base(self.number, Path(scratch))
+                return None if found is None else found.rename(kept)
 
     def load(self, batch_tokens: int = 2048) -> Predictor:
         """Return the predictor, on CUDA where there is it.
@@ -72,9 +98,17 @@ class ServedModel:
         Raises:
             InputError: see :meth:`folder`; or the files do not load.
         """
-        from pipeline.modeling.predictor import Predictor
+        from pipeline.modeling.base_model import resolve_base
+        from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor, PredictorSpec
 
-        return Predictor.load(self.folder(), batch_tokens=batch_tokens)
+        folder, base = self.folder(), None
+        try:
+            resolve_base(PredictorSpec.read(folder / PREDICTOR_FILE).base)
+        except InputError as error:  # not on this machine: the one that was registered with it is the same
+            if (base := self.base()) is None:
+                raise
+            say(f"{self.words} is answered on the base that was registered with it: {error}")
+        return Predictor.load(folder, batch_tokens=batch_tokens, base=base)
 
 
 def resolve(reference: str, uri: str) -> ServedModel:
@@ -96,6 +130,16 @@ def resolve(reference: str, uri: str) -> ServedModel:
     if reference.startswith("models:") or not (folder / "predictor.json").is_file():
         raise InputError(f"a model must be named as {FORMS}, got {reference!r}, which is none of them")
     return ServedModel(str(folder))
+
+
+def _drop_old(folder: Path) -> None:
+    """Remove the versions of a model that were asked for longest ago, but for :data:`KEPT` and those of this hour."""
+    found = sorted((p for p in folder.iterdir() if p.name.isdecimal()), key=lambda p: -p.stat().st_mtime)
+    for old in found[KEPT:]:
+        if time.time() - old.stat().st_mtime < _IN_USE_S:  # another process may be about to load it
+            continue
+        with FileLock(f"{old}.lock"):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _cache() -> Path:

@@ -22,7 +22,8 @@ from pipeline.ingestion.sources import find_sources
 from pipeline.modeling.base_files import fetched_base
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.schemes import SCHEMES
-from pipeline.serving.batch_files import Output, find_files
+from pipeline.serving.batch_input import find_files
+from pipeline.serving.batch_output import Output
 from pipeline.storage import filesystem, url_of
 from pipeline.stream import CacheConfig, MixedStream
 from pipeline.world import World

@@ -126,6 +126,14 @@ def test_rows_are_asked_under_the_columns_of_the_records_and_under_the_fields_ow
         mapped.samples([{**theirs, "Q": {}}])
 
 
+def test_an_answer_is_explained_by_the_likelihoods_it_comes_from(predictor: Predictor) -> None:
+    samples = predictor.samples([{"task": "pick", **GOOD}, {"task": "pick", **GOOD, "choices": ["a", "b", "c"]}])
+    for answer, (*explained, likelihoods) in zip(predictor.answer(samples), predictor.explain(samples), strict=True):
+        assert tuple(explained) == answer
+        assert len(likelihoods) == len(answer[-1]) and max(likelihoods) < 0
+        assert np.exp(likelihoods) / np.exp(likelihoods).sum() == pytest.approx(answer[-1], abs=1e-6)
+
+
 def test_a_model_that_writes_has_its_text_beside_the_columns_of_all(tmp_path: Path) -> None:
     base = BaseModelConfig(base=str(tiny_folder(tmp_path / "llama", "llama")), dtype="float32", max_length=64)
     tasks = (

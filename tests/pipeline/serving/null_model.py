@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ class NullModel:
         if any("unspeakable" in sample.fields["text"] for sample in samples):
             raise InputError("a prompt's tokens must be the model's, got one that is not; take it out of the text")
         return [self._answer(sample) for sample in samples]
+
+    def explain(self, samples: Sequence[Sample]) -> list[tuple[str, float, int, str, list[float], list[float]]]:
+        """Return an answer a sample, with the logarithms of its probabilities where they are not 0."""
+        return [(*found, [math.log(p) for p in found[-1] if p]) for found in self.answer(samples)]
 
     def _answer(self, sample: Sample) -> tuple[str, float, int, str, list[float]]:
         share = len(sample.fields["text"]) % 101 / 101

@@ -18,13 +18,13 @@ import pytest
 from pipeline.errors import InputError
 from pipeline.orchestration.cluster import cluster
 from pipeline.orchestration.config import RayConfig
-from pipeline.serving import batch_files
+from pipeline.serving import batch_input
 from pipeline.serving.batch import ScoringJob, score_files
 from tests.pipeline.serving import null_model
 from tests.processes import kill_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-ROWS_A_FILE = 3 * batch_files.STRETCH_ROWS - 100
+ROWS_A_FILE = 3 * batch_input.STRETCH_ROWS - 100
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
-from pipeline.serving.batching import Answer, Batcher, Overloaded, Version
+from pipeline.serving.batching import Answer, Batcher, Overloaded, Row, Together, Version
 from tests.pipeline.serving.null_model import TASKS, NullModel
 
 
@@ -36,6 +36,17 @@ class Predictor(NullModel):
         return super().answer(samples)
 
 
+def _asking(*versions: Version) -> Together:
+    """Return what asks the versions in turn, the last one from then on."""
+    left = list(versions)
+
+    async def ask(requests: list[Sequence[Row]]) -> tuple[str, list[list[Answer] | InputError]]:
+        version = left.pop(0) if len(left) > 1 else left[0]
+        return version.words, await asyncio.to_thread(version.answer_each, requests)
+
+    return ask
+
+
 def _rows(*texts: str) -> list[dict[str, str]]:
     return [{"text": text} for text in texts]
 
@@ -44,7 +55,7 @@ def test_what_waits_is_answered_together_and_each_gets_its_own() -> None:
     async def run() -> tuple[list[Any], list[int]]:
         predictor = Predictor()
         predictor.go_on.clear()
-        batcher = Batcher(Version("v1", predictor), batch_tokens=100, max_waiting_rows=100)
+        batcher = Batcher(_asking(Version("v1", predictor)), batch_tokens=100, max_waiting_rows=100)
         asked = [asyncio.create_task(batcher.ask(_rows(*"x" * i), 10)) for i in range(1, 6)]
         await asyncio.sleep(0.05)
         assert batcher.waiting_rows == 0  # the first batch took them all
@@ -58,7 +69,7 @@ def test_what_waits_is_answered_together_and_each_gets_its_own() -> None:
 def test_a_batch_ends_where_the_text_is_enough() -> None:
     async def run() -> list[int]:
         predictor = Predictor()
-        batcher = Batcher(Version("v1", predictor), batch_tokens=10, max_waiting_rows=100)
+        batcher = Batcher(_asking(Version("v1", predictor)), batch_tokens=10, max_waiting_rows=100)
         await asyncio.gather(*(batcher.ask(_rows("x" * size), 10) for size in (30, 10, 1, 100, 3)))
         return predictor.asked
 
@@ -68,7 +79,7 @@ def test_a_batch_ends_where_the_text_is_enough() -> None:
 @pytest.mark.parametrize("bad", [[{}], _rows("unspeakable")])
 def test_one_bad_request_costs_no_other_its_answer(bad: list[dict[str, str]]) -> None:
     async def run() -> list[Any]:
-        batcher = Batcher(Version("v1", Predictor()), batch_tokens=1000, max_waiting_rows=100)
+        batcher = Batcher(_asking(Version("v1", Predictor())), batch_tokens=1000, max_waiting_rows=100)
         asked = [batcher.ask(rows, 10) for rows in (_rows("a"), bad, _rows("bb", "c"))]
         return await asyncio.gather(*asked, return_exceptions=True)
 
@@ -80,11 +91,11 @@ def test_a_request_is_answered_by_one_version_whenever_it_changes() -> None:
     async def run() -> list[Any]:
         old, new = Predictor(), Predictor()
         old.go_on.clear()
-        batcher = Batcher(Version("v1", old), batch_tokens=1, max_waiting_rows=100)
+        answer = _asking(Version("v1", old), Version("v2", new))
+        batcher = Batcher(answer, batch_tokens=1, max_waiting_rows=100)
         before = asyncio.create_task(batcher.ask(_rows("aaaa", "bbbb"), 10))
         after = asyncio.create_task(batcher.ask(_rows("cccc", "dddd"), 10))
         await asyncio.sleep(0.05)
-        batcher.version = Version("v2", new)
         old.go_on.set()
         found = await asyncio.gather(before, after)
         assert (old.asked, new.asked) == ([2], [2])
@@ -97,7 +108,7 @@ def test_more_than_may_wait_is_refused_and_what_nobody_waits_for_is_not_computed
     async def run() -> None:
         predictor = Predictor()
         predictor.go_on.clear()
-        batcher = Batcher(Version("v1", predictor), batch_tokens=1, max_waiting_rows=3)
+        batcher = Batcher(_asking(Version("v1", predictor)), batch_tokens=1, max_waiting_rows=3)
         first = asyncio.create_task(batcher.ask(_rows("aaaa"), 10))
         await asyncio.sleep(0.05)
         late = asyncio.create_task(batcher.ask(_rows("b", "c"), 0.05))
@@ -117,9 +128,23 @@ def test_more_than_may_wait_is_refused_and_what_nobody_waits_for_is_not_computed
 def test_a_model_that_fails_ends_its_requests_and_answers_the_next() -> None:
     async def run() -> None:
         predictor = Predictor()
-        batcher = Batcher(Version("v1", predictor), batch_tokens=1, max_waiting_rows=3)
+        batcher = Batcher(_asking(Version("v1", predictor)), batch_tokens=1, max_waiting_rows=3)
         with pytest.raises(AttributeError):
             await batcher.ask([None], 10)  # type: ignore[list-item]
         assert len((await batcher.ask(_rows("a"), 10))[1]) == 1
+
+    asyncio.run(run())
+
+
+def test_so_many_batches_are_under_way_as_there_are_models_for() -> None:
+    async def run() -> None:
+        predictor = Predictor()
+        predictor.go_on.clear()
+        batcher = Batcher(_asking(Version("v1", predictor)), batch_tokens=1, max_waiting_rows=100, workers=2)
+        asked = [asyncio.create_task(batcher.ask(_rows("aaaa"), 10)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert batcher.waiting_rows == 1
+        predictor.go_on.set()
+        assert len(await asyncio.gather(*asked)) == 3
 
     asyncio.run(run())
