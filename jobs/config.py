@@ -25,7 +25,7 @@ from pipeline.ingestion import DataConfig, DriftConfig, with_columns
 from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.orchestration.config import RayConfig
-from pipeline.promotion.gates import GatesConfig
+from pipeline.promotion.gates import GatesConfig, LiveConfig
 from pipeline.schemes import WRITABLE, scheme_of
 from pipeline.settings import Settings
 from pipeline.stream import CacheConfig, LengthGrouping, Mixture, Proportional
@@ -51,10 +51,11 @@ class PromotionConfig(Settings):
     """Of the registered model."""
     gates: GatesConfig = GatesConfig()
     """What a candidate must show before it may become champion."""
+    live: LiveConfig | None = None
+    """What it must show on live requests, too; null for the holdout alone."""
     anchor: int | None = Field(default=None, ge=1)
     """Version that candidates are held against beside the champion, so that small falls do not add up; null for the
     best earlier champion that the ledger knows. Name another where its files are gone, or to accept a lower level."""
-    """Limits that a candidate is held to before it may become champion."""
 
 
 class RetrainingConfig(Settings):

@@ -14,7 +14,7 @@ from pipeline.errors import masked
 from pipeline.progress import say
 from pipeline.settings import Settings
 
-Event = Literal["PROMOTE", "HOLD", "REJECT", "NOTHING_NEW", "FAILED", "MISSED"]
+Event = Literal["PROMOTE", "HOLD", "REJECT", "NOTHING_NEW", "FAILED", "MISSED", "TAKEN_BACK", "DRIFT"]
 
 
 class NoticesConfig(Settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from jobs.live_evidence import live_comparison
 from jobs.run import Run
 from jobs.run_folder import DECISION
 from jobs.stages.compare import Compared
@@ -15,6 +16,7 @@ from pipeline.evaluation.parity import export_parity
 from pipeline.evaluation.predict import evenly_spaced
 from pipeline.progress import say
 from pipeline.promotion import policy
+from pipeline.promotion.live import live_finding
 from pipeline.promotion.registry import Version
 from pipeline.stream import read_split
 
@@ -39,6 +41,13 @@ def decide(
     decision = policy.decide(evaluation.trained, compared.evidence, run.config.promotion.gates)
     decision = decision.model_copy(update={"candidate": str(version.number)})
     decision = policy.after(decision, policy.not_deposed(version.number, run.registry.deposed(version.number)))
+    if run.config.promotion.live is not None and compared.champion is not None and decision.verdict == "PROMOTE":
+        finding = live_finding(
+            live_comparison(run, version, compared.champion),
+            [task.name for task in run.config.tasks],
+            run.config.promotion.live,
+        )
+        decision = policy.after(decision, finding)
     if decision.verdict == "PROMOTE":
         decision = policy.after(decision, _parity(run, exports))
     run.folder.write(DECISION, decision)

@@ -84,7 +84,7 @@ def compare_drift(earlier: str | Path, current: str | Path, thresholds: DriftThr
     Raises:
         InputError: one has no profile, or it cannot be read.
     """
-    before, now = (_profile_of(str(place).rstrip("/")) for place in (earlier, current))
+    before, now = (profile_of(str(place).rstrip("/")) for place in (earlier, current))
     return drift_of(before, now, thresholds or DriftThresholds())
 
 
@@ -139,7 +139,8 @@ def stability_index(before: Sequence[int], now: Sequence[int]) -> float:
     return max(float(((q - p) * np.log(q / p)).sum()) - chance, 0.0)
 
 
-def _profile_of(place: str) -> DataProfile:
+def profile_of(place: str) -> DataProfile:
+    """Return the profile of a preparation, named by its folder or manifest, a path or ``s3://`` URL."""
     location = posixpath.join(posixpath.dirname(place) if place.endswith(".json") else place, PROFILE)
     if not is_remote(location):
         return DataProfile.read(location)

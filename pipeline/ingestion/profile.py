@@ -6,9 +6,9 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -75,27 +75,35 @@ def profile_data(
             labels.update(shard.label_counts)
         rejects = [r for r in manifest.rejected if (r.task, r.split) == (task.name, split)]
         invalid = sum(r.records for r in rejects if r.reason not in REASONS.values())
-        lengths, seen = [], (Counter[str](), Counter[str]())
-        for number, sample in enumerate(_some(folder, manifest, task.name, split, total)):
-            text = " ".join((*sample.fields.values(), *sample.choices))
-            lengths.append(len(text))
-            # Alternating halves, so that an order within the data does not count as novelty.
-            seen[number % 2].update(_WORD.findall(text))
-        halves = [_by_digest(found) for found in seen]
-        words = halves[0] + halves[1]
-        new = sum(count for word, count in halves[1].items() if word not in halves[0])
-        tasks[task.name] = TaskProfile(
+        samples = _some(folder, manifest, task.name, split, total)
+        tasks[task.name] = profile_texts(
+            (" ".join((*sample.fields.values(), *sample.choices)) for sample in samples),
             samples=total,
             label_counts=dict(labels),
             rejected_share=invalid / scanned[task.name],
             scanned=scanned[task.name],
-            length_counts=tuple(np.bincount(np.digitize(lengths, _LENGTH_EDGES), minlength=len(_LENGTH_EDGES) + 1)),
-            mean_length=float(np.mean(lengths)),
-            words=tuple(sorted(words)),
-            word_counts=tuple(words[word] for word in sorted(words)),
-            novelty=new / max(halves[1].total(), 1),
         )
     return DataProfile(split=split, samples_read=SAMPLES, tasks=tasks)
+
+
+def profile_texts(texts: Iterable[str], **known: Any) -> TaskProfile:
+    """Return what texts look like, one a sample, with what else is known of their task."""
+    lengths, seen = [], (Counter[str](), Counter[str]())
+    for number, text in enumerate(texts):
+        lengths.append(len(text))
+        # Alternating halves, so that an order within the data does not count as novelty.
+        seen[number % 2].update(_WORD.findall(text))
+    halves = [_by_digest(found) for found in seen]
+    words = halves[0] + halves[1]
+    new = sum(count for word, count in halves[1].items() if word not in halves[0])
+    return TaskProfile(
+        length_counts=tuple(np.bincount(np.digitize(lengths, _LENGTH_EDGES), minlength=len(_LENGTH_EDGES) + 1)),
+        mean_length=float(np.mean(lengths)),
+        words=tuple(sorted(words)),
+        word_counts=tuple(words[word] for word in sorted(words)),
+        novelty=new / max(halves[1].total(), 1),
+        **known,
+    )
 
 
 def _by_digest(words: Counter[str]) -> Counter[int]:

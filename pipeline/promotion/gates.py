@@ -13,6 +13,26 @@ from pipeline.settings import Settings
 Margin = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class LiveConfig(Settings):
+    """What a candidate must show on live requests before it may become champion, beside the holdout.
+
+    It must not be worse than the champion on rows that both have scored (``serve`` with a shadow) and whose labels have
+    come (``feedback``).
+    """
+
+    log: str
+    """Folder of the scores, as ``serve`` was told it; local or ``s3://``."""
+    margin: Margin = 0.01
+    """How much worse than the champion a task's metric may be: the paired interval must lie above its negative."""
+    min_samples: int = Field(default=200, ge=1)
+    """Fewest labelled rows a task that both have scored."""
+    tasks: tuple[str, ...] = ()
+    """Tasks whose labels come; empty for all."""
+    calibration_ratio: tuple[Margin, Margin] = (0.67, 1.5)
+    """Limits of expected over observed positives of a canary in each binary task: beyond them, and beyond chance,
+    ``feedback`` takes it back."""
+
+
 class GatesConfig(Settings):
     """The gates a candidate must pass."""
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,23 +63,27 @@ class _Request:
         self.characters = sum(len(v) for row in self.rows for v in row.values() if isinstance(v, str))
 
 
+Together = Callable[[list[Sequence[Row]]], Awaitable[tuple[str, list[list[Answer] | InputError]]]]
+"""Answers requests together: name of the version, and each one's answers or its error."""
+
+
 class Batcher:
-    """Answers requests of one process.
+    """Answers requests as they come, those that wait together.
 
     Args:
-        version: that answers first.
+        answer: asks the model.
         batch_tokens: so much text, about, is answered together; a longer request stands alone.
         max_waiting_rows: most rows that wait; more are refused.
+        workers: batches that are under way at once: as many as there are models to answer them.
     """
 
-    def __init__(self, version: Version, batch_tokens: int, max_waiting_rows: int) -> None:
-        self.version = version
+    def __init__(self, answer: Together, batch_tokens: int, max_waiting_rows: int, workers: int = 1) -> None:
         self.waiting_rows = 0
+        self._answer = answer
         self._characters = batch_tokens * _CHARACTERS_A_TOKEN
-        self._max_waiting_rows = max_waiting_rows
+        self._max_waiting_rows, self._workers = max_waiting_rows, workers
         self._queue: deque[_Request] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._work: asyncio.Task[None] | None = None
+        self._work: set[asyncio.Task[None]] = set()
 
     async def ask(self, rows: Sequence[Row], timeout_s: float) -> tuple[str, list[Answer]]:
         """Return the name of the version that answered, and an answer a row.
@@ -95,18 +98,17 @@ class Batcher:
         request = _Request(rows, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         self.waiting_rows += len(rows)
-        if self._work is None or self._work.done():
-            self._work = asyncio.create_task(self._run())
+        if len(self._work) < self._workers:
+            work = asyncio.create_task(self._run())
+            self._work.add(work)
+            work.add_done_callback(self._work.discard)
         return await asyncio.wait_for(request.answer, timeout_s)
 
     async def _run(self) -> None:
         while batch := self._next():
-            version = self.version
             try:
-                found = await asyncio.get_running_loop().run_in_executor(
-                    self._thread, version.answer_each, [request.rows for request in batch]
-                )
-                answers: list[Any] = [one if isinstance(one, InputError) else (version.words, one) for one in found]
+                version, found = await self._answer([request.rows for request in batch])
+                answers: list[Any] = [one if isinstance(one, InputError) else (version, one) for one in found]
             except Exception as error:  # noqa: BLE001 - whatever the model raised is each request's own end
                 answers = [error] * len(batch)
             for request, answer in zip(batch, answers, strict=True):

@@ -1,95 +1,45 @@
 """A model in front of traffic: a Ray Serve application that answers rows of mixed tasks over HTTP.
 
-Each replica holds the model and asks the registry where the alias points. When it moves, forwards or by a rollback, the
-replicas change over one after another: each loads the new version beside the old one, which answers until then.
+The server reads requests, and asks the models behind it, which stand in processes of their own (see
+:mod:`pipeline.serving.model_server`): where one of them is lost, what it was asked is asked of another.
 """
 
 # Without deferred annotations: Ray Serve and FastAPI read the routes' own.
-import contextlib
+import asyncio
 import hmac
 import json
 import logging
 import os
-import threading
+import re
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import Field
 from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
 
-from pipeline.answer import ANSWER, GENERATED
+from pipeline.answer import ANSWER, GENERATED, Answer
 from pipeline.errors import InputError, masked
-from pipeline.promotion.versions import RegistryUnavailable
-from pipeline.serving.batching import Batcher, Overloaded, Version
+from pipeline.serving.batching import Batcher, Overloaded, Row
+from pipeline.serving.live import LiveTraffic
+from pipeline.serving.model_server import NoVersion, models
 from pipeline.serving.served_model import resolve
-from pipeline.settings import Settings
+from pipeline.serving.server_config import ScoreRequest, ScoreResponse, ServerConfig
 
 TOKEN = "MTL_LORA_SERVE_TOKEN"
 """Variable of the environment with the token that clients must bring."""
-_TURN_S = 300.0
-"""A replica that has not changed over within this time has lost its turn."""
+_ANSWER = (*ANSWER, GENERATED)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TRIES = 5
+"""Models that a batch is asked of, each after the one before was lost."""
+_DESCRIBED_S = 3.0
+"""Longest time in which a model says which it is."""
 _log = logging.getLogger(__name__)
-
-
-class ServerConfig(Settings):
-    """What is served, and within which limits."""
-
-    model: str
-    """``models:/NAME@champion`` follows the alias; ``models:/NAME/NUMBER`` and a folder stay."""
-    tracking_uri: str = ""
-    """Registry of the model."""
-    replicas: int = Field(default=1, ge=1)
-    """Processes that hold the model; a GPU each where the cluster has as many."""
-    batch_tokens: int = Field(default=2048, ge=1)
-    """About so many tokens are answered together."""
-    max_rows: int = Field(default=256, ge=1)
-    """Most rows of a request."""
-    max_bytes: int = Field(default=1 << 20, ge=1)
-    """Longest body of a request."""
-    max_waiting_rows: int = Field(default=1024, ge=1)
-    """Rows that may wait in a replica; further requests are refused with 429."""
-    timeout_s: float = Field(default=10.0, gt=0)
-    """A request that is not answered by then ends with 503."""
-    poll_s: float = Field(default=5.0, gt=0)
-    """Seconds between two looks at the registry."""
-    needs_token: bool = False
-    """Refuse to start where the environment has no token, and to answer whoever does not bring it."""
-
-
-class ScoreRequest(Settings):
-    """Body of ``POST /v1/score``."""
-
-    rows: list[dict[str, Any]] = Field(min_length=1)
-    """Each with its ``task`` and the fields that the task's template names."""
-
-
-_COLUMNS = (*ANSWER, GENERATED)
-
-
-class ScoredRow(Settings):
-    """One answer."""
-
-    task: str
-    score: float | None
-    """Binary: P(class 1); ordinal: expected value; else the probability of the predicted class. Null for a text."""
-    label: int
-    """Predicted class; -1 where what the model wrote is the word of none."""
-    label_word: str
-    probabilities: list[float]
-    generated_text: str | None = None
-    """What the model wrote; there where a task's answers are written."""
-
-
-class ScoreResponse(Settings):
-    """Answer of ``POST /v1/score``: one version has answered all rows, in their order."""
-
-    model: str
-    answers: list[ScoredRow]
 
 
 class _Refusal(Exception):
@@ -121,42 +71,30 @@ async def _not_there(request: Request, error: Any) -> JSONResponse:
     return JSONResponse({"error": f"{what} is nothing that is answered here; see /docs"}, error.status_code)
 
 
-@ray.remote(num_cpus=0)
-class _Turns:
-    """Lets one replica at a time change over."""
+def _asking(models: Any) -> Callable[[list[Sequence[Row]]], Any]:
+    """Return what asks a batch of models: of another one where the first is lost."""
 
-    def __init__(self) -> None:
-        self._holder, self._since = "", 0.0
+    async def ask(requests: list[Sequence[Row]]) -> tuple[str, list[list[Answer] | InputError]]:
+        for turn in range(_TRIES):
+            try:
+                found: tuple[str, list[list[Answer] | InputError]] = await models.answer.remote(requests)
+                return found
+            except RayTaskError:  # the model itself failed
+                raise
+            except (RayActorError, DeploymentUnavailableError) as error:
+                _log.warning("a model was lost, its batch is asked of another: %s", masked(repr(error)))
+                await asyncio.sleep(0.1 * turn)
+        raise TimeoutError
 
-    def take(self, who: str) -> bool:
-        """Whether the turn is this replica's now."""
-        if self._holder in ("", who) or time.monotonic() - self._since > _TURN_S:
-            self._holder, self._since = who, time.monotonic()
-        return self._holder == who
-
-    def give(self, who: str) -> None:
-        """End the turn."""
-        if self._holder == who:
-            self._holder = ""
-
-
-@contextlib.contextmanager
-def _turn(who: str, wait_s: float) -> Iterator[None]:
-    actor: Any = _Turns
-    turns = actor.options(name="mtl-lora-turns", get_if_exists=True, lifetime="detached").remote()
-    while not ray.get(turns.take.remote(who)):
-        time.sleep(min(wait_s, 1.0))
-    try:
-        yield
-    finally:
-        ray.get(turns.give.remote(who))
+    return ask
 
 
 @serve.deployment(
-    name="scores",
+    name="server",
     max_ongoing_requests=4096,
     health_check_timeout_s=60,
     logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    ray_actor_options={"num_cpus": 0},
 )
 @serve.ingress(api)
 class ScoreServer:
@@ -164,19 +102,29 @@ class ScoreServer:
 
     Args:
         config: of the server.
+        champion: the models that answer.
+        challenger: those that are tried.
     """
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, champion: Any, challenger: Any = None) -> None:
         self._config, self._metrics, self._token = config, _Metrics(), os.environ.get(TOKEN, "")
         if config.needs_token and not self._token:
             raise InputError(f"the environment of a replica must hold {TOKEN}, it does not; set it where Ray starts")
-        self._served = resolve(config.model, config.tracking_uri)
-        first = Version(self._served.words, self._served.load(config.batch_tokens))
-        self._batcher = Batcher(first, config.batch_tokens, config.max_waiting_rows)
-        self._metrics.model.labels(first.words).set(1)
-        self._name = serve.get_replica_context().replica_tag
-        if "@" in config.model:  # a thread of its own, so that requests are answered while a version is loaded
-            threading.Thread(target=self._follow, name="follow", daemon=True).start()
+        self._models, self._last = champion, ""
+        limits = (config.batch_tokens, config.max_waiting_rows, config.replicas)
+        self._batcher = Batcher(_asking(champion), *limits)
+        if challenger is None:
+            self._live = LiveTraffic(config, self._batcher)
+            return
+
+        async def describe() -> dict[str, Any] | None:
+            try:
+                found: dict[str, Any] = await challenger.describe.remote()
+                return found
+            except NoVersion:
+                return None
+
+        self._live = LiveTraffic(config, self._batcher, Batcher(_asking(challenger), *limits), describe)
 
     @api.post(
         "/v1/score",
@@ -185,25 +133,35 @@ class ScoreServer:
     )
     async def score(self, request: Request) -> Response:
         """Answer rows of any tasks, mixed."""
-        begun = time.monotonic()
+        begun, name = time.monotonic(), request.headers.get("x-request-id", "")
+        name = name if _REQUEST_ID.fullmatch(name) else uuid.uuid4().hex
         try:
             self._authorize(request)
             asked = self._parsed(await self._body(request))
             self._metrics.waiting.set(self._batcher.waiting_rows)
-            model, answers = await self._batcher.ask(asked.rows, self._config.timeout_s)
-            found: Response = JSONResponse(
-                {"model": model, "answers": [dict(zip(_COLUMNS, answer, strict=False)) for answer in answers]}
-            )
-            for task, *_ in answers:
-                self._metrics.rows.labels(task, model).inc()
+            model, answers = await self._live.answer(name, asked.key, asked.rows, self._config.timeout_s)
+            rows = [dict(zip(_ANSWER, answer, strict=False)) for answer in answers]
+            found: Response = JSONResponse({"request": name, "model": model, "answers": rows})
+            self._count(model, answers)
         except (_Refusal, InputError, Overloaded, TimeoutError) as error:
             found = self._refused(error)
         except Exception:  # noqa: BLE001 - told to the log, never to a client
             _log.exception("a request failed")
             found = JSONResponse({"error": "the server failed at this request; its log says why"}, 500)
+        found.headers["X-Request-Id"] = name
         self._metrics.requests.labels(str(found.status_code)).inc()
         self._metrics.seconds.observe(time.monotonic() - begun)
         return found
+
+    def _count(self, model: str, answers: Sequence[Answer]) -> None:
+        for task, *_ in answers:
+            self._metrics.rows.labels(task, model).inc()
+        if model not in (self._last, self._live.challenger):
+            if self._last:
+                self._metrics.model.labels(self._last).set(0)
+                self._metrics.swaps.inc()
+            self._last = model
+            self._metrics.model.labels(model).set(1)
 
     @api.get("/v1/tasks")
     async def tasks(self, request: Request) -> Response:
@@ -212,16 +170,7 @@ class ScoreServer:
             self._authorize(request)
         except _Refusal as error:
             return self._refused(error)
-        version = self._batcher.version
-        tasks = {
-            spec.name: {
-                "kind": spec.kind,
-                "fields": [*spec.text_fields, *([spec.choices_field] if spec.kind == "choice" else [])],
-                "label_words": list(spec.label_words),
-            }
-            for spec in version.predictor.spec.tasks
-        }
-        return JSONResponse({"model": version.words, "tasks": tasks})
+        return await self._described(lambda found: found)
 
     @api.get("/healthz")
     async def healthz(self) -> Response:
@@ -231,7 +180,7 @@ class ScoreServer:
     @api.get("/readyz")
     async def readyz(self) -> Response:
         """Say which version answers."""
-        return JSONResponse({"model": self._batcher.version.words})
+        return await self._described(lambda found: {"model": found["model"], "challenger": self._live.challenger})
 
     @api.get("/metrics")
     async def metrics(self, request: Request) -> Response:
@@ -242,6 +191,13 @@ class ScoreServer:
             return self._refused(error)
         self._metrics.waiting.set(self._batcher.waiting_rows)
         return PlainTextResponse(generate_latest(self._metrics.registry), media_type="text/plain; version=0.0.4")
+
+    async def _described(self, shown: Callable[[dict[str, Any]], dict[str, Any]]) -> Response:
+        try:
+            found = await asyncio.wait_for(self._models.describe.remote(), _DESCRIBED_S)
+            return JSONResponse(shown(found))
+        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+            return self._refused(_Refusal(503, "no model answers at the moment; try again in a second", 1))
 
     def _authorize(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -281,32 +237,18 @@ class ScoreServer:
         headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else {}
         return JSONResponse({"error": masked(str(error))}, error.status, headers)
 
-    def _follow(self) -> None:
-        while True:
-            time.sleep(self._config.poll_s)
-            try:
-                found = resolve(self._config.model, self._config.tracking_uri)
-                if found == self._served:
-                    continue
-                with _turn(self._name, self._config.poll_s):
-                    predictor = found.load(self._config.batch_tokens)
-                    self._metrics.model.labels(self._served.words).set(0)
-                    self._served, self._batcher.version = found, Version(found.words, predictor)
-                self._metrics.model.labels(found.words).set(1)
-                self._metrics.swaps.inc()
-                _log.warning("%s answers now", found.words)
-            except (InputError, RegistryUnavailable) as error:  # what answers now goes on answering
-                _log.warning("%s stays: %s", self._served.words, masked(str(error)))
-            except Exception:  # noqa: BLE001 - whatever it was, the next look may find better
-                _log.exception("%s stays", self._served.words)
-
 
 def application(config: ServerConfig) -> serve.Application:
     """Return the application; ``infra/kuberay/rayservice.yaml`` names this function."""
-    gpus = 1 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= config.replicas else 0
-    options = {"num_cpus": 0.5, "num_gpus": gpus}
-    deployment: Any = ScoreServer
-    return deployment.options(num_replicas=config.replicas, ray_actor_options=options).bind(config)
+    challenger = None
+    if config.has_challenger:
+        niceness = 0 if config.canary.share else 10  # a shadow computes with what the champion leaves
+        challenger = models(config, "challenger", config.challenger, is_needed=False, niceness=niceness)
+    front: Any = ScoreServer
+    # More than one, where there are machines for it: a lost one is no outage.
+    return front.options(num_replicas=min(config.replicas, 2)).bind(
+        config, models(config, "scores", config.model), challenger
+    )
 
 
 def run_server(config: ServerConfig, host: str, port: int) -> None:
@@ -322,6 +264,6 @@ def run_server(config: ServerConfig, host: str, port: int) -> None:
             f"a server that other machines reach must ask for a token, got --host {host} and no {TOKEN}; set it in the "
             "environment of this command and of the cluster"
         )
-    resolve(config.model, config.tracking_uri).folder()  # what is wrong with it is said here, once
+    resolve(config.model, config.registry).folder()  # what is wrong with it is said here, once
     serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
     serve.run(application(config), name="mtl-lora", route_prefix="/")

@@ -1,4 +1,4 @@
-"""What the manifests' scripts do with the answers of a cluster."""
+"""What the manifests' scripts do with the answers of a cluster, and whether what they name is there."""
 
 from __future__ import annotations
 
@@ -44,3 +44,31 @@ def test_the_cron_job_ends_with_its_ray_job(tmp_path: Path, deployment: str, sta
     assert name.startswith("mtl-lora-retrain-2")
     assert done.stdout == f"{name}: {status}\n"
     assert (tmp_path / "answers").read_text() == ""
+
+
+def test_the_service_follows_the_champion_with_a_token_and_no_more_rights_than_it_needs() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from pipeline.serving.server import TOKEN, application
+    from pipeline.serving.server_config import ServerConfig
+
+    text = (MANIFESTS / "rayservice.yaml").read_text()
+    spec = yaml.safe_load(text)["spec"]
+    (app,) = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"])).applications
+    assert app.import_path == f"{application.__module__}:{application.__name__}"
+    config = ServerConfig.model_validate(app.args)
+    assert config.model.endswith("@champion") and config.needs_token
+    assert [deployment.name for deployment in app.deployments] == ["scores"]
+    assert TOKEN in text and not [line for line in text.splitlines() if f"{TOKEN}:" in line]
+    job = yaml.safe_load((MANIFESTS / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
+    cluster = spec["rayClusterConfig"]
+    assert cluster["rayVersion"] == job["rayVersion"]
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["replicas"] == config.replicas
+    for group in (cluster["headGroupSpec"], workers):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == job["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+        assert pod["securityContext"]["runAsNonRoot"] and not container["securityContext"]["allowPrivilegeEscalation"]
+        assert "env" not in container and all(set(source) == {"secretRef"} for source in container["envFrom"])
+    assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 8000}

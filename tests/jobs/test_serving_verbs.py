@@ -1,20 +1,26 @@
-"""What ``score`` takes: the model knows how its records are written, and a word on the command line goes over that."""
+"""What ``score`` takes: the model knows how its records are written, and a word on the command line goes over that. And
+people are told what the server writes down.
+"""
 
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.config import RunConfig
 from jobs.run import Run
-from jobs.serving_verbs import _reading
+from jobs.serving_verbs import _reading, watch
 from jobs.stages.train import _keep_adapter
 from mtl_lora.files import WEIGHTS_FILE
 from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+from pipeline.serving.live_log import note_drift, take_back
+from pipeline.serving.server_config import ServerConfig
 
 KNOWN = DataConfig.model_validate(
     {
@@ -70,3 +76,29 @@ def test_a_trained_adapter_says_how_its_records_were_read(tmp_path: Path) -> Non
         written = PredictorSpec.read(config.folder / "adapter" / PREDICTOR_FILE)
         assert written.reading == data
         assert ("reading" in json.loads((config.folder / "adapter" / PREDICTOR_FILE).read_text())) == bool(data)
+
+
+def test_a_challenger_that_is_taken_back_and_drift_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url, stop = str(tmp_path / "log"), threading.Event()
+    take_back(url, "models:/ads/3", "an earlier one")
+    known = {"model": "models:/ads@champion", "poll_s": 0.01, "log": {"url": url}}
+    watching = threading.Thread(target=watch, args=(ServerConfig.model_validate(known), stop))
+    watching.start()
+    try:
+        time.sleep(0.1)
+        take_back(url, "models:/ads/4", "it fails")
+        note_drift(url, ["task 'clicks': length_psi must be < 0.1, got 0.4"])
+        notices, deadline = tmp_path / "runs/notices.jsonl", time.monotonic() + 10
+        while not notices.exists() or len(notices.read_text().splitlines()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.1)
+    finally:
+        stop.set()
+        watching.join()
+    found = [json.loads(line) for line in notices.read_text().splitlines()]
+    assert sorted(notice["event"] for notice in found) == ["DRIFT", "TAKEN_BACK"]
+    assert [notice["version"] for notice in found if notice["event"] == "TAKEN_BACK"] == ["models:/ads/4"]
