@@ -10,7 +10,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.contracts import Contract, Sample, TaskSpec
@@ -169,7 +169,7 @@ class Reader:
             choices = {known[0].choices_field: record["choices"]} if known and record.get("choices") else {}
             record = {**record, **record["fields"], **choices}
         field = self._data.id_field
-        return replace(line, record=record | {field: line.sample.key if record.get(field) is None else record[field]})
+        return line._replace(record=record | {field: line.sample.key if record.get(field) is None else record[field]})
 
     def _checked(self, stretch: Stretch, lines: Sequence[Line]) -> Stretch:
         for line in lines:

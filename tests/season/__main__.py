@@ -219,27 +219,6 @@ class Season:
         )
         say(f"week {week}: {result['verdict']}, champion {self.champion()}, {time.monotonic() - began:.0f} s ({event})")
 
-    def score_day(self, week: int) -> None:
-        """Score the newest day's rows of all tasks, mixed and without their labels, with the champion of this week."""
-        rows = []
-        for path in sorted((self.folder / "partitions" / str(self.brought - dt.timedelta(days=1))).glob("*.jsonl.gz")):
-            task = {"task": path.name.split(".")[0]}
-            found = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
-            rows += [task | {name: value for name, value in row.items() if "label" not in name} for row in found]
-        requests = self.folder / "requests" / f"{week:02d}.jsonl"
-        requests.parent.mkdir(exist_ok=True)
-        requests.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        output = self.folder / "scores" / f"{week:02d}"
-        command = [sys.executable, "-m", "jobs.cli", "score", "--model", "models:/season-ads@champion", "--json"]
-        command += ["--input", str(requests), "--output", str(output), "--max-rejected-share", "0.1"]
-        command += ["--tracking-uri", f"http://127.0.0.1:{self.port}"]
-        with (self.folder / "score.log").open("a") as log:
-            subprocess.run(command, stdout=log, stderr=log, check=True, timeout=600)
-        scored = json.loads((output / "_manifest.json").read_text())
-        assert scored["model"] == f"models:/season-ads/{self.champion()}", scored["model"]
-        assert scored["rows"] + scored["rejected"] == len(rows), scored
-        say(f"week {week}: {scored['rows']} rows of the newest day scored by {scored['model']}")
-
     def newest_result(self) -> dict[str, Any]:
         """The newest notice: what the loop said last."""
         lines = (self.folder / "notices.jsonl").read_text().splitlines()
@@ -371,7 +350,6 @@ def _week(season: Season, week: int, event: Event) -> None:
         entry = season.registry().rollback(why="complaints from the sales team")
         season.weeks[-1].champion = entry.version
         assert season.champion() == before
-    season.score_day(week)
 
 
 def check_samples(season: Season) -> int:
