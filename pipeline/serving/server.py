@@ -148,7 +148,6 @@ class ScoreServer:
         except Exception:  # noqa: BLE001 - told to the log, never to a client
             _log.exception("a request failed")
             found = JSONResponse({"error": "the server failed at this request; its log says why"}, 500)
-        found.headers["X-Request-Id"] = name
         self._metrics.requests.labels(str(found.status_code)).inc()
         self._metrics.seconds.observe(time.monotonic() - begun)
         return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,6 +24,7 @@ from pipeline.modeling.predictor import Predictor
 from pipeline.promotion.registry import Registry
 from pipeline.serving.served_model import resolve
 from tests.benchmarks.serving_faults import nonsense
+from tests.benchmarks.serving_load import replicas
 from tests.pipeline.promotion.conftest import add_version, promote, store, write_moved_adapter  # noqa: F401 - a fixture
 from tests.processes import free_port, kill_tree
 
@@ -45,7 +47,7 @@ class Server:
 
     def __init__(self, registry: Registry, answers: dict[str, list[float]], log: Path) -> None:
         self.registry, self.answers, self.log = registry, answers, log
-        self.url = ""
+        self.live, self.url = log.with_name("live"), ""
 
     def ask(self, rows: Any = ROWS, **options: Any) -> requests.Response:
         return requests.post(
@@ -73,6 +75,7 @@ def server(store: str, predictors: list[Path], tmp_path_factory: pytest.TempPath
     found, port = Server(registry, answers, log), free_port()
     command = [sys.executable, "-m", "jobs", "serve", "--model", "models:/served@champion", "--port", str(port)]
     command += ["--tracking-uri", store, "--poll-s", "0.5", "--max-rows", "8", "--max-waiting-rows", "16"]
+    command += ["--shadow", "1", "--log", str(found.live)]
     environment = os.environ | {"MTL_LORA_SERVE_TOKEN": "a-token"}
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
@@ -136,6 +139,30 @@ def test_nonsense_is_refused_and_nothing_else(server: Server) -> None:
             assert 400 <= found.status_code < 500 and "Traceback" not in found.text, (method, path, body, found.text)
 
 
+def test_a_challenger_scores_in_the_shadow_and_the_scores_of_both_are_kept(server: Server) -> None:
+    deadline = time.monotonic() + 60
+    while requests.get(f"{server.url}/readyz", timeout=10).json()["challenger"] != "models:/served/2":
+        server.ask()  # requests are what a challenger is looked for at
+        assert time.monotonic() < deadline, server.log.read_text()[-3000:]
+        time.sleep(0.3)
+    for number in range(3):
+        answer = server.ask(headers={**TOKEN, "X-Request-Id": f"mine-{number}"})
+        assert answer.headers["X-Request-Id"] == answer.json()["request"] == f"mine-{number}"
+        assert answer.json()["model"] == "models:/served/1"
+    while not (rows := _logged(server.live, "mine-")):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert len(rows) == 3 * 2 * 2
+    for row in rows:
+        assert row["role"] == {"models:/served/1": "live", "models:/served/2": "shadow"}[row["model"]]
+        assert row["score"] == pytest.approx(server.answers[row["model"]][row["row"]], abs=1e-5)
+
+
+def _logged(folder: Path, request: str) -> list[dict[str, Any]]:
+    tables = [pq.read_table(path) for path in folder.glob("scores/*/*.parquet")]
+    return [row for table in tables for row in table.to_pylist() if row["request"].startswith(request)]
+
+
 def test_the_champion_is_followed_under_load_forwards_and_back_and_no_request_is_lost(server: Server) -> None:
     found: list[dict[str, Any]] = []
     stop = threading.Event()
@@ -186,6 +213,19 @@ def test_what_was_done_is_counted(server: Server) -> None:
     text = requests.get(f"{server.url}/metrics", headers=TOKEN, timeout=10).text
     found = {sample.name: sample for family in text_string_to_metric_families(text) for sample in family.samples}
     assert {"mtl_lora_requests_total", "mtl_lora_rows_total", "mtl_lora_request_seconds_sum"} <= found.keys()
+
+
+def test_a_lost_model_is_told_as_unavailable_at_worst_and_comes_back(server: Server) -> None:
+    (model,) = replicas()
+    model.kill()
+    deadline = time.monotonic() + 90
+    found: list[int] = []
+    while not found or found[-1] != 200:
+        assert time.monotonic() < deadline, found
+        answer = server.ask()
+        found.append(answer.status_code)
+        assert answer.status_code in (200, 503) and (answer.status_code == 200 or answer.headers["Retry-After"] == "1")
+    assert server.is_right(server.ask().json())
 
 
 def test_what_cannot_be_served_is_refused_before_anything_starts(store: str, tmp_path: Path) -> None:  # noqa: F811
