@@ -35,6 +35,7 @@ from pipeline.training.config import TrainingConfig
 
 _OPERATION = (
     *("num_workers", "min_workers", "max_failures", "hang_timeout_s"),
+    *("resources_per_worker", "accelerator_type", "placement_strategy"),
     *("checkpoint_steps", "keep_checkpoints", "log_steps", "ledger"),
 )
 """Keys of ``training`` that may change while a run is under way: ranks come and go, the samples of a step stay."""

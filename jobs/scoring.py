@@ -118,7 +118,8 @@ def score(run: Run, *models: Model) -> list[Scored]:
         answering = [(model, stack.enter_context(model.opened())) for model in missing]
         for _, alike in itertools.groupby(answering, key=lambda found: id(found[1].load)):
             group = list(alike)
-            with scoring_pool(group[0][1].load, run.config.evaluation.num_workers) as pool:
+            workers = run.config.evaluation
+            with scoring_pool(group[0][1].load, workers.num_workers, workers.gpus_per_worker) as pool:
                 for model, found in group:
                     _score(run, model, found, pool)
     reports = [(model, standing(run, model)) for model in models]

@@ -12,6 +12,9 @@ class EvaluationConfig(Settings):
 
     num_workers: int = Field(default=2, ge=1)
     """Scoring processes."""
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """Of each, a share of one where it is less than 1: small models share a device; null: one where the cluster has as
+    many as scoring processes, else none."""
     batch_tokens: int = Field(default=2048, ge=64)
     """Most tokens, padding and written answers included, that go through the model at once."""
     split: str = "test"

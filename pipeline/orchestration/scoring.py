@@ -12,6 +12,7 @@ import ray
 from ray.util import ActorPool
 
 from pipeline.contracts import Sample
+from pipeline.errors import InputError
 from pipeline.evaluation.kept_answers import KeptAnswers, ScoredChunk
 
 _CHUNK = 64
@@ -35,11 +36,21 @@ class ScoringPool:
 
     Args:
         load: returns, on a worker, scorers by name (see :class:`pipeline.modeling.scoring.Scorer`).
-        num_workers: processes of one CPU each, and one GPU each where the cluster has as many.
+        num_workers: processes of one CPU each.
+        gpus: of each, a share of one below 1; None: one where the cluster has as many as processes, else none.
+
+    Raises:
+        InputError: the cluster has fewer GPUs than asked for.
     """
 
-    def __init__(self, load: Callable[[], dict[str, Any]], num_workers: int) -> None:
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= num_workers else 0
+    def __init__(self, load: Callable[[], dict[str, Any]], num_workers: int, gpus: float | None = None) -> None:
+        have = ray.cluster_resources().get("GPU", 0)
+        gpus = float(have >= num_workers) if gpus is None else gpus
+        if gpus * num_workers > have:
+            raise InputError(
+                f"evaluation.gpus_per_worker must be at most the cluster's GPUs over the {num_workers} scoring "
+                f"processes, {have / num_workers:g}, got {gpus:g}; lower it or evaluation.num_workers"
+            )
         worker = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(_ScoringWorker)
         self.actors: list[Any] = [worker.remote(load) for _ in range(num_workers)]
 
@@ -95,9 +106,11 @@ class ScoringPool:
 
 
 @contextlib.contextmanager
-def scoring_pool(load: Callable[[], dict[str, Any]], num_workers: int) -> Iterator[ScoringPool]:
+def scoring_pool(
+    load: Callable[[], dict[str, Any]], num_workers: int, gpus: float | None = None
+) -> Iterator[ScoringPool]:
     """Yield a :class:`ScoringPool` whose workers end with the block."""
-    pool = ScoringPool(load, num_workers)
+    pool = ScoringPool(load, num_workers, gpus)
     try:
         yield pool
     finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 # Private: a backend is how code gets into the main thread of a worker, where alone a signal can be listened to. A
@@ -26,6 +26,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
+from pipeline.orchestration.placement import scaling
 from pipeline.progress import say
 from pipeline.tracking import Tracker
 from pipeline.training.callbacks import CHECKPOINTS, RunCallbacks, failed_file, listen_to_sigterm, stop_file
@@ -48,31 +49,22 @@ def train(job: TrainingJob, run_folder: Path, tracker: Tracker | None) -> Path:
         tracker: MLflow run that rank 0 writes to.
 
     Raises:
-        InputError: the cluster has fewer CPUs or GPUs than workers, or a rank met what no restart can fix, such as a
+        InputError: the cluster has too little for the ranks, or a rank met what no restart can fix, such as a
             loss that is not finite or the same error twice at the same step.
         SystemExit: SIGTERM came; everything is saved.
     """
     from pipeline.training.checkpoint import Checkpoints
 
     config = job.training
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    least = config.min_workers or config.num_workers
-    have = gpus or int(ray.cluster_resources().get("CPU", 0))
-    if have < least:
-        raise InputError(
-            f"training.{'min' if config.min_workers else 'num'}_workers must be at most the cluster's "
-            f"{'GPUs' if gpus else 'CPUs'}, {have}, got {least}; lower it or add a node"
-        )
+    placement = scaling(config, ray.cluster_resources())
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s)
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={"job": ray.cloudpickle.dumps(job), "run_folder": run_folder, "tracker": tracker},
-        torch_config=_WorkerConfig(backend="nccl" if gpus else "gloo", timeout_s=math.ceil(config.hang_timeout_s)),
-        scaling_config=ScalingConfig(
-            num_workers=(least, config.num_workers) if config.min_workers else config.num_workers,  # type: ignore[arg-type]
-            use_gpu=bool(gpus),
-            resources_per_worker={"CPU": 1},
+        torch_config=_WorkerConfig(
+            backend="nccl" if placement.use_gpu else "gloo", timeout_s=math.ceil(config.hang_timeout_s)
         ),
+        scaling_config=placement,
         run_config=RunConfig(
             name=".ray",
             storage_path=str(run_folder.resolve()),

@@ -105,6 +105,14 @@ class TrainingConfig(Settings):
     """Steps between two rows of the training log."""
     min_workers: int | None = Field(default=None, ge=1)
     """Fewest ranks to go on with while nodes are missing, and back to ``num_workers``; null: wait for all."""
+    resources_per_worker: dict[str, float] = Field(default_factory=dict)
+    """What a rank asks of the cluster, by Ray's names: ``CPU`` (1 unless named), ``GPU`` (1 where the cluster has any;
+    0 trains on CPUs), ``memory`` in bytes, the cluster's own."""
+    accelerator_type: str | None = None
+    """Ranks run only on nodes with this accelerator, by Ray's name for it, such as ``H100``; null: on any."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ranks on as few nodes as can be, or on as many; strict: on one node, or each on a node of its own, or not at
+    all."""
     max_failures: int = Field(default=2, ge=-1)
     """How often lost workers are replaced, going on from the newest checkpoint; -1: always. A node that Ray
     drains counts too. An error that no restart can fix, such as bad input, ends the run at once."""
@@ -137,6 +145,13 @@ class TrainingConfig(Settings):
                 "training.orthogonality must be 0 with zero_stage 3, where no rank has a whole up-projection at hand, "
                 f"got {self.orthogonality}; choose zero_stage 0, 1 or 2"
             )
+        for name, amount in self.resources_per_worker.items():
+            if not amount >= 0 or (name == "GPU" and amount not in (0, 1)):
+                raise ValueError(
+                    f"training.resources_per_worker.{name} must be "
+                    f"{'0 or 1, a rank trains on one device' if name == 'GPU' else '0 or more'}, got {amount:g}; "
+                    "change it or leave it out"
+                )
         if self.only_tasks and self.warm_start is None:
             raise ValueError(
                 "training.only_tasks needs training.warm_start: on a fresh adapter the shared projections are zero and "
