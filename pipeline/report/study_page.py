@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def write_study_page(
                 name=name,
                 sections=sections,
                 notes=notes,
-                figures=_figures(figures),
+                figures=[*_by_tasks(suites), *_figures(figures)],
                 colours=drawing.COLOURS,
                 task_colours=drawing.TASKS,
             )
@@ -118,9 +119,27 @@ def rates_chart(suite: SuiteResult) -> Chart:
     return chart
 
 
+def _by_tasks(suites: Sequence[SuiteResult]) -> list[_Figure]:
+    """Return the figure over the number of tasks, where each suite has all tasks of the next smaller one and more."""
+    ordered = sorted(suites, key=lambda suite: len(suite.metrics))
+    pairs = list(pairwise(ordered))
+    if not pairs or not all(set(small.metrics) < set(large.metrics) for small, large in pairs):
+        return []
+    common = list(ordered[0].metrics)
+    lines = {
+        first.title: [float(np.mean([suite.arm(first.name).tasks[task] for task in common])) for suite in ordered]
+        for first in ordered[0].arms
+        if all(first.name in [arm.name for arm in suite.arms] for suite in ordered)
+    }
+    about = f"Mean of the {len(common)} tasks that all suites have, by the number of tasks trained together"
+    x = [float(len(suite.metrics)) for suite in ordered]
+    chart = _lines(x, lines, "tasks trained together", "mean", about)
+    return [_Figure("By the number of tasks", f"{about}.", [("mean of the common tasks", chart)], list(lines))]
+
+
 def _figures(known: Mapping[str, Any]) -> list[_Figure]:
     """Return the figures that are there, in their order."""
-    makers = {"features": _features, "latency": _latency}
+    makers = {"features": _features, "sharing": _sharing, "latency": _latency}
     return [make(known[name]) for name, make in makers.items() if name in known]
 
 
@@ -134,6 +153,33 @@ def _features(found: Mapping[str, Any]) -> _Figure:
         words = f"{arm['title']}: silhouette {arm['silhouette']:.2f}, linear probe {arm['probe']:.2f}"
         charts.append((words, scatter(np.array(arm["plane"]), codes, f"Features of {arm['title']} in a plane")))
     return _Figure("Features of the last block's output projection", found["note"], charts, tasks)
+
+
+def _sharing(found: Mapping[str, Any]) -> _Figure:
+    from pipeline.report.charts import heat_map
+
+    tasks, charts = found["tasks"], []
+    words = [task.replace("_", " ") for task in tasks]
+    numbers = [str(place + 1) for place in range(len(tasks))]
+    rows = [f"{name} · {number}" for name, number in zip(words, numbers, strict=True)]
+    for arm in found["arms"]:
+        if arm["mixing"]:
+            weights = np.array([arm["mixing"][task] for task in tasks])
+            columns = [f"B{place + 1}" for place in range(weights.shape[1])]
+            about = f"Mixing weights of {arm['title']}"
+            charts.append((f"{arm['title']}: mixing weights", heat_map(weights, words, columns, about)))
+        if arm["cosine"]:
+            # Shaded by half of one minus the cosine: the darker, the more two tasks pull apart.
+            apart = np.array([[_apart(arm["cosine"], one, other) for other in tasks] for one in tasks])
+            about = f"Cosines between the tasks' gradients under {arm['title']}"
+            shown = heat_map(apart, rows, numbers, about, form=lambda half: f"{1 - 2 * half:+.2f}")
+            charts.append((f"{arm['title']}: cosines between gradients", shown))
+    return _Figure("How tasks share an adapter", found["note"], charts, [])
+
+
+def _apart(cosines: Mapping[str, float], one: str, other: str) -> float:
+    pair = "|".join(sorted((one, other)))
+    return (1 - cosines[pair]) / 2 if pair in cosines else float("nan")
 
 
 def _lines(x: Sequence[float], series: Mapping[str, Sequence[float]], x_label: str, y_label: str, about: str) -> Chart:

@@ -1,4 +1,4 @@
-"""Figures of a comparison: where each arm puts the tasks' samples, and how long each takes to answer.
+"""Figures of a comparison: where each arm puts the tasks' samples, how its tasks share it, how long it takes to answer.
 
 The first one is the paper's figure 1: features of the last block's output projection. What stands apart there does so
 by construction where an adapter is told the task.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mtl_lora import AdapterModel
+from mtl_lora.analysis import mixing_weights
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
 from pipeline.evaluation.features import TaskFeatures, plane, separation
@@ -93,6 +94,29 @@ def features_of(title: str, features: np.ndarray, samples: Sequence[Sample]) -> 
         "silhouette": separation(TaskFeatures(features, tasks, [sample.key for sample in samples])),
         "probe": float(cross_val_score(probe, features, tasks, cv=folds).mean()),
     }
+
+
+def sharing_of(title: str, adapted: AdapterModel, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how an arm's tasks share its adapter.
+
+    Args:
+        title: of the arm.
+        adapted: as trained.
+        history: rows of its training.
+
+    Returns:
+        ``cosine``: two tasks, joined by ``|``, → the cosine between their gradients, mean over the rows that have one;
+        ``mixing``: task → weight of each up-projection, mean over the layers, empty where the method mixes none.
+    """
+    cosines: dict[str, list[float]] = {}
+    for row in history:
+        for pair, cosine in row.get("gradient_cosine", {}).items():
+            cosines.setdefault("|".join(sorted(pair.split("|"))), []).append(cosine)
+    mixing = {}
+    if adapted.method == "mtl_lora":
+        mean_TN = torch.stack([weights.float() for weights in mixing_weights(adapted).values()]).mean(0)
+        mixing = dict(zip(adapted.task_names, mean_TN.tolist(), strict=True))
+    return {"title": title, "mixing": mixing, "cosine": {pair: statistics.fmean(of) for pair, of in cosines.items()}}
 
 
 def latency(

@@ -14,7 +14,7 @@ from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.answering import sample_encoder
 from pipeline.modeling.base_model import load_base
 from pipeline.modeling.config import BaseModelConfig
-from pipeline.study.figures import features_of, latency, projected
+from pipeline.study.figures import features_of, latency, projected, sharing_of
 from tests.pipeline.study.test_frozen_part import TASKS, job_on
 from tests.pipeline.training.ranks import tiny_encoder
 
@@ -53,6 +53,22 @@ def test_the_probe_tells_tasks_that_stand_apart_and_not_those_that_do_not() -> N
     assert far["probe"] == 1.0 and near["probe"] < 0.75
     assert far["silhouette"] > near["silhouette"] + 0.3
     assert len(far["plane"]) == 60
+
+
+@pytest.mark.parametrize("method", ["lora", "mtl_lora"])
+def test_sharing_is_the_mean_over_layers_and_measurements(tmp_path: Path, method: str) -> None:
+    base = load_base(BaseModelConfig(base=str(tiny_encoder(tmp_path)), dtype="float32", max_length=32))
+    adapted = build_adapter(AdapterConfig(method=method, r=2), base, ["tone", "size"], (2, 2))  # type: ignore[arg-type]
+    history = [{"gradient_cosine": {"size|tone": -0.5}}, {"step": 3}, {"gradient_cosine": {"tone|size": 0.25}}]
+    found = sharing_of("x", adapted, history)
+    assert found["cosine"] == {"size|tone": -0.125}
+    if method == "lora":
+        assert found["mixing"] == {}
+        return
+    layers = [adapted.base_model.get_parameter(path) for path in adapted.base_model.state_dict() if "mixing" in path]
+    expected = torch.stack([torch.softmax(logits / 0.1, dim=-1) for logits in layers]).mean(0)
+    np.testing.assert_allclose(list(found["mixing"].values()), expected.detach(), rtol=1e-5)
+    assert list(found["mixing"]) == ["tone", "size"]
 
 
 def test_every_method_is_timed_mixed_and_merged(tmp_path: Path) -> None:
