@@ -15,6 +15,7 @@ import typer
 from jobs import cli
 from jobs.config import load_config
 from pipeline.contracts import TaskSpec
+from tests.benchmarks.study import with_table
 from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
 from tests.pipeline.ingestion.foreign_tars import JPEG, members_of, write_tar
 from tests.pipeline.stream.test_stream import write_data
@@ -52,6 +53,10 @@ def test_each_file_and_folder_that_is_linked_is_there() -> None:
     linked = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
     assert linked
     assert [link for link in linked if not (ROOT / link).exists()] == []
+
+
+def test_the_table_of_the_comparison_is_what_its_results_say() -> None:
+    assert with_table(TEXT) == TEXT
 
 
 @pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])

@@ -122,8 +122,10 @@ def readme_table() -> str:
 
 def with_table(text: str) -> str:
     """Return the README with its table as the results have it."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, begins, rest = text.partition(BEGIN)
+    _, ends, after = rest.partition(END)
+    if not begins or not ends:
+        raise ValueError(f"the README must hold the lines {BEGIN!r} and {END!r}, got neither or one; put them back")
     return f"{before}{BEGIN}{readme_table()}{END}{after}"
 
 
