@@ -61,7 +61,7 @@ def test_what_is_wrong_with_a_study_is_said(override: str, words: str) -> None:
 
 
 def test_an_unknown_study_names_the_packaged_ones() -> None:
-    with pytest.raises(InputError, match="smoke, standard"):
+    with pytest.raises(InputError, match="smoke, smollm2, standard"):
         load_study(Path("nothing"))
 
 
