@@ -8,7 +8,7 @@ TORCH ?= auto
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env locks locks-check demo test test-slow check bench season clean
+.PHONY: help env locks locks-check demo test test-slow cuda check bench season clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -38,6 +38,11 @@ test: env ## the fast tests
 
 test-slow: env ## real clusters, two-process training, servers, kills, the weekly loop: half an hour
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE) --durations=20
+
+cuda: env ## what must hold on a GPU, on this machine's; where there is none, on a device in name only and on the CPU
+	$(BIN)/python -m pytest tests/pipeline/training/test_device.py
+	$(BIN)/python -m pytest -m cuda tests/cuda
+	$(BIN)/python -m tests.cuda.speed
 
 check: env ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

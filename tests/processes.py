@@ -22,11 +22,11 @@ def free_port() -> int:
 
 
 def launch_ranks(
-    script: Path, arguments: Sequence[object], ranks: int, timeout_s: float = 240
+    script: Path, arguments: Sequence[object], ranks: int, timeout_s: float = 240, accelerator: str = "cpu"
 ) -> tuple[list[int], str]:
     """Run a script once a rank, the rank variables set; return the exit codes and the end of each one's output."""
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    shared |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator}
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), *map(str, arguments)],
@@ -45,9 +45,11 @@ def launch_ranks(
     return [process.returncode for process in processes], "\n".join(output[-3000:] for output in outputs)
 
 
-def run_ranks(script: Path, arguments: Sequence[object], ranks: int, timeout_s: float = 240) -> None:
+def run_ranks(
+    script: Path, arguments: Sequence[object], ranks: int, timeout_s: float = 240, accelerator: str = "cpu"
+) -> None:
     """Run a script once a rank and see every one end well."""
-    codes, told = launch_ranks(script, arguments, ranks, timeout_s)
+    codes, told = launch_ranks(script, arguments, ranks, timeout_s, accelerator)
     assert codes == [0] * ranks, told
 
 
