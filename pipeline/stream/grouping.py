@@ -45,7 +45,7 @@ def window_of(step: int, window_steps: int, batch: int, epoch_samples: int, upda
 
 
 def grouped(
-    lengths: Sequence[int], batch: int, entropy: list[int], units: Sequence[int] | None = None
+    lengths: Sequence[int] | np.ndarray, batch: int, entropy: list[int], units: Sequence[int] | None = None
 ) -> list[np.ndarray]:
     """Return for each step of a window which of the window's samples it takes.
 

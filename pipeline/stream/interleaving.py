@@ -34,18 +34,18 @@ class Interleaving:
         self._counts_at = lru_cache(maxsize=64)(self._counts)
         self._block_of = lru_cache(maxsize=16)(self._shuffled_block)
 
-    def draws(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Return (task index, number of the draw from that task) at ``count`` positions from ``start``."""
-        found: list[tuple[int, int]] = []
+    def draws(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return task index and number of the draw from that task at ``count`` positions from ``start``, each (N,)."""
+        tasks, draws = [], []
         position, end = start, start + count
         while position < end:
             period, within = divmod(position, self.quotas.period)
             block, offset = divmod(within, self._block)
-            tasks, draws = self._block_of(period, block)
-            take = min(end - position, len(tasks) - offset)
-            found += zip(tasks[offset : offset + take].tolist(), draws[offset : offset + take].tolist(), strict=True)
-            position += take
-        return found
+            block_tasks, block_draws = self._block_of(period, block)
+            tasks.append(block_tasks[offset : offset + end - position])
+            draws.append(block_draws[offset : offset + end - position])
+            position += len(tasks[-1])
+        return np.concatenate(tasks), np.concatenate(draws)
 
     def drawn(self, position: int) -> tuple[int, ...]:
         """Return how often each task was drawn before a position, with what was drawn before this interleaving."""

@@ -29,14 +29,24 @@ class TaskOrder:
         self._epoch = lru_cache(maxsize=4)(self._shard_order)
         self._group = lru_cache(maxsize=4)(self._shuffled_group)
 
-    def locate(self, draw: int) -> tuple[int, int]:
-        """Return (shard number, row within the shard) of the task's ``draw``-th sample, counted over all epochs."""
-        epoch, place = divmod(draw, self.samples)
-        _, starts = self._epoch(epoch)
-        group = int(np.searchsorted(starts, place, side="right")) - 1
-        shards, rows = self._group(epoch, group)
-        offset = place - int(starts[group])
-        return int(shards[offset]), int(rows[offset])
+    def locate(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return shard number and row within the shard of some of the task's samples, each (N,).
+
+        Args:
+            draws: (N,) numbers of the samples, counted over all epochs.
+        """
+        epochs, places = np.divmod(draws, self.samples)
+        shards, rows = np.empty_like(draws), np.empty_like(draws)
+        for epoch in np.unique(epochs).tolist():
+            _, starts = self._epoch(epoch)
+            in_epoch = np.flatnonzero(epochs == epoch)
+            groups = np.searchsorted(starts, places[in_epoch], side="right") - 1
+            for group in np.unique(groups).tolist():
+                mine = in_epoch[groups == group]
+                group_shards, group_rows = self._group(epoch, group)
+                offsets = places[mine] - starts[group]
+                shards[mine], rows[mine] = group_shards[offsets], group_rows[offsets]
+        return shards, rows
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = np.random.default_rng([*self._entropy, epoch]).permutation(len(self._sizes))

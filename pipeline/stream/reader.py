@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from pipeline.adopted_sample import adopted_sample
 from pipeline.contracts import Sample, ShardInfo, TaskSpec
 from pipeline.errors import InputError
@@ -35,9 +37,9 @@ class ShardReader:
         """Return ``TASK/KEY`` of one row."""
         return f"{shard.task}/{self._index(shard).keys[row]}"
 
-    def length(self, shard: ShardInfo, row: int) -> int:
-        """Return the length of one row's prompt, in tokens or characters, as counted when prepared."""
-        return int(self._index(shard).lengths[row])
+    def lengths(self, shard: ShardInfo, rows: np.ndarray) -> np.ndarray:
+        """Return the lengths of some rows' prompts, in tokens or characters, as counted when prepared, (N,)."""
+        return np.asarray(self._index(shard).lengths)[rows]
 
     def sample(self, shard: ShardInfo, row: int) -> Sample:
         """Return one row decoded.

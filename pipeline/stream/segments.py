@@ -31,14 +31,14 @@ class Segments:
         """Step and losses of each update so far."""
         self._segments = [_Segment(0, Interleaving(quotas, seed))]
 
-    def draws(self, step: int) -> list[tuple[int, int]]:
-        """Return (task index, number of the draw) of each sample of a step.
+    def draws(self, step: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Return task index and number of the draw of the samples in a part of a step's batch, each (N,).
 
         Raises:
             InputError: the losses that decide about the step have not been told.
         """
-        segment = self._of(step)
-        return segment.interleaving.draws((step - segment.first_step) * self._batch, self._batch)
+        segment, (first, last, _) = self._of(step), part.indices(self._batch)
+        return segment.interleaving.draws((step - segment.first_step) * self._batch + first, last - first)
 
     def known_until(self, step: int) -> int:
         """Return the first step after ``step`` whose mixture another update decides."""

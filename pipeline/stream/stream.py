@@ -20,6 +20,7 @@ from pipeline.stream.grouping import LengthGrouping, grouped, window_of
 from pipeline.stream.manifest import open_manifest
 from pipeline.stream.mixture import AnyMixture, LossDriven, Weights, parse_mixture, resolve
 from pipeline.stream.order import TaskOrder
+from pipeline.stream.places import Places
 from pipeline.stream.reader import ShardReader
 from pipeline.stream.segments import Segments
 from pipeline.stream.shard_files import check_shards, shard_files
@@ -123,11 +124,11 @@ class MixedStream:
 
     def rank_batch(self, step: int, world: World) -> list[str]:
         """Return the keys of this rank's slice; empty where the step is another loader worker's."""
-        return [self._reader.key(shard, row) for shard, row in self._rank_places(step, world)]
+        return [self._reader.key(shard, row) for shard, row in self.rank_places(step, world)]
 
     def samples(self, step: int, world: World) -> list[Sample]:
         """Return this rank's slice decoded; empty where the step is another loader worker's."""
-        return [self._reader.sample(shard, row) for shard, row in self._rank_places(step, world)]
+        return [self._reader.sample(shard, row) for shard, row in self.rank_places(step, world)]
 
     def batches(
         self, world: World, start_step: int, num_steps: int, prefetch_batches: int = PREFETCH_BATCHES
@@ -149,7 +150,7 @@ class MixedStream:
 
     def members(self, step: int, world: World) -> list[dict[str, Any]]:
         """Return this rank's slice as webdataset's dicts of undecoded members, with the step under ``__step__``."""
-        places = self._rank_places(step, world)
+        places = self.rank_places(step, world)
         return [{"__step__": step, **self._reader.members(shard, row)} for shard, row in places]
 
     def stage(self, world: World, start_step: int = 0, num_steps: int | None = None) -> StreamStage:
@@ -188,32 +189,48 @@ class MixedStream:
     def schedule_sha256(self) -> str:
         """Return a digest of the settings and of the first steps' samples: equal digests, equal streams."""
         steps = min(self.steps_per_epoch, _HASHED_STEPS, self._segments.known_until(0))
-        plain = [[(shard.path, row) for shard, row in self._plain_places(step)] for step in range(steps)]
+        plain = [[(shard.path, row) for shard, row in self._named(self._plain_places(step))] for step in range(steps)]
         return hashlib.sha256(json.dumps([self._identity(), plain]).encode()).hexdigest()
 
     def places(self, step: int) -> list[Place]:
         """Return the shard and row of each sample of one step in order."""
-        if step < 0:
-            raise InputError(f"step must be >= 0, got {step}; steps are counted from 0")
-        if self.length_grouping is None:
-            return self._plain_places(step)
-        updates = self.mixture.every_steps if isinstance(self.mixture, LossDriven) else None
-        window = window_of(step, self.length_grouping.window_steps, self.global_batch_size, self.epoch_samples, updates)
-        if len(window) == 1:
-            return self._plain_places(step)
-        return self._window(window.start, window.stop)[step - window.start]
+        return self._named(self._places(step, slice(None)))
+
+    def rank_places(self, step: int, world: World) -> list[Place]:
+        """Return the shard and row of each sample of this rank's slice; empty where the step is another loader
+        worker's. Without length grouping nothing is computed of the other ranks' samples."""
+        part = world.slice_of(self.global_batch_size)
+        return self._named(self._places(step, part)) if step % world.num_workers == world.worker else []
 
     def lengths(self, step: int) -> list[int]:
         """Return the length of each sample's prompt in one step, in tokens or characters, as counted when prepared."""
-        return [self._reader.length(shard, row) for shard, row in self.places(step)]
+        lengths: list[int] = self._lengths(self._places(step, slice(None))).tolist()
+        return lengths
 
-    def _grouped_window(self, start: int, stop: int) -> list[list[Place]]:
-        places = [place for step in range(start, stop) for place in self._plain_places(step)]
-        lengths = [self._reader.length(shard, row) for shard, row in places]
+    def _places(self, step: int, part: slice) -> Places:
+        if step < 0:
+            raise InputError(f"step must be >= 0, got {step}; steps are counted from 0")
+        if self.length_grouping is None:
+            return self._plain_places(step, part)
+        updates = self.mixture.every_steps if isinstance(self.mixture, LossDriven) else None
+        window = window_of(step, self.length_grouping.window_steps, self.global_batch_size, self.epoch_samples, updates)
+        if len(window) == 1:
+            return self._plain_places(step, part)
+        return self._window(window.start, window.stop)[step - window.start].taken(part)
+
+    def _grouped_window(self, start: int, stop: int) -> list[Places]:
+        steps = [self._plain_places(step) for step in range(start, stop)]
+        places = Places.joined(steps)
         by_beginning = self.length_grouping is not None and self.length_grouping.by_beginning
-        units = self._units(places) if by_beginning else None
-        chosen = grouped(lengths, self.global_batch_size, [self.seed, 5, start], units)
-        return [[places[place] for place in batch] for batch in chosen]
+        units = self._units(self._named(places)) if by_beginning else None
+        chosen = grouped(self._lengths(places), self.global_batch_size, [self.seed, 5, start], units)
+        return [places.taken(batch) for batch in chosen]
+
+    def _lengths(self, places: Places) -> np.ndarray:
+        lengths = np.empty(len(places), dtype=np.int64)
+        for task, shard, which in places.by_shard():
+            lengths[which] = self._reader.lengths(self.shards[self.tasks[task]][shard], places.rows[which])
+        return lengths
 
     def _units(self, places: list[Place]) -> list[int]:
         """Return the same number for samples of a task of several texts whose first text is the same."""
@@ -226,16 +243,17 @@ class MixedStream:
             units.append(known.setdefault((shard.task, text), len(known)))
         return units
 
-    def _rank_places(self, step: int, world: World) -> list[Place]:
-        part = world.slice_of(self.global_batch_size)
-        return self.places(step)[part] if step % world.num_workers == world.worker else []
+    def _plain_places(self, step: int, part: slice = slice(None)) -> Places:
+        tasks, draws = self._segments.draws(step, part)
+        shards, rows = np.empty_like(draws), np.empty_like(draws)
+        for number, order in enumerate(self._orders):
+            mine = np.flatnonzero(tasks == number)
+            if len(mine):
+                shards[mine], rows[mine] = order.locate(draws[mine])
+        return Places(tasks, shards, rows)
 
-    def _plain_places(self, step: int) -> list[Place]:
-        places = []
-        for task, draw in self._segments.draws(step):
-            shard, row = self._orders[task].locate(draw)
-            places.append((self.shards[self.tasks[task]][shard], row))
-        return places
+    def _named(self, places: Places) -> list[Place]:
+        return [(self.shards[self.tasks[task]][shard], row) for task, shard, row in places]
 
     @property
     def _group_shards(self) -> int:

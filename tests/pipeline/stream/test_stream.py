@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "manifest.json"
 
 
+def _pairs(arrays: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:
+    one, other = (array.tolist() for array in arrays)
+    return list(zip(one, other, strict=True))
+
+
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     seed=st.integers(0, 2**31),
@@ -51,7 +57,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_row_comes_exactly_once_an_epoch(sizes: list[int], seed: int, epoch: int, group_shards: int) -> None:
     order = TaskOrder("task", sizes, seed, group_shards)
     total = sum(sizes)
-    rows = [order.locate(draw) for draw in range(epoch * total, (epoch + 1) * total)]
+    draws = np.arange(epoch * total, (epoch + 1) * total)
+    rows = _pairs(order.locate(draws))
+    assert rows == [pair for draw in draws for pair in _pairs(order.locate(draw[None]))]
     assert sorted(rows) == [(shard, row) for shard, size in enumerate(sizes) for row in range(size)]
 
 
@@ -66,10 +74,10 @@ def test_interleaving_gives_each_draw_once_and_in_the_quotas(
 ) -> None:
     quotas = Quotas(tuple(map(str, range(len(counts)))), tuple(counts), tuple(c / sum(counts) for c in counts))
     interleaving = Interleaving(quotas, seed, block)
-    draws = interleaving.draws(0, periods * quotas.period)
+    draws = _pairs(interleaving.draws(0, periods * quotas.period))
     assert sorted(draws) == [(t, d) for t, count in enumerate(counts) for d in range(periods * count)]
     middle = len(draws) // 2
-    assert Interleaving(quotas, seed, block).draws(middle, len(draws) - middle) == draws[middle:]
+    assert _pairs(Interleaving(quotas, seed, block).draws(middle, len(draws) - middle)) == draws[middle:]
 
 
 @given(batch=st.integers(1, 8), ranks=st.integers(1, 16), workers=st.integers(1, 4), start=st.integers(0, 20))
