@@ -92,6 +92,15 @@ def test_settings_of_a_base_stand_over_the_file_and_under_overrides(tmp_path: Pa
         load_config(path)
 
 
+@pytest.mark.parametrize("name", ["demo", "ads_real", "glue_real", "ads_weekly"])
+def test_one_key_gives_the_encoder_what_it_wants_and_leaves_the_language_model_as_it_was(name: str) -> None:
+    encoder, other = (load_config(Path(name), ["data.root=x", *key]) for key in (["model.base=minilm-l6"], []))
+    assert (encoder.model.num_layers, encoder.model.pooling, encoder.adapter.lora_alpha) == (None, "mean", 32)
+    assert encoder.training.learning_rate <= 0.001 < other.training.learning_rate
+    assert (other.model.pooling, other.training.task_learning_rate) == ("first", None)
+    assert encoder.name == other.name == name
+
+
 def test_questions_share_their_texts_and_differ_in_their_answers() -> None:
     pair = {
         "id": "1",
