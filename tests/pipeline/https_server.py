@@ -5,20 +5,18 @@ from __future__ import annotations
 import email.utils
 import hashlib
 import shutil
-import ssl
 import subprocess
-import threading
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pytest
 
+from tests.pipeline.local_server import LocalServer
 
-class HttpsServer:
+
+class HttpsServer(LocalServer):
     """Serves a folder; a context manager.
 
     Attributes:
@@ -34,35 +32,7 @@ class HttpsServer:
     def __init__(self, folder: Path, certificate: Path) -> None:
         self.folder, self.failures = folder, list[int]()
         self.answers_ranges = self.answers_head = self.tells_size = self.tells_etag = True
-        self.requests: Counter[str] = Counter()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_HEAD(self) -> None:
-                server.answer(self, with_body=False)
-
-            def do_GET(self) -> None:
-                server.answer(self, with_body=True)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"https://localhost:{self._server.server_address[1]}"
-
-    def __enter__(self) -> HttpsServer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(certificate)
 
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         self.requests[request.command] += 1

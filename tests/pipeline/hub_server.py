@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
+
+from tests.pipeline.local_server import LocalServer
 
 REPO, COMMIT, OTHER_COMMIT = "org/tiny", "a" * 40, "b" * 40
 """The one model, the commit of its tag ``v1``, and where its branch ``main`` is."""
 
 
-class HubServer:
+class HubServer(LocalServer):
     """Serves a folder as the model and the data set ``org/tiny``; a context manager. ``requests`` counts what was asked
     for, by kind of path."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
-        self.requests: Counter[str] = Counter()
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_HEAD(self) -> None:
-                hub.answer(self, with_body=False)
-
-            def do_GET(self) -> None:
-                hub.answer(self, with_body=True)
-
-            def do_POST(self) -> None:
-                hub.answer(self, with_body=True)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> HubServer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         path = unquote(urlparse(request.path).path).replace(
