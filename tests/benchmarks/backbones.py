@@ -173,7 +173,8 @@ def main(names: list[str]) -> None:
                 "Trainer: PEFT's LoRA on transformers' classifier, one for the classes of all tasks, "
                 "LengthGroupedSampler over the whole data, padding to the longest of a batch; the base in the same "
                 "type on both sides. Suites: mtl-lora train of ads_real and glue_real with "
-                "model.base=minilm-l6, and the number of ranks that the row names."
+                "model.base=minilm-l6, which adapts whole blocks (jobs/configs/minilm.yaml), and the number of ranks "
+                "that the row names."
             ),
             "rows": sorted(every, key=lambda each: list(PARTS).index(each["part"])),
             "parts": parts,
