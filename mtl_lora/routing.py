@@ -100,6 +100,7 @@ class Router:
         self._depth = 0
         self._passes: deque[_Pass] = deque(maxlen=_REMEMBERED_FORWARDS)
         self._recomputed = threading.local()
+        self._tokens: Tensor | None = None
 
     def __getstate__(self) -> dict[str, bool]:
         """Copies and pickles carry no running forward."""
@@ -132,6 +133,15 @@ class Router:
         return running
 
     @contextmanager
+    def narrowed(self, tokens: Tensor | None) -> Iterator[None]:
+        """Let layers inside see only these places of ids a token (B, S), which part of a model computes; None: all."""
+        outer, self._tokens = self._tokens, tokens
+        try:
+            yield
+        finally:
+            self._tokens = outer
+
+    @contextmanager
     def fixed_weights(self) -> Iterator[None]:
         """Let layers keep their folded matrices until the end; for loops of inference such as decoding."""
         outer = self.kept_folds
@@ -158,10 +168,13 @@ class Router:
         if not torch.compiler.is_compiling():
             node = torch._C._current_autograd_node()
             if node is not None:
-                return self._recomputing(node._sequence_nr())
+                return self._narrow(self._recomputing(node._sequence_nr()))
         if self.ids is None:
             raise RoutingError("a layer ran before any task ids were set; call the MTLLoRAModel, not its base")
-        return self.ids
+        return self._narrow(self.ids)
+
+    def _narrow(self, ids: Tensor) -> Tensor:
+        return ids if self._tokens is None or ids.dim() < 2 else ids[:, self._tokens]
 
     def _recomputing(self, sequence_number: int) -> Tensor:
         for candidate in reversed(self._passes):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
+from pipeline.modeling.answer_rows import AnswerRows, find_attention
 from pipeline.modeling.architecture import short
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.head_scoring import RowReading, row_states
@@ -101,11 +102,24 @@ def _take_packed_rows(model: Any, batch: Batch, own_PH: Tensor) -> str:
         for first in _first_positions(model):
             model.row_reading = replace(reading, first_position=first)
             if not (reason := _objection(model, batch, own_PH)):
+                _take_answer_rows(model, batch, own_PH)
                 return ""
             reasons.append(reason)
     model.set_attn_implementation(before)
     model.row_reading = reading
     return reasons[0]
+
+
+def _take_answer_rows(model: Any, batch: Batch, own_PH: Tensor) -> None:
+    """Let the last layer give the answers' states alone where they stay the model's own."""
+    reading: RowReading = model.row_reading
+    found = find_attention(model, lambda: row_states(model, batch, nullcontext()))
+    if found is None:
+        return
+    narrowed, model.row_reading = AnswerRows(*found), replace(reading, ends_with_answers=True)
+    if _objection(model, batch, own_PH):
+        narrowed.remove()
+        model.row_reading = reading
 
 
 def _first_positions(model: Any) -> Sequence[int]:

@@ -32,6 +32,8 @@ class RowReading:
     """Whether the model knows two segments."""
     first_position: int = 0
     """Position of a row's first token in packed rows."""
+    ends_with_answers: bool = False
+    """Whether the last layer gives the states of packed rows' first tokens alone where only these are read."""
 
 
 def row_states(model: Any, batch: Batch, routed: AbstractContextManager[Any]) -> Tensor:
@@ -44,7 +46,10 @@ def row_states(model: Any, batch: Batch, routed: AbstractContextManager[Any]) ->
     """
     reading: RowReading = model.row_reading
     if model.config._attn_implementation == packed_attention.NAME:
-        states_MH = _packed_states(model, batch, reading, routed)
+        answer = batch.answer if reading.ends_with_answers and reading.pooling == "first" else None
+        states_MH = _packed_states(model, batch, reading, routed, answer)
+        if answer is not None:
+            return states_MH
     else:
         states_MH = _padded_states(model, batch, reading, routed)
     if reading.pooling == "first":
@@ -56,9 +61,13 @@ def row_states(model: Any, batch: Batch, routed: AbstractContextManager[Any]) ->
     return sums_PH / none_P.index_add(0, row_M, torch.ones_like(row_M, dtype=none_P.dtype))[:, None]
 
 
-def _packed_states(model: Any, batch: Batch, reading: RowReading, routed: AbstractContextManager[Any]) -> Tensor:
+def _packed_states(
+    model: Any, batch: Batch, reading: RowReading, routed: AbstractContextManager[Any], answer: Tensor | None
+) -> Tensor:
     position = batch.position + reading.first_position
-    inputs = packed_attention.packed_inputs(batch.input_ids, position, batch.rows, batch.owner, masks=batch.row_masks)
+    inputs = packed_attention.packed_inputs(
+        batch.input_ids, position, batch.rows, batch.owner, masks=batch.row_masks, answer=answer
+    )
     if reading.has_segments:
         inputs["token_type_ids"] = batch.token_type[None]
     with routed:

@@ -40,6 +40,11 @@ class PackedRows:
     masks: tuple[Tensor | None, ...] = ()
     """For each group which of its places are no padding, (B, S), None where all are: then every token of a row sees
     every other. Empty: each sees those before it."""
+    answer: Tensor | None = None
+    """(P,) nodes whose states alone are asked for (see :mod:`pipeline.modeling.answer_rows`), the first one of each
+    row; None: all."""
+    only_answers: bool = False
+    """Whether these alone attend, in the last layer; the others get zeros."""
 
 
 def packed_attention(
@@ -76,6 +81,8 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if (attending := _attending.get()) is not None:
+        attending.append(module)
     window = kwargs.get("sliding_window")
     asked = [n for n, x in kwargs.items() if (n == "softcap" and x) or (isinstance(x, Tensor) and n not in _HARMLESS)]
     is_causal = not packed_rows.masks
@@ -90,14 +97,25 @@ def packed_attention(
     nodes = [(states[0].transpose(0, 1).flatten(1).to(inner), states.shape[3]) for states in (query, key, value)]
     out = []
     for rows, is_token in zip(packed_rows.groups, packed_rows.masks or [None] * len(packed_rows.groups), strict=True):
+        attending = rows[:, :1] if packed_rows.only_answers else rows
         # An embedding is the gather whose backward adds up fastest.
-        q, k, v = (F.embedding(rows, x).view(*rows.shape, -1, size).transpose(1, 2) for x, size in nodes)
+        q, k, v = (
+            F.embedding(places, x).view(*places.shape, -1, size).transpose(1, 2)
+            for places, (x, size) in zip((attending, rows, rows), nodes, strict=True)
+        )
         mask = None if is_causal else _both_ways(rows, is_token, window)
+        if mask is not None and packed_rows.only_answers:
+            mask = mask[:, :, :1]
         o = F.scaled_dot_product_attention(
             q, k, v, mask, dropout_p=dropout, is_causal=is_causal, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
         )
         out.append(o.transpose(1, 2).flatten(2).flatten(0, 1))
-    owned = F.embedding(packed_rows.owner, torch.cat(out))
+    if packed_rows.only_answers:
+        places = torch.cat([rows[:, 0] for rows in packed_rows.groups])
+        given = torch.cat(out)
+        owned = given.new_zeros(num_nodes, given.shape[1]).index_copy(0, places, given)
+    else:
+        owned = F.embedding(packed_rows.owner, torch.cat(out))
     return owned.view(1, num_nodes, -1, value.shape[3]).to(dtype), None
 
 
@@ -154,6 +172,20 @@ def recorded_masks() -> Iterator[MaskRecord]:
         _record.reset(token)
 
 
+_attending: ContextVar[list[nn.Module] | None] = ContextVar("attending", default=None)
+
+
+@contextmanager
+def recorded_modules() -> Iterator[list[nn.Module]]:
+    """Record which modules attend within packed rows inside, in order."""
+    attending: list[nn.Module] = []
+    token = _attending.set(attending)
+    try:
+        yield attending
+    finally:
+        _attending.reset(token)
+
+
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     record = _record.get()
     if record is None:
@@ -176,6 +208,7 @@ def packed_inputs(
     owner: Tensor,
     longest: int | None = None,
     masks: tuple[Tensor | None, ...] = (),
+    answer: Tensor | None = None,
 ) -> dict[str, Any]:
     """Return the arguments with which a model runs over the nodes of a packed batch as one sequence.
 
@@ -186,10 +219,11 @@ def packed_inputs(
         owner: as in :class:`PackedRows`.
         longest: None for that of the groups.
         masks: as in :class:`PackedRows`.
+        answer: as in :class:`PackedRows`.
     """
     return {
         "input_ids": input_ids[None],
         "position_ids": position[None],
         "attention_mask": torch.empty(1, 1, 1, 1, device=input_ids.device),  # of four axes: handed on as it is
-        "packed_rows": PackedRows(groups, owner, longest or max(rows.shape[1] for rows in groups), masks),
+        "packed_rows": PackedRows(groups, owner, longest or max(rows.shape[1] for rows in groups), masks, answer),
     }
