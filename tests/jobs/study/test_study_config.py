@@ -33,11 +33,14 @@ def test_every_arm_of_a_packaged_study_is_a_sound_configuration(name: str) -> No
             assert (prompts != {()}) == (options.prompt == "task_word")
 
 
-@pytest.mark.parametrize("suite", list(load_study(Path("standard")).suites))
-def test_the_arms_of_the_standard_study_are_of_equal_size(suite: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "suite"),
+    [(name, suite) for name in ("scarce", "standard", "tasks") for suite in load_study(Path(name)).suites],
+)
+def test_the_arms_of_a_comparison_are_of_equal_size(name: str, suite: str) -> None:
     from pipeline.modeling.adapter import adapter_as_trained
 
-    study = load_study(Path("standard"))
+    study = load_study(Path(name))
     for arm in study.arms_of(suite):
         config = SuiteRuns(study, suite).config(arm, 1e-3, 0)
         _, sizes = adapter_as_trained(config.adapter, config.model, len(config.tasks))
@@ -61,7 +64,7 @@ def test_what_is_wrong_with_a_study_is_said(override: str, words: str) -> None:
 
 
 def test_an_unknown_study_names_the_packaged_ones() -> None:
-    with pytest.raises(InputError, match="smoke, smollm2, standard"):
+    with pytest.raises(InputError, match="scarce, smoke, smollm2, standard"):
         load_study(Path("nothing"))
 
 
