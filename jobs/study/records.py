@@ -77,13 +77,18 @@ def _source(study: StudyConfig, suite: str, out: Path) -> Path:
 
 
 def _folder(root: Path, task: str) -> Path:
-    found = [path.parent for path in sorted(root.glob(f"**/{task}/train.jsonl.gz"))]
+    # By depth and not by **, which passes links by.
+    found = [folder for form in (task, f"*/{task}") for folder in sorted(root.glob(form)) if _has_train(folder)]
     if len(found) != 1:
         raise InputError(
-            f"task {task!r} must stand in one folder TASK/train.jsonl.gz under {root}, got {len(found)}; "
-            "name the data's folder in data_root"
+            f"task {task!r} must stand once as TASK/train.jsonl.gz or SUITE/TASK/train.jsonl.gz under {root}, got "
+            f"{len(found)}; name the data's folder in data_root"
         )
     return found[0]
+
+
+def _has_train(folder: Path) -> bool:
+    return (folder / "train.jsonl.gz").is_file()
 
 
 def _records(path: Path) -> Iterator[Record]:

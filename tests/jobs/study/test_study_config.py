@@ -115,6 +115,18 @@ def test_turned_labels_are_of_the_train_records_alone_and_as_many_as_asked(tmp_p
     ]
 
 
+def test_suites_may_be_links_and_a_task_must_stand_once(tmp_path: Path) -> None:
+    study = _study(tmp_path)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/one").symlink_to(tmp_path / "data/one")
+    linked = study.model_copy(update={"data_root": str(tmp_path / "linked")})
+    plain = write_records(study, "one", (TASK,), tmp_path / "plain")
+    assert _read(write_records(linked, "one", (TASK,), tmp_path / "out"), "test") == _read(plain, "test")
+    (tmp_path / "linked/other").symlink_to(tmp_path / "data/one")
+    with pytest.raises(InputError, match=r"task 'tone' must stand once .* got 2"):
+        write_records(linked, "one", (TASK,), tmp_path / "again")
+
+
 def test_too_few_records_are_refused(tmp_path: Path) -> None:
     study = _study(tmp_path).model_copy(update={"samples": load_study(Path("standard")).samples})
     with pytest.raises(InputError, match=r"more than samples.validation = 100 train records, got 60"):
