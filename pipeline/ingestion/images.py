@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.images import UnreadableImage, decoded
 from pipeline.record import Rejected, is_unicode
 from pipeline.retry import is_outage
 from pipeline.storage import exists, filesystem, is_remote
@@ -16,6 +17,18 @@ ARCHIVE = "images.zip"
 MAX_IMAGE_BYTES = 16 << 20
 MAX_NAME = 1000
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+
+
+def check_image(data: bytes) -> None:
+    """Decode an image once, so that none stops a training later.
+
+    Raises:
+        Rejected: it is damaged or too large.
+    """
+    try:
+        decoded(data)
+    except UnreadableImage as reason:
+        raise Rejected(str(reason)) from None
 
 
 class ImageFolder:

@@ -22,7 +22,7 @@ from pipeline.errors import InputError, did_you_mean
 from pipeline.ingestion.columns import columns_asked
 from pipeline.ingestion.config import ANY_TASK, DataConfig
 from pipeline.ingestion.image_twins import strong_digest
-from pipeline.ingestion.images import ImageFolder
+from pipeline.ingestion.images import ImageFolder, check_image
 from pipeline.ingestion.kept_scans import TAR_FILES, keep, take
 from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
@@ -294,11 +294,15 @@ class _Scan:
         if spec.image_field is None:
             return checked, "", b""
         if line.sample is not None:
-            return checked, *self._tar_image(line.sample, image_of(line.record, spec))
+            image = image_of(line.record, spec)
+            check_image(image)
+            return checked, *self._tar_image(line.sample, image)
         if self.images is None:
             self.images = ImageFolder(self.job.unit.source.location)
-        image = value_of(line.record, spec.image_field)
-        return checked, str(image), strong_digest(self.images.read(image), self.job.image_digest or "blake2b")
+        name = value_of(line.record, spec.image_field)
+        image = self.images.read(name)
+        check_image(image)
+        return checked, str(name), strong_digest(image, self.job.image_digest or "blake2b")
 
     def _tar_image(self, sample: TarSample, image: bytes) -> tuple[str, bytes]:
         """Return the extension of a sample's image and what of it goes into the sample's digest."""

@@ -16,8 +16,11 @@ from pipeline.ingestion import DataConfig, prepare
 from pipeline.ingestion.tar_records import tar_records
 from pipeline.validate import check_record
 from tests.benchmarks.timing import hardware, ratio, row, versions
+from tests.pipeline.made_images import image_bytes
 
 IMAGES, TEXTS, A_SHARD, IMAGE_BYTES, ROUNDS = 6000, 40_000, 1000, 100_000, 3
+HEAD = image_bytes("JPEG")
+"""A whole image; what follows it in the file is read and digested, and not decoded."""
 ADOPTED = TaskSpec(name="caption", template="{text}\nTrue:", label_words=(" no", " yes"), image_field="jpg")
 COPIED = ADOPTED.model_copy(update={"image_field": "image"})
 FILES = {"caption": {"train": "part-*.tar"}}
@@ -33,7 +36,7 @@ def write(root: Path, samples: int, image_bytes: int) -> None:
             record = {"id": f"k{number:06d}", "text": words, "label": number % 2}
             sample: dict[str, Any] = {"__key__": record["id"], "json": json.dumps(record).encode()}
             if image_bytes:
-                sample["jpg"] = b"\xff\xd8\xff" + rng.randbytes(image_bytes)
+                sample["jpg"] = HEAD + rng.randbytes(image_bytes)
             shards.write(sample)
 
 

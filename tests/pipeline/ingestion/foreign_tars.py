@@ -13,9 +13,10 @@ import webdataset as wds
 
 from pipeline.contracts import TaskSpec
 from pipeline.ingestion import DataConfig
+from tests.pipeline.made_images import image_bytes
 
 SPAM = TaskSpec(name="spam", template="{txt}\nSpam:", label_words=(" no", " yes"), label_field="cls")
-PNG, JPEG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20, b"\xff\xd8\xff" + b"\1" * 40
+PNG, JPEG = image_bytes("PNG"), image_bytes("JPEG") + bytes(8)  # what follows an image's end is nobody's
 _ENCODED = ("__key__", "txt", "json", "cls", "jpg")
 Member = tuple[str, bytes]
 

@@ -17,6 +17,7 @@ from pipeline.ingestion import DataConfig
 from pipeline.ingestion.records import Unit
 from pipeline.ingestion.scan import ScanJob, Scanned, scan_unit
 from pipeline.ingestion.sources import SourceFile
+from tests.pipeline.made_images import image_bytes
 
 SHAPE = TaskSpec(name="shape", template="{text}:", label_words=(" no", " yes"), image_field="image")
 OUTAGE = OSError(errno.EBUSY, "Please reduce your request rate.")
@@ -59,7 +60,7 @@ def scan(
 ) -> tuple[Scanned, Bucket]:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as out:
-        out.writestr("one.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
+        out.writestr("one.png", image_bytes("PNG"))
     bucket = Bucket({f"b/{name}": data, "b/images.zip": archive.getvalue()}, error, 1)
     for module in ("records", "images"):
         monkeypatch.setattr(f"pipeline.ingestion.{module}.filesystem", lambda url: (bucket, url.removeprefix("s3://")))

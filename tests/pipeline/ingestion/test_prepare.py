@@ -17,11 +17,12 @@ from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.shard_index import ShardIndex
 from pipeline.stream import read_split
+from tests.pipeline.made_images import image_bytes
 
 SPAM = TaskSpec(name="spam", template="{text_a}\nSpam:", label_words=(" no", " yes"))
 TEST_RECORDS = [{"id": f"spam.{i}", "text_a": f"test text {i}", "label": i % 2} for i in range(4)]
 RECORDS = [{"id": f"spam.{i}", "text_a": f"text number {i}", "label": i % 2} for i in range(20)]
-PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
+PNG = image_bytes("PNG")
 
 
 def write_jsonl(path: Path, records: list[dict]) -> None:
@@ -222,6 +223,17 @@ def test_images_that_unpack_to_too_much_or_climb_out_are_rejected(tmp_path: Path
         "image name is not a relative path": 3,
         "image is neither PNG nor JPEG": 1,
     }
+
+
+def test_images_that_cannot_be_decoded_are_put_aside_with_the_reason(tmp_path: Path) -> None:
+    rows = [{"image": f"{name}.png", "question": f"is {name} round?", "label": 0} for name in ("cut", "good")]
+    write_jsonl(tmp_path / "in/shape/train.jsonl", rows)
+    with zipfile.ZipFile(tmp_path / "in/shape/images.zip", "w") as archive:
+        archive.writestr("cut.png", PNG[:-20])
+        archive.writestr("good.png", PNG)
+    manifest = prepare(records_config(tmp_path / "in", max_rejected_share=1), [SHAPE], tmp_path / "out", seed=0)
+    assert [s.fields["question"] for s in read_split(tmp_path / "out", "train")] == ["is good round?"]
+    assert {r.reason: r.records for r in manifest.rejected} == {"image cannot be decoded": 1}
 
 
 SHAPE = TaskSpec(name="shape", template="{question}:", label_words=(" no", " yes"), image_field="image")
