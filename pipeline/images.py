@@ -8,12 +8,17 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 64 << 20
 """Most pixels of an image: a file of a few kilobytes can say that it has more than memory holds."""
 FORMATS = ("PNG", "JPEG", "WEBP")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_BYTES = 16 << 20
+"""Most bytes of an encoded image."""
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 """Pillow's names of grey pixels of more than 8 bits."""
 
@@ -46,7 +51,6 @@ def decoded(data: bytes) -> Image:
 
 
 def _rgb(image: Any) -> Image:
-    import numpy as np
     from PIL import Image
 
     if image.mode in _WIDE:
@@ -56,3 +60,12 @@ def _rgb(image: Any) -> Image:
         image = Image.new("RGBA", colours.size, "white")
         image.alpha_composite(colours)
     return image.convert("RGB")
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    """Return pixels, (height, width, 3) of 8 bits, as a PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -17,12 +17,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline.contracts import TaskSpec
+from pipeline.images import EXTENSIONS, MAX_BYTES
 from pipeline.record import Rejected
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGES = EXTENSIONS
 PICKLES = ("pyd", "pkl", "pickle", "pth", "pt")
 """Extensions of members that can only be read by running what stands in them."""
-MAX_IMAGE_BYTES = 16 << 20
+MAX_IMAGE_BYTES = MAX_BYTES
 _JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _NAME = re.compile(r"((?:.*/|)[^./][^./]*)[.]([^/]*)", re.DOTALL)
 

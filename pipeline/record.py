@@ -5,6 +5,7 @@ A value is missing where it is None, NaN, infinite, NaT or ``pandas.NA``: none o
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import difflib
 import json
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.contracts import Sample, TaskSpec
+from pipeline.images import EXTENSIONS, MAX_BYTES, UnreadableImage, decoded
 
 _PANDAS_MISSING = ("NAType", "NaTType")
 _SHOWN_FIELDS = 20
@@ -242,12 +244,40 @@ def asked(record: Mapping[Any, Any], spec: TaskSpec, text_fields: Sequence[str],
         Rejected: it lacks a field, or one is no text.
     """
     if spec.columns:
-        read = (*text_fields, spec.choices_field)
+        read = (*text_fields, spec.choices_field, spec.image_field)
         columns = {field: path for field, path in spec.columns.items() if field in read}
         record = {**record, **renamed(record, columns)} if columns else record
     fields, choices = texts_of(record, text_fields), choices_of(record, spec)
     label = spec.label_values[0] if spec.label_values else 0.0
-    return Sample(key=key, task=spec.name, fields=fields, label=label, choices=choices)
+    image = image_asked(record, spec.image_field) if spec.image_field else None
+    return Sample(key=key, task=spec.name, fields=fields, label=label, choices=choices, image=image)
+
+
+def image_asked(record: Mapping[Any, Any], name: str) -> bytes:
+    """Return the encoded image that a model is asked about: bytes, or their base64 as text, also as a ``data:`` URL.
+
+    In a record of a shard it may stand under its extension. A path is not followed: who asks may not be who may read.
+
+    Raises:
+        Rejected: there is none, or it cannot be decoded.
+    """
+    found = record.get(name)
+    if found is None or found != found:
+        found = next((record[each] for each in EXTENSIONS if isinstance(record.get(each), bytes)), None)
+    if isinstance(found, str):
+        try:
+            found = base64.b64decode(found.rpartition(",")[2] if found.startswith("data:") else found, validate=True)
+        except ValueError:
+            raise Rejected(f"image {name!r} is neither bytes nor base64") from None
+    if not isinstance(found, bytes | bytearray | memoryview):
+        raise Rejected(f"image {name!r} is missing" if found is None else f"image {name!r} is neither bytes nor base64")
+    if len(found) > MAX_BYTES:
+        raise Rejected(f"image {name!r} is larger than {MAX_BYTES} bytes")
+    try:
+        decoded(bytes(found))
+    except UnreadableImage as reason:
+        raise Rejected(f"{reason} ({name!r})") from None
+    return bytes(found)
 
 
 def fields_found(fields: Sequence[str], wanted: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ def merge(run: Run, task: str, output: Path) -> Path:
         InputError: the task is unknown, the run is not trained, the folder is there already, or no classifier of
             transformers can express the task's head.
     """
-    from pipeline.modeling.base_model import load_tokenizer
+    from pipeline.modeling.base_model import save_text_side
     from pipeline.modeling.classifier import merge_task
     from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor
 
@@ -50,7 +50,7 @@ def merge(run: Run, task: str, output: Path) -> Path:
             merge_task(adapted, task, staged, encoder.collate(encoder.encode([sample])), predictor.spec.base)
         else:
             adapted.merge_and_unload(task).save_pretrained(staged)
-        load_tokenizer(predictor.spec.base).save_pretrained(staged)
+        save_text_side(predictor.spec.base, staged)
         staged.chmod(0o755)
         staged.rename(output)
     finally:

@@ -53,6 +53,8 @@ def largest_gap(
         expected: the one model's tokens.
         found: the other's.
     """
+    from pipeline.modeling.image_inputs import row_arguments
+
     largest = 0.0
     end = encoder.tokenizer.eos_token_id
     for prompt, one, other in zip(encoder.prompts(samples), expected, found, strict=True):
@@ -60,8 +62,8 @@ def largest_gap(
             continue
         ours, theirs = (*one, end), (*other, end)
         at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
-        row = torch.tensor([[*prompt, *ours[:at]]], device=model.device)
+        arguments = row_arguments(model, prompt.ids, prompt.image, ours[:at])
         with torch.inference_mode():
-            log_p = model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, -1].double().log_softmax(-1)
+            log_p = model(**arguments).logits[0, -1].double().log_softmax(-1)
         largest = max(largest, float(log_p[theirs[at]] - log_p[ours[at]]))
     return largest

@@ -8,13 +8,13 @@ import zlib
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.images import UnreadableImage, decoded
+from pipeline.images import MAX_BYTES, UnreadableImage, decoded
 from pipeline.record import Rejected, is_unicode
 from pipeline.retry import is_outage
 from pipeline.storage import exists, filesystem, is_remote
 
 ARCHIVE = "images.zip"
-MAX_IMAGE_BYTES = 16 << 20
+MAX_IMAGE_BYTES = MAX_BYTES
 MAX_NAME = 1000
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 

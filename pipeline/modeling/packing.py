@@ -17,9 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.modeling.image_inputs import ImageInputs
+
 Link = Literal["softmax", "sigmoid", "identity"]
 """What makes an answer of an example's scores: probabilities over its classes, one of each class, or a number."""
 LINKS: tuple[Link, ...] = ("softmax", "sigmoid", "identity")
+_FIRST_IMAGE = -1 - (1 << 32)
+"""The root of the first image's prompts; those of tasks stand above it."""
 _SHORTEST_SHARE = 0.75
 """Rows that attend together are at least this share of the longest one: more padding costs more than another call."""
 
@@ -39,6 +43,8 @@ class Example:
     weight: float = 1.0
     is_written: bool = False
     """Whether the answer is a text: its log-likelihood is then taken among all texts, not among label words."""
+    image: ImageInputs | None = None
+    """What the prompt shows beside its tokens."""
 
     link: ClassVar[Link] = "softmax"
     scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -56,7 +62,7 @@ class Example:
     @property
     def neighbours(self) -> tuple[Any, ...]:
         """Sorted by it, examples that share the beginning of their prompts stand together."""
-        return self.task, self.prompt
+        return self.task, self.image.digest if self.image else b"", self.prompt
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Batch:
     position: Tensor
     """(M,) place in the rows that run through the node."""
     token_type: Tensor
-    """(M,) segment of the node, 0 or 1; 0 for language models."""
+    """(M,) segment of the node, 0 or 1; for language models 0, or the kind of a token of a prompt with an image."""
     token_task: Tensor
     """(M,) task index; a task's nodes stand together."""
     rows: tuple[Tensor, ...]
@@ -148,6 +154,10 @@ class Batch:
     """(E,) whether the answer is a text; None where none is."""
     kept: tuple[Tensor | None, ...] = ()
     """The states of each example below the first adapted layer where they are kept and were read ahead."""
+    images: tuple[ImageInputs, ...] = ()
+    """The images in the order in which their nodes come."""
+    node_image: Tensor | None = None
+    """(M,) place in ``images`` of the node's own, -1 where it has none; None where there are no images."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on another device."""
@@ -180,6 +190,18 @@ class Batch:
         nodes, mask = self.padded_nodes()
         return self.input_ids[nodes], mask.long(), self.token_task[nodes[:, 0]], self.padded_place(nodes)[self.answer]
 
+    def row_images(self) -> tuple[list[ImageInputs], dict[str, Tensor]]:
+        """Return the images of the rows of :meth:`padded`, in their order, and by its name the kind of each token
+        (B, S), where a model wants to know."""
+        if self.node_image is None:
+            return [], {}
+        nodes, _ = self.padded_nodes()
+        found = [self.images[i] for i in self.node_image[nodes[:, 0]].tolist() if i >= 0]
+        name, later = self.images[0].kind_name, self.images[0].later_kind
+        if name is None:
+            return found, {}
+        return found, {name: torch.where(self.node_image >= 0, self.token_type, later)[nodes]}
+
     def padded_nodes(self) -> tuple[Tensor, Tensor]:
         """Return the nodes of all rows, right-padded with the last one of each (B, S), and where they are no padding
         (B, S)."""
@@ -210,27 +232,49 @@ class Trie:
         self.positions: list[int] = []
         self.types: list[int] = []
         self.tasks: list[int] = []
+        self.image_roots: dict[tuple[Any, ...], int] = {}
+        self.images: list[ImageInputs] = []
+        self.node_images: list[int] = []
 
-    def path(self, task: int, row: Sequence[int], start: Sequence[int] = ()) -> list[int]:
-        """Return the nodes of a row that goes on from other nodes, new ones being made."""
+    def path(
+        self, task: int, row: Sequence[int], start: Sequence[int] = (), image: ImageInputs | None = None
+    ) -> list[int]:
+        """Return the nodes of a row that goes on from other nodes, new ones being made.
+
+        Args:
+            task: its index.
+            row: token ids.
+            start: the nodes that it goes on from; empty: it is a prompt, or its beginning.
+            image: what the prompt shows.
+        """
         nodes = list(start)
-        node = nodes[-1] if nodes else -1 - task
-        for token in row:
+        place = -1 if nodes or image is None else self._place(task, row, image)
+        node = nodes[-1] if nodes else -1 - task if place < 0 else _FIRST_IMAGE - place
+        kinds = [] if image is None else [image.later_kind] * len(row) if nodes else image.kinds
+        for number, token in enumerate(row):
             found = self.index.get((node, token))
             if found is None:
                 found = self.index[node, token] = len(self.tokens)
                 self.tokens.append(token)
                 self.positions.append(len(nodes))
-                self.types.append(0)
+                self.types.append(kinds[number] if kinds else 0)
                 self.tasks.append(task)
+                self.node_images.append(self.node_images[node] if node >= 0 else place)
             node = found
             nodes.append(node)
         return nodes
 
     def add(self, example: Example) -> tuple[list[int], list[list[int]]]:
         """Return the nodes of an example's prompt, and of the prompt with each word less its last token."""
-        prompt = self.path(example.task, example.prompt)
-        return prompt, [self.path(example.task, word[:-1], prompt) for word in example.words]
+        prompt = self.path(example.task, example.prompt, image=example.image)
+        return prompt, [self.path(example.task, word[:-1], prompt, example.image) for word in example.words]
+
+    def _place(self, task: int, prompt: Sequence[int], image: ImageInputs) -> int:
+        """Return which image of the batch this is: another one for the same picture after other tokens."""
+        place = self.image_roots.setdefault((task, image.digest, tuple(prompt[: image.end])), len(self.images))
+        if place == len(self.images):
+            self.images.append(image)
+        return place
 
     def add_rows(self, example: HeadExample) -> list[list[int]]:
         """Return the nodes of each of an example's rows, all of them its own."""
@@ -356,6 +400,8 @@ def _batch(
         num_tokens=sum(example.num_tokens for example in examples),
         is_written=torch.tensor(written) if any(written) else None,
         examples=tuple(examples),
+        images=tuple(trie.images),
+        node_image=torch.tensor(trie.node_images) if trie.images else None,
     )
 
 

@@ -105,7 +105,7 @@ class Predictor:
 
         Args:
             frame: a ``task`` column and the fields that the tasks' templates name (``choices`` for choice tasks), in
-                any form that ingestion takes.
+                any form that ingestion takes; an image as bytes, or their base64.
 
         Returns:
             A frame with the same index: ``task``; ``score`` (binary: P(class 1); ordinal: expected value; else the
@@ -147,6 +147,7 @@ class Predictor:
             return asked(row, spec, self._text_fields[name], key)
         except Rejected as reason:
             wanted = [*self._text_fields[name], *([spec.choices_field] if spec.kind == "choice" else [])]
+            wanted += [spec.image_field] if spec.image_field else []
             raise InputError(
                 f"row {key} of task {name!r} must hold what the task asks for ({wanted}): {reason}; "
                 f"{fields_found([str(field) for field in row], wanted)}"

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
-from pipeline.modeling.architecture import short
+from pipeline.modeling.architecture import short, text_settings
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.packing import Batch, Example, pack
 from pipeline.modeling.scoring import LabelScorer, answer_logits
@@ -48,7 +48,7 @@ def choose_rows(model: Any, config: BaseModelConfig) -> str | None:
             f"model.base must answer plain text, {config.base!r} ({model.config.model_type}) does not: {short(error)}; "
             "take a causal language model of text"
         ) from error
-    if not _agree(model, *(row[:_SHARED] for row in rows)):
+    if not agree(model, *(row[:_SHARED] for row in rows)):
         raise InputError(
             f"model.base must be a causal language model, in {config.base!r} ({model.config.model_type}) later tokens "
             "change what earlier ones say, as in an encoder; take a decoder such as a Llama, Qwen or GPT model"
@@ -115,8 +115,8 @@ def _batch(model: Any) -> Batch:
     )
 
 
-def _agree(model: Any, one: Tensor, other: Tensor) -> bool:
-    """Whether two sets of logits (..., V) give the same log-probabilities but for rounding."""
+def agree(model: Any, one: Tensor, other: Tensor) -> bool:
+    """Return whether two sets of logits (..., V) give the same log-probabilities but for rounding."""
     eps = torch.finfo(model.dtype).eps
     p, q = one.log_softmax(-1), other.log_softmax(-1)
     apart = torch.where(p == q, 0.0, (p - q).abs())  # some heads give tokens that do not exist -inf
@@ -135,7 +135,7 @@ def _objection(model: Any, batch: Batch, own_PV: Tensor) -> str:
             return f"its head gives {tuple(found_PV.shape)} for {tuple(own_PV.shape)}"
     except Exception as error:  # noqa: BLE001 - see choose_rows
         return short(error)
-    return "" if _agree(model, own_PV, found_PV) else f"logits differ by up to {(own_PV - found_PV).abs().max():.2g}"
+    return "" if agree(model, own_PV, found_PV) else f"logits differ by up to {(own_PV - found_PV).abs().max():.2g}"
 
 
 def _take_packed_rows(model: Any, batch: Batch, own_PV: Tensor, longest: int) -> str:
@@ -146,9 +146,11 @@ def _take_packed_rows(model: Any, batch: Batch, own_PV: Tensor, longest: int) ->
     parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", {})}
     before = {name: part._attn_implementation for name, part in parts.items() if part is not None}
     before[""] = config._attn_implementation
-    model.set_attn_implementation(packed_attention.NAME)
+    # Images are looked at as ever: only what reads text attends in rows.
+    of_text = [name for name, part in parts.items() if part is text_settings(config)]
+    model.set_attn_implementation({of_text[0]: packed_attention.NAME} if of_text else packed_attention.NAME)
     reason = "its attention cannot be exchanged"
-    if config._attn_implementation == packed_attention.NAME:
+    if packed_attention.is_packed(model):
         try:
             reason = _packed_objection(model, batch, own_PV, longest)
         except Exception as error:  # noqa: BLE001 - a probe that fails says that the model cannot
@@ -166,10 +168,10 @@ def _packed_objection(model: Any, batch: Batch, own_PV: Tensor, longest: int) ->
     second, moved = found_PV[is_second], moved_PV[is_second]
     if not bool((second - moved).abs().max() <= 8 * torch.finfo(model.dtype).eps * second.abs().max()):
         return "tokens meet outside of attention"
-    if not _agree(model, own_PV, found_PV):
+    if not agree(model, own_PV, found_PV):
         return "its attention is not plain"
     plain = [_forward(model, ids[is_token]) for ids, is_token in _rows(batch)]
-    if not _agree(model, own_PV, _at_answers(plain, batch)):
+    if not agree(model, own_PV, _at_answers(plain, batch)):
         return "its attention is not the usual one"
     with packed_attention.recorded_masks() as record:
         _longest_row(model, longest)

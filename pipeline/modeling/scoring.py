@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
 from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.frozen_part import FrozenPart
+from pipeline.modeling.image_inputs import ImageInputs, image_arguments
 from pipeline.modeling.packing import Batch, micro_batches
 
 
@@ -45,6 +46,11 @@ def answer_logits(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> tupl
     with model.get_output_embeddings().register_forward_pre_hook(keep_answers):
         logits_1PV = model(**inputs, use_cache=False).logits
     return logits_1PV[0].float(), kept[0]
+
+
+def _in_type_of(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of a model, pixels in its own type."""
+    return {n: x.to(model.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for n, x in inputs.items()}
 
 
 class ClassScorer(nn.Module):
@@ -84,6 +90,7 @@ class ClassScorer(nn.Module):
             task_ids: (B,) one a prompt.
             inputs: go to ``generate`` unchanged.
         """
+        inputs = _in_type_of(self.language_model, inputs)
         if isinstance(self.adapted, AdapterModel):
             return self.adapted.generate(task_ids=task_ids, **inputs)
         return self.adapted.generate(**inputs)  # type: ignore[operator]
@@ -163,12 +170,16 @@ class LabelScorer(ClassScorer):
         """Return the model's logits at the answer positions, (P, V) in fp32, and what reached its output embedding
         there, (P, H)."""
         model = self.language_model
-        if model.config._attn_implementation == packed_attention.NAME:
+        images: Sequence[ImageInputs] = batch.images
+        kinds: dict[str, Tensor] = {}
+        if packed_attention.is_packed(model) and not (images and not model.packs_images):
             inputs = packed_attention.packed_inputs(batch.input_ids, batch.position, batch.rows, batch.owner)
             task_ids, answer = batch.token_task[None], batch.answer
         else:
             input_ids, attention_mask, task_ids, answer = batch.padded()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            images, kinds = batch.row_images()
+        inputs |= kinds | image_arguments(images, batch.input_ids.device, model.dtype)
         with self._begun(batch, task_ids):
             return answer_logits(model, inputs, answer)
 
@@ -182,7 +193,7 @@ class UntrainedScorer(LabelScorer):
     def generate(self, *, task_ids: Tensor, **inputs: Any) -> Tensor:
         """Return what the base alone writes; the tasks do not count."""
         with self._without_adapter():
-            return self.language_model.generate(**inputs)
+            return self.language_model.generate(**_in_type_of(self.language_model, inputs))
 
 
 def label_loss(scores: Tensor, batch: Batch, target: Tensor | None = None) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torch import nn
 
 from pipeline.modeling.adapter_config import DEFAULT_TARGETS, AdapterConfig
+from pipeline.modeling.architecture import is_image_text
 
 ENCODER_TARGETS: tuple[tuple[str, ...], ...] = (
     ("query", "key", "value", "attention.output.dense"),  # BERT, RoBERTa, ELECTRA
@@ -24,6 +26,11 @@ def named_for(config: AdapterConfig, base: nn.Module) -> AdapterConfig:
     """Return a configuration whose default target modules are named as the base names them; others as they are."""
     if config.target_modules != DEFAULT_TARGETS:
         return config
+    if (reader := text_reader(base)) is not None:
+        inside = [path for path, module in base.named_modules() if path.rpartition(".")[2] in DEFAULT_TARGETS]
+        if all(path.startswith(f"{reader}.") for path in inside):
+            return config
+        return config.model_copy(update={"target_modules": _within(reader)})  # a vision tower has some of the names
     paths = [f".{path}" for path, _ in base.named_modules()]
 
     def fits(names: Sequence[str]) -> bool:
@@ -36,5 +43,19 @@ def named_for(config: AdapterConfig, base: nn.Module) -> AdapterConfig:
 def named_as(config: AdapterConfig, saved: object) -> AdapterConfig:
     """Return a configuration whose default target modules are named as a saved adapter names them."""
     names = tuple(saved) if isinstance(saved, list | tuple) else ()
+    if config.target_modules == DEFAULT_TARGETS and isinstance(saved, str) and saved.endswith(_within("")):
+        return config.model_copy(update={"target_modules": saved})
     is_default = config.target_modules == DEFAULT_TARGETS and names in ENCODER_TARGETS
     return config.model_copy(update={"target_modules": names}) if is_default else config
+
+
+def text_reader(base: nn.Module) -> str | None:
+    """Return the path of an image-text model's part that reads and writes text; None of any other model."""
+    if not is_image_text(getattr(base, "config", None)):
+        return None
+    decoder = base.get_decoder()  # type: ignore[operator]
+    return next(path for path, module in base.named_modules() if module is decoder)
+
+
+def _within(reader: str) -> str:
+    return rf"{re.escape(reader)}\..*\.({'|'.join(DEFAULT_TARGETS)})"

@@ -15,7 +15,8 @@ from transformers import GenerationConfig as Decoding
 
 from pipeline.contracts import Sample
 from pipeline.generation import GenerationConfig
-from pipeline.modeling.encoding import Encoder
+from pipeline.modeling.encoding import Encoder, Prompt
+from pipeline.modeling.image_inputs import image_arguments
 
 Generate = Callable[..., Tensor]
 """A model's ``generate``, with ``task_ids`` (B,) among its arguments."""
@@ -42,14 +43,10 @@ def written_tokens(
     prompts = encoder.prompts(samples)
     answers: list[tuple[int, ...]] = [()] * len(samples)
     end = encoder.tokenizer.eos_token_id
-    for settings, rows in _batches(encoder, samples, [len(prompt) for prompt in prompts], batch_tokens):
-        longest = max(len(prompts[i]) for i in rows)
-        pad = encoder.tokenizer.pad_token_id
-        padded = [[pad] * (longest - len(prompts[i])) + list(prompts[i]) for i in rows]
-        is_token = [[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
+    for settings, rows in _batches(encoder, samples, [len(prompt.ids) for prompt in prompts], batch_tokens):
+        longest = max(len(prompts[i].ids) for i in rows)
         found = generate(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=torch.tensor(is_token, device=device),
+            **_padded([prompts[i] for i in rows], longest, encoder.tokenizer.pad_token_id, device),
             task_ids=torch.tensor([encoder.task_index[samples[i].task] for i in rows], device=device),
             **_decoding(settings, encoder.tokenizer),
         )
@@ -58,6 +55,21 @@ def written_tokens(
         if progress is not None:
             progress(len(rows))
     return answers
+
+
+def _padded(prompts: Sequence[Prompt], longest: int, pad: int, device: torch.device | str) -> dict[str, Tensor]:
+    """Return the arguments of ``generate`` for prompts padded on the left, with their images."""
+    before = [longest - len(prompt.ids) for prompt in prompts]
+    rows = [[pad] * n + list(prompt.ids) for n, prompt in zip(before, prompts, strict=True)]
+    is_token = [[0] * n + [1] * len(prompt.ids) for n, prompt in zip(before, prompts, strict=True)]
+    found = {"input_ids": rows, "attention_mask": is_token}
+    images = [prompt.image for prompt in prompts if prompt.image is not None]
+    if images and (name := images[0].kind_name) is not None:
+        later = images[0].later_kind
+        kinds = [list(p.image.kinds) if p.image else [later] * len(p.ids) for p in prompts]
+        found[name] = [[0] * n + row for n, row in zip(before, kinds, strict=True)]
+    arguments = {name: torch.tensor(value, device=device) for name, value in found.items()}
+    return arguments | image_arguments(images, torch.device(device), None)
 
 
 def text_of(tokens: Sequence[int], settings: GenerationConfig, tokenizer: Any) -> str:

@@ -11,12 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 import mtl_lora
 import pipeline
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
+from pipeline.images import png_of
 from pipeline.promotion.integrity import digests
 from pipeline.record import column_of
 
@@ -84,6 +86,8 @@ def input_example(specs: tuple[TaskSpec, ...]) -> pd.DataFrame:
         row: dict[str, Any] = {"task": spec.name} | {name: f"an example of {name}" for name in spec.text_fields}
         if spec.kind == "choice":
             row[spec.choices_field] = ["one answer", "another answer"]
+        if spec.image_field:
+            row[spec.image_field] = png_of(np.zeros((32, 32, 3), np.uint8))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -103,7 +107,11 @@ def signature(specs: tuple[TaskSpec, ...]) -> Any:
         listed |= {path for field, path in read.items() if field not in spec.text_fields}
         listed |= {column_of(path, ()) for path in read.values() if "." in path}
     inputs: list[Any] = [ColSpec("string", "task")]
-    inputs += [ColSpec("string", name, required=False) for name in sorted(texts - listed - {"task"})]
+    shown = {spec.image_field for spec in specs if spec.image_field}
+    shown |= {spec.columns[spec.image_field] for spec in specs if spec.image_field in spec.columns}
+    inputs += [ColSpec("string", name, required=False) for name in sorted(texts - listed - shown - {"task"})]
+    # Bytes, or base64 from where there are none; missing where the row's task has no image.
+    inputs += [ColSpec(AnyType(), name, required=False) for name in sorted(shown - {"task"})]
     # A list where the row's task has choices, missing elsewhere: an Array column would refuse pandas' NaN.
     inputs += [ColSpec(AnyType(), name, required=False) for name in sorted(listed - {"task"})]
     outputs: list[Any] = [ColSpec("string", "task"), ColSpec("double", "score"), ColSpec("long", "label")]
@@ -160,10 +168,10 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
 
 def _base(config: BaseModelConfig, target: Path) -> Path:
     """Save the base model as the adapter sees it, cut to its layers, with its tokenizer."""
-    from pipeline.modeling.base_model import load_tokenizer, unproven_base
+    from pipeline.modeling.base_model import save_text_side, unproven_base
 
     unproven_base(config.model_copy(update={"dtype": "bfloat16"})).save_pretrained(target)
-    load_tokenizer(config).save_pretrained(target)
+    save_text_side(config, target)
     return target
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mtl_lora.serving import ServedBase, base_name
-from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig, load_base, load_tokenizer, resolve_base
+from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig, load_base, resolve_base, save_text_side
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -55,5 +55,5 @@ def save_base(adapter: str | Path, folder: str | Path) -> Path:
     model = load_base(config.model_copy(update={"dtype": "float32", "packed_rows": False}))
     model = model if stored is None else model.to(stored)
     model.save_pretrained(folder)  # type: ignore[operator]
-    load_tokenizer(config).save_pretrained(folder)
+    save_text_side(config, folder)
     return Path(folder)

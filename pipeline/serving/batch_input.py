@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.contracts import Contract, Sample, TaskSpec
 from pipeline.errors import InputError, did_you_mean
+from pipeline.images import EXTENSIONS
 from pipeline.ingestion import DataConfig
 from pipeline.ingestion.records import Line, Unit, read_unit
 from pipeline.ingestion.source_file import SourceFile
@@ -138,6 +139,7 @@ class Reader:
         self._specs = {spec.name: (spec, spec.text_fields) for spec in tasks}
         self._task, self._keep, self._data = task, tuple(keep), data
         asked_for = {field for spec in tasks for field in (*spec.text_fields, spec.choices_field)}
+        asked_for |= {field for spec in tasks if spec.image_field for field in (spec.image_field, *EXTENSIONS)}
         asked_for |= {
             path for columns in (data.columns, *(spec.columns for spec in tasks)) for path in columns.values()
         }

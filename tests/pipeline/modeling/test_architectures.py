@@ -133,7 +133,7 @@ def test_scores_are_the_models_own_or_it_is_refused(
         return
     base: Any = load_base(config)
     said = " ".join(capfd.readouterr().err.split())
-    assert (base.config._attn_implementation == packed_attention.NAME) is (outcome == "packed")
+    assert packed_attention.is_packed(base) is (outcome == "packed")
     assert (": rows are padded, " in said) is (outcome == "padded")
     encoder = Encoder(load_tokenizer(config), TASKS, config.max_length)
     found = Scorer(LabelScorer(base), encoder).probabilities(SAMPLES)

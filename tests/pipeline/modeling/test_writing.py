@@ -74,7 +74,7 @@ def _alone(model: Any, scorer: Scorer, sample: Sample, **ids: Any) -> str:
     """Ask a Hugging Face model one row, without padding or company."""
     encoder: Any = scorer.encoder
     settings = encoder.spec_of(sample).generation
-    row = torch.tensor([encoder.prompts([sample])[0]])
+    row = torch.tensor([encoder.prompts([sample])[0].ids])
     end = encoder.tokenizer.eos_token_id
     found = model.generate(
         input_ids=row, attention_mask=torch.ones_like(row), do_sample=False, eos_token_id=end, pad_token_id=end,

@@ -46,7 +46,7 @@ def test_the_tokens_of_an_answer_say_its_text_and_end_with_the_end_token(encoder
     assert word[-1] == encoder.tokenizer.eos_token_id
     assert encoder.tokenizer.decode(word[:-1]) == " light blue"
     assert encoder.tokenizer.decode(example.prompt) == "the sky of a very long day\nColour:"
-    assert example.prompt == encoder.prompts(SAMPLES[3:])[0]
+    assert example.prompt == encoder.prompts(SAMPLES[3:])[0].ids
 
 
 def test_an_answer_longer_than_may_be_written_loses_its_end(encoder: Encoder) -> None:
@@ -58,7 +58,7 @@ def test_an_answer_longer_than_may_be_written_loses_its_end(encoder: Encoder) ->
 def test_a_prompt_leaves_room_for_the_longest_answer_whichever_it_has(encoder: Encoder) -> None:
     long = "word " * 100
     short, other = encoder.encode([_colour("x", long, "red"), _colour("y", long, "dark red of the sea")])
-    assert short.prompt == other.prompt == encoder.prompts([_colour("x", long)])[0]
+    assert short.prompt == other.prompt == encoder.prompts([_colour("x", long)])[0].ids
     assert len(short.prompt) == 48 - 6
 
 
