@@ -136,6 +136,25 @@ def prepare(
     _run(config, overrides, as_json, lambda c: _plain(_stage(c, "prepare", append=append)))
 
 
+@app.command("image-base")
+def image_base(
+    config: ConfigFile,
+    output: Annotated[Path, typer.Option("--output", help="Folder of the base; one that is there is trained further.")],
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of the projector, 64 samples each.")] = 300,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the projector's learning rate.")] = 1e-3,
+    num_layers: Annotated[int | None, typer.Option(min=1, help="Keep SmolLM2's first layers only.")] = None,
+    image_size: Annotated[
+        int, typer.Option(help="Side in pixels to which images are resized; 128 is 16 tokens.")
+    ] = 128,
+    as_json: Json = False,
+) -> None:
+    """Make an image-text base of EfficientNet-Lite0 and SmolLM2, and train the projector between them."""
+    from jobs.image_base import image_base as make
+
+    _run(config, overrides, as_json, lambda run: make(run, output, steps, learning_rate, num_layers, image_size))
+
+
 @app.command()
 def plan(
     config: ConfigFile,
