@@ -162,12 +162,22 @@ def plan(
     calibrate: Annotated[
         bool, typer.Option("--calibrate/--no-calibrate", help="Run a few micro-batches of the model; else estimate.")
     ] = True,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Only what a rank holds, by ZeRO stage and ranks; needs no data, no weights."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what training will do and take: steps, samples, tokens, time, memory; held back where it cannot fit."""
     from jobs import tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
+        if memory:
+            from jobs.stages.plan import memory as of_memory
+
+            found = of_memory(run)
+            tables.show_memory(found)
+            return _plain(found)
         numbers = _plain(_stage(run, "plan", calibrate=calibrate))
         tables.show_plan(numbers)
         if misfits := numbers["training"]["misfits"]:

@@ -19,6 +19,7 @@ _WIDTH = 140
 
 if TYPE_CHECKING:
     from pipeline.serving.batch_output import ScoreManifest
+    from pipeline.training.memory import MemoryPlan
 
 
 def show_plan(numbers: dict[str, Any]) -> None:
@@ -44,6 +45,24 @@ def show_plan(numbers: dict[str, Any]) -> None:
     if (sizes := numbers["adapter"]) is not None:
         show_sizes(AdapterSizes.model_validate(sizes))
     _show_cost(numbers["training"])
+
+
+def show_memory(found: MemoryPlan) -> None:
+    """Show what a rank holds under each layout, and the smallest device that does."""
+    ranks = [1, 2, 8, 64, 512]
+    again = ", checkpointed" if found.activation_checkpointing else ""
+    table = Table(
+        title=f"GiB a rank of {found.parameters / 1e9:.2f} billion parameters, {found.trained_parameters:,} trained",
+        caption=f"{found.micro_batch_tokens:,} tokens a micro-batch{again}; in brackets the smallest device that fits, "
+        "of 24, 40, 80 and 141 GiB",
+    )
+    table.add_column("")
+    for number in ranks:
+        table.add_column(f"{number} rank{'s' * (number > 1)}", justify="right")
+    for layout in dict.fromkeys(cell.layout for cell in found.cells):
+        cells = [found.cell(layout, number) for number in ranks]
+        table.add_row(layout, *(f"{c.device_bytes / 2**30:.1f} [{c.fits_gib or '-'}]" for c in cells))
+    _print(table)
 
 
 def show_sizes(found: AdapterSizes) -> None:

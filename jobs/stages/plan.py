@@ -16,6 +16,7 @@ from pipeline.training.plan import TrainingPlan
 
 if TYPE_CHECKING:
     from pipeline.training.loop import TrainingJob
+    from pipeline.training.memory import MemoryPlan
 
 
 class RunPlan(Contract):
@@ -78,6 +79,19 @@ def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
     )
     found.write(run.folder.plan)
     return found
+
+
+def memory(config: RunConfig) -> MemoryPlan:
+    """Say what a rank holds under every ZeRO stage, offloaded and quantised, on 1 to 512 ranks.
+
+    Nothing is prepared or loaded: of the model its ``config.json`` counts, of the tasks their number.
+
+    Raises:
+        InputError: the model's configuration cannot be read, or the adapter does not fit it.
+    """
+    from pipeline.training.planner import plan_layouts
+
+    return plan_layouts(config.model, config.adapter, config.tasks, config.training)
 
 
 def training_job(config: RunConfig) -> TrainingJob:

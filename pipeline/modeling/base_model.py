@@ -239,6 +239,19 @@ def base_settings(config: BaseModelConfig) -> Any:
     return settings
 
 
+def _layout_settings(config: BaseModelConfig) -> Any:
+    """Return the configuration of a model of which a folder holds nothing else."""
+    folder = Path(config.base).expanduser()
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"model.base must be a local folder with a config.json, got {config.base!r}; "
+            "put the model's own config.json there, its weights are not needed"
+        )
+    settings = read_settings(folder, config)
+    check_positions(settings, config)
+    return settings
+
+
 def _auto_class(settings: Any) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -254,13 +267,17 @@ def _without_pooler(model: Any) -> Any:
     return model
 
 
-def empty_base(config: BaseModelConfig) -> nn.Module:
+def empty_base(config: BaseModelConfig, layout_only: bool = False) -> nn.Module:
     """Return the model without memory for its weights, which are on the meta device: to be counted.
+
+    Args:
+        config: names it.
+        layout_only: a local folder needs no more than a ``config.json``: neither weights nor a tokenizer.
 
     Raises:
         InputError: as in :func:`load_base`, as far as it needs no weights.
     """
-    settings = base_settings(config)
+    settings = _layout_settings(config) if layout_only and config.is_folder else base_settings(config)
     with torch.device("meta"):
         try:
             model = _auto_class(settings).from_config(

@@ -16,14 +16,18 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.modeling.adapter import build_adapter
-from pipeline.modeling.answering import classes_of_heads, sample_encoder
+from pipeline.contracts import TaskSpec
+from pipeline.modeling.adapter import AdapterConfig
+from pipeline.modeling.answering import sample_encoder
 from pipeline.modeling.architecture import is_encoder
 from pipeline.modeling.base_model import BaseModelConfig, empty_base, resolve_base, resolve_dtype
 from pipeline.modeling.packing import Example, HeadExample, micro_batches, pack
 from pipeline.storage import is_remote
 from pipeline.stream import CacheConfig, LossDriven, MixedStream
+from pipeline.training.config import TrainingConfig
+from pipeline.training.counts import count_model
 from pipeline.training.loop import TrainingJob, job_stream
+from pipeline.training.memory import Counts, MemoryPlan, plan_memory, rank_memory
 from pipeline.training.plan import Calibration, TrainingPlan
 from pipeline.world import World
 
@@ -57,10 +61,9 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
     num_steps = training.num_steps(stream.epoch_samples)
     shape = _shape(job, stream, num_steps)
     base = empty_base(job.base)
-    parameters = sum(p.numel() for p in base.parameters())
-    adapted = build_adapter(job.adapter, base, [task.name for task in job.tasks], classes_of_heads(base, job.tasks))
-    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    known = calibration or _assumed(job.base, parameters, base)
+    counts = count_model(base, job.adapter, job.tasks)
+    parameters, trained = counts.linear + counts.plain, counts.trained
+    known = calibration or _assumed(job.base, counts, base)
     largest = max(max(parts) for ranks in shape.steps for parts in ranks)
     seconds = sum(
         max(sum(known.seconds_per_batch + known.seconds_per_token * n for n in parts) for parts in ranks)
@@ -77,7 +80,7 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
         largest_micro_batch_tokens=largest,
         seconds=seconds * num_steps / len(shape.steps),
         validation_seconds=_validation_seconds(job, known, num_steps),
-        rank_bytes=_rank_bytes(job, known, trained, parameters, largest),
+        rank_bytes=_rank_bytes(job, known, counts, largest),
         checkpoint_bytes=checkpoint,
         kept_bytes=kept,
         calibration=calibration,
@@ -87,6 +90,24 @@ def plan_training(job: TrainingJob, calibration: Calibration | None, run_folder:
         if is_local
         else plan
     )
+
+
+def plan_layouts(
+    base: BaseModelConfig, adapter: AdapterConfig, tasks: Sequence[TaskSpec], training: TrainingConfig
+) -> MemoryPlan:
+    """Return what a model takes under every layout on any number of ranks; nothing of it but ``config.json`` is read.
+
+    Args:
+        base: names the model; a local folder may hold its ``config.json`` alone.
+        adapter: its shape.
+        tasks: that share it.
+        training: says the tokens of a micro-batch, and whether activations are computed again.
+
+    Raises:
+        InputError: there is no configuration to read, or the adapter does not fit the model.
+    """
+    counts = count_model(empty_base(base, layout_only=True), adapter, tasks)
+    return plan_memory(counts, _bytes(base), training.micro_batch_tokens, training.activation_checkpointing)
 
 
 def sampled_examples(
@@ -146,13 +167,9 @@ def _bytes(config: BaseModelConfig) -> int:
     return 2 if resolve_dtype(config.dtype) is torch.bfloat16 else 4
 
 
-def _assumed(config: BaseModelConfig, parameters: int, base: torch.nn.Module) -> Calibration:
+def _assumed(config: BaseModelConfig, counts: Counts, base: torch.nn.Module) -> Calibration:
     """Return a cautious guess from counts alone."""
-    settings = base.config.get_text_config()  # type: ignore[operator,union-attr]
-    width = _bytes(config)
-    inner = getattr(settings, "intermediate_size", None) or 4 * settings.hidden_size
-    # What a layer of norm, attention and gated MLP saves for its backward, in values a token.
-    saved = settings.num_hidden_layers * (14 * settings.hidden_size + 5 * inner)
+    width, parameters = _bytes(config), counts.linear + counts.plain
     on_gpu = torch.cuda.is_available()
     process = 0 if on_gpu else _PROCESS_BYTES
     weights = parameters * width
@@ -164,23 +181,28 @@ def _assumed(config: BaseModelConfig, parameters: int, base: torch.nn.Module) ->
         seconds_per_token=4 * (parameters - looked_up) / (_GPU_FLOPS if on_gpu else _CPU_FLOPS),
         loading_bytes=process + weights + files,
         loaded_bytes=process + weights,
-        bytes_per_token=saved * width,
+        bytes_per_token=counts.token * width,
     )
 
 
-def _rank_bytes(job: TrainingJob, known: Calibration, trained: int, parameters: int, largest: int) -> int:
-    training = job.training
-    weights = parameters * _bytes(job.base)
-    loaded = known.loaded_bytes
-    if training.zero_stage == 3:
-        loaded -= weights - weights // training.num_workers
-    share = training.num_workers if training.zero_stage else 1
-    optimizer = trained * (8 + 12 // share)  # gradients and copies whole; master weights and moments by rank
-    tokens = largest
-    per_token = known.bytes_per_token
-    if training.activation_checkpointing:
-        per_token *= 0.2
-    return max(known.loading_bytes, loaded + optimizer + math.ceil(per_token * tokens))
+def _rank_bytes(job: TrainingJob, known: Calibration, counts: Counts, largest: int) -> int:
+    training, width = job.training, _bytes(job.base)
+    found = rank_memory(
+        counts,
+        num_ranks=training.num_workers,
+        zero_stage=training.zero_stage,
+        width=width,
+        offload_optimizer=training.offload_optimizer,
+    )
+    # A process holds on the host what it offloads, too.
+    more = found.gradients + found.optimizer + found.gathered
+    more += 0 if torch.cuda.is_available() else found.host
+    per_token = known.bytes_per_token * (0.2 if training.activation_checkpointing else 1.0)
+    whole = (counts.linear + counts.plain) * width
+    elsewhere = whole - found.weights
+    # Under ZeRO 3 the base is split while it is read: no rank ever holds the whole.
+    loading = known.loading_bytes - elsewhere
+    return max(loading, known.loaded_bytes - elsewhere + more + math.ceil(per_token * largest))
 
 
 def _misfits(job: TrainingJob, plan: TrainingPlan, run_folder: Path, working_set_bytes: int) -> list[str]:
