@@ -193,8 +193,9 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     count = min(width, len(values))
     means = [fmean(values[len(values) * i // count : len(values) * (i + 1) // count]) for i in range(count)]
     low, high = min(means), max(means)
-    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BLOCKS[round((value - low) * scale)] for value in means)
+    # The share before the number of blocks: one over the smallest differences is more than a float holds.
+    span = high - low or 1.0
+    return "".join(_BLOCKS[round((value - low) / span * (len(_BLOCKS) - 1))] for value in means)
 
 
 _BLOCKS = "▁▂▃▄▅▆▇█"

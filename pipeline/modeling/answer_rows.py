@@ -37,7 +37,7 @@ class AnswerRows:
         self._states_1MH: Tensor | None = None
         self._answer_P: Tensor | None = None
         # Bound methods: a copy of the model gets its own of these, with its own layer.
-        layer.forward, attention.forward = self._forward, self._attention  # type: ignore[method-assign]
+        layer.forward, attention.forward = self._forward, self._attention
 
     def remove(self) -> None:
         """Leave the layer as it was."""

@@ -102,11 +102,11 @@ def packed_attention(
     nodes = [(states[0].transpose(0, 1).flatten(1).to(inner), states.shape[3]) for states in (query, key, value)]
     out = []
     for rows, is_token in zip(packed_rows.groups, packed_rows.masks or [None] * len(packed_rows.groups), strict=True):
-        attending = rows[:, :1] if packed_rows.only_answers else rows
+        asking = rows[:, :1] if packed_rows.only_answers else rows
         # An embedding is the gather whose backward adds up fastest.
         q, k, v = (
             F.embedding(places, x).view(*places.shape, -1, size).transpose(1, 2)
-            for places, (x, size) in zip((attending, rows, rows), nodes, strict=True)
+            for places, (x, size) in zip((asking, rows, rows), nodes, strict=True)
         )
         mask = None if is_causal else _both_ways(rows, is_token, window)
         if mask is not None and packed_rows.only_answers:

@@ -58,7 +58,8 @@ def projected(adapted: AdapterModel, encoder: SampleEncoder, samples: Sequence[S
             batch = encoder.collate([examples[i] for i in part]).to(next(scorer.parameters()).device)
             scorer.answer(batch)
             states_MH = caught.pop().flatten(0, -2).float()
-            answers_PH = states_MH[batch.answer]
+            # The last layer of many encoders goes on for the answers alone.
+            answers_PH = states_MH if len(states_MH) == len(batch.answer) else states_MH[batch.answer]
             if reading is not None and reading.pooling == "mean":
                 starts_M = torch.zeros(len(states_MH), dtype=torch.long).index_fill(0, batch.answer.cpu(), 1)
                 rows = torch.unique_consecutive(starts_M.cumsum(0) - 1, return_counts=True)[1].tolist()

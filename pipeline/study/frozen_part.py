@@ -155,7 +155,7 @@ def _states(base: Any, encoder: SampleEncoder, rows: list[Row], frozen_layers: i
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for part in micro_batches(examples, _TOKENS):
         batch = encoder.collate([examples[i] for i in part]).to(base.device)
-        states_MH = _packed_states(lower, batch, base.row_reading, contextlib.nullcontext())
+        states_MH = _packed_states(lower, batch, base.row_reading, contextlib.nullcontext(), None)
         for i, states in zip(part, states_MH.split([len(rows[i][0]) for i in part]), strict=True):
             found[i] = states.cpu()
     return torch.cat(found)

@@ -84,11 +84,12 @@ def rank_memory(
         checkpointing: whether each layer's activations are computed again.
     """
     part = 1 / num_ranks
-    weights = counts.plain * width + counts.linear * BYTES_A_QUANTISED.get(quantization or "", width)
-    adapter = counts.trained * width
+    weights: float = counts.plain * width + counts.linear * BYTES_A_QUANTISED.get(quantization or "", width)
+    adapter: float = counts.trained * width
     # Gradients stand twice where they are gathered for the optimizer: in the model's type, and as it takes them.
-    copied, taken = counts.trained * width, counts.trained * _GRADIENT
-    states = counts.trained * (_STATES if width == 2 or zero_stage else _STATES - 4)
+    copied: float = counts.trained * width
+    taken: float = counts.trained * _GRADIENT
+    states: float = counts.trained * (_STATES if width == 2 or zero_stage else _STATES - 4)
     gathered = counts.largest_linear * width if quantization else 0
     host = 0.0
     if zero_stage >= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from pipeline.training.memory import DEVICES_GIB, LAYOUTS, RANKS, RESERVED_BYTES
 from pipeline.training.planner import plan_layouts
 from tests.pipeline.training.layouts import PARAMETERS, layout_folder
 
-TASKS = [TaskSpec(name=f"task-{i}", template="{text}", label_words=(" no", " yes")) for i in range(8)]
+TASKS = [TaskSpec(name=f"task{i}", template="{text}", label_words=(" no", " yes")) for i in range(8)]
 
 
 def counts_of(folder: Path) -> Counts:
@@ -108,7 +109,7 @@ def test_twice_the_ranks_never_hold_more_each(counts: Counts, power: int, layout
 @given(counts=COUNTS, ranks=st.sampled_from(RANKS), width=st.sampled_from([2, 4]))
 def test_stages_partition_more_and_offloading_moves_to_the_host(counts: Counts, ranks: int, width: int) -> None:
     by_stage = [rank_memory(counts, num_ranks=ranks, zero_stage=stage, width=width) for stage in range(4)]
-    for lower, higher in zip(by_stage[1:], by_stage[2:], strict=False):
+    for lower, higher in itertools.pairwise(by_stage[1:]):
         assert higher.device - higher.gathered <= lower.device + 4
     assert by_stage[3].weights == round((counts.linear + counts.plain) * width / ranks)
     for stage in (1, 2, 3):
