@@ -1,7 +1,8 @@
 """A base with an adapter in it: injection, routing, merging. Saving, tasks and export work on this."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,14 @@ from mtl_lora.files import check_tensors, fingerprint
 from mtl_lora.heads import HEADS, TaskHeads
 from mtl_lora.layer import AdaptedLinear
 from mtl_lora.routing import Router, TaskIds, normalise_task_ids
-from mtl_lora.targets import find_named, find_targets, replace_module, train_extras, warn_of_frozen_experts
+from mtl_lora.targets import (
+    find_named,
+    find_targets,
+    replace_module,
+    replace_parameters,
+    train_extras,
+    warn_of_frozen_experts,
+)
 
 __all__ = ["AdapterCore"]
 
@@ -89,9 +97,15 @@ class AdapterCore(nn.Module):
         heads = self.task_heads
         return [*self.adapted_layers().values(), *([] if heads is None else [heads])]
 
-    def base_fingerprint(self) -> dict[str, Any] | None:
-        """Return what identifies the base, taken when the adapter was made, or now where it could not be read then."""
-        return self._base_fingerprint or fingerprint(self._frozen_tensors())
+    def base_fingerprint(self, read: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any] | None:
+        """Return what identifies the base, taken when the adapter was made, or now where it could not be read then.
+
+        Args:
+            read: of a base on the meta device, returns a parameter from where it lies; asked for one at a time.
+        """
+        if self._base_fingerprint is None:
+            self._base_fingerprint = fingerprint(self._frozen_tensors(), read=read)
+        return self._base_fingerprint
 
     def _bias_modules(self) -> list[nn.Module]:
         """Return the modules whose bias trains with ``bias="lora_only"``."""
@@ -143,15 +157,21 @@ class AdapterCore(nn.Module):
 
     @torch.no_grad()
     def load_adapter_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Copy an adapter's tensors in.
+        """Copy an adapter's tensors in; on a base without memory, on the meta device, they take the places of its own.
 
         Raises:
             AdapterFileError: names or shapes differ from this model's, in either direction.
         """
         expected = self.adapter_state_dict()
         check_tensors(expected, tensors)
+        without_memory = {}
         for name, tensor in expected.items():
-            tensor.copy_(tensors[name])
+            if tensor.is_meta:
+                old = self.base_model.get_parameter(name)
+                without_memory[old] = nn.Parameter(tensors[name].to(old.dtype), requires_grad=old.requires_grad)
+            else:
+                tensor.copy_(tensors[name])
+        replace_parameters(self.base_model, without_memory)
 
     def count_parameters(self) -> tuple[int, int]:
         """Return the numbers of trainable and of all parameters, ZeRO-3's partitioned ones by their full size."""
@@ -267,6 +287,11 @@ class AdapterCore(nn.Module):
         for path, layer in self.plain_layers().items():
             replace_module(self.base_model, path, layer)
         return self.base_model
+
+    def merges(self, task: int) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return by an adapted layer's path what makes of the base's weight the merged one, in the layer's own layout:
+        for a base whose weights are not in memory all at once."""
+        return {path: partial(layer.merged_weight, task) for path, layer in self.adapted_layers().items()}
 
     def plain_layers(self) -> dict[str, nn.Module]:
         """Return an ordinary layer for each adapted one, by path, sharing its weights as they stand now."""

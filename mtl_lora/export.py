@@ -10,7 +10,8 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def export_task(
     example_inputs: Any = None,
     base: ServedBase | None = None,
     further_files: Mapping[str, str | bytes] | None = None,
+    running: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
 ) -> Path:
     """Write one task as a PEFT LoRA folder: tensors, configuration, model card, and ``SHA256SUMS`` of these.
 
@@ -164,6 +166,8 @@ def export_task(
             None makes token ids for a Hugging Face language model; other bases are then compared layer by layer.
         base: how the base is called elsewhere; None takes the name that it was loaded by, of a folder the last part.
         further_files: texts or bytes by file name that belong to the folder, listed in ``SHA256SUMS`` too.
+        running: within it a model can be called, whose base has no memory of its own: this one, and the exported one
+            that shares its parameters.
 
     Raises:
         ExportMismatchError: the folder does not reproduce the model; what stood at ``folder`` is left as it was.
@@ -177,7 +181,7 @@ def export_task(
         config = lora_config(model, lora_ranks(tensors), base.name)
         save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         (staged / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        verdict = verify_export(model, index, staged, example_inputs)
+        verdict = verify_export(model, index, staged, example_inputs, running)
         card = _model_card(model, index, config, base, list(further), verdict)
         for name, text in {**further, "README.md": card}.items():
             (staged / name).write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ _SAMPLES_PER_TENSOR = 64
 
 
 @torch.no_grad()
-def fingerprint(named: Iterable[tuple[str, Tensor]], gathers: bool = False) -> dict[str, Any] | None:
+def fingerprint(
+    named: Iterable[tuple[str, Tensor]], gathers: bool = False, read: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Any] | None:
     """Return what identifies a base: names and shapes, and a digest of values sampled evenly from each tensor.
 
     Values are rounded to bf16 first, so one checkpoint has one fingerprint whichever type it is loaded in.
@@ -50,11 +52,14 @@ def fingerprint(named: Iterable[tuple[str, Tensor]], gathers: bool = False) -> d
     Args:
         named: the tensors by name.
         gathers: tensors that ZeRO-3 has partitioned are gathered, one at a time; every rank calls it alike.
+        read: returns a tensor of the meta device from where it lies; asked one at a time.
     """
     shapes: dict[str, list[int]] = {}
     digest = hashlib.sha256()
     for name, tensor in sorted(named):
         is_split = hasattr(tensor, "ds_id")
+        if tensor.is_meta and read is not None:
+            tensor = read(tensor)
         if tensor.is_meta or (is_split and not gathers):
             return None
         with _whole(tensor) if is_split else nullcontext():

@@ -154,6 +154,12 @@ class AdaptedLinear(nn.Module):
         return delta_OI.t() if self.fan_in_fan_out else delta_OI
 
     @torch.no_grad()
+    def merged_weight(self, task: int, weight: Tensor) -> Tensor:
+        """Return a weight of this layer with one task's change added, rounded to its type once."""
+        delta = self.delta_weight(task)
+        return (weight.to(delta.dtype) + delta).to(weight.dtype)
+
+    @torch.no_grad()
     def merge(self, task: int) -> None:
         """Add a task's adapter to the weight; the unmerged weight is kept, so that :meth:`unmerge` is exact.
 
@@ -164,8 +170,7 @@ class AdaptedLinear(nn.Module):
             raise MTLLoRAError(
                 f"a layer merges one task at a time, got task {self.merged_task} merged; unmerge() first"
             )
-        delta = self.delta_weight(task)
-        merged = (self.weight.data.to(delta.dtype) + delta).to(self.weight.dtype)
+        merged = self.merged_weight(task, self.weight.data)
         # A parameter of its own: another layer may be tied to the unmerged one.
         self._unmerged_weight = [self.weight]
         self.weight = nn.Parameter(merged, requires_grad=self.weight.requires_grad)

@@ -3,7 +3,7 @@
 import difflib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ __all__ = [
     "is_adaptable",
     "output_head",
     "replace_module",
+    "replace_parameters",
     "train_extras",
     "warn_of_frozen_experts",
 ]
@@ -235,6 +236,14 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     parent_path, _, name = path.rpartition(".")
     parent = model.get_submodule(parent_path)
     setattr(parent, name, module)
+
+
+def replace_parameters(model: nn.Module, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Put parameters in the places of others, in every module that has these: tied ones stay tied."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter in new:
+                module._parameters[name] = new[parameter]
 
 
 def train_extras(

@@ -2,6 +2,9 @@
 
 import copy
 import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 from mtl_lora.core import AdapterCore
 from mtl_lora.errors import ExportMismatchError, MTLLoRAError
-from mtl_lora.targets import replace_module
+from mtl_lora.targets import replace_module, replace_parameters
 
 __all__ = ["OUTPUT_TOLERANCE", "load_plain", "plain_base", "verify_export"]
 
@@ -81,7 +84,25 @@ def load_plain(twin: nn.Module, folder: Path) -> tuple[nn.Module, str]:
         if model_config["use_dora"]:
             raise MTLLoRAError("an exported DoRA can be verified only with PEFT, got no such package") from None
         return _add_by_hand(twin, folder), "by adding B A to the weights"
-    return peft.PeftModel.from_pretrained(twin, str(folder), autocast_adapter_dtype=True).eval(), "through PEFT"
+    with _on_a_device(twin):
+        found = peft.PeftModel.from_pretrained(twin, str(folder), autocast_adapter_dtype=True).eval()
+    return found, "through PEFT"
+
+
+@contextmanager
+def _on_a_device(model: nn.Module) -> Iterator[None]:
+    """Within it parameters of the meta device seem to be on the CPU, one value for all: PEFT puts an adapter where the
+    base is. The value is no number, so that nothing can be computed with it unnoticed."""
+    kept = {p: nn.Parameter(torch.full((), math.nan, dtype=p.dtype).expand(p.shape), False) for p in _meta(model)}
+    replace_parameters(model, kept)
+    try:
+        yield
+    finally:
+        replace_parameters(model, {stand_in: p for p, stand_in in kept.items()})
+
+
+def _meta(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.is_meta]
 
 
 def _add_by_hand(twin: nn.Module, folder: Path) -> nn.Module:
@@ -131,7 +152,13 @@ def _compare(got: Tensor, expected: Tensor, tolerance: float, what: str) -> floa
 
 
 @torch.no_grad()
-def verify_export(model: AdapterCore, task: int, folder: Path, example_inputs: Any = None) -> str:
+def verify_export(
+    model: AdapterCore,
+    task: int,
+    folder: Path,
+    example_inputs: Any = None,
+    running: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+) -> str:
     """Compare the files in a folder with the model, layer by layer and then by outputs; return what was compared.
 
     Args:
@@ -139,6 +166,7 @@ def verify_export(model: AdapterCore, task: int, folder: Path, example_inputs: A
         task: its id.
         folder: with ``adapter_model.safetensors`` and ``adapter_config.json``.
         example_inputs: see :func:`mtl_lora.export.export_task`.
+        running: see there.
 
     Raises:
         ExportMismatchError: they differ.
@@ -154,9 +182,11 @@ def verify_export(model: AdapterCore, task: int, folder: Path, example_inputs: A
     was_training = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        expected = _first_output(model(*positional, task_ids=task, **keyword))
+        with running(model):
+            expected = _first_output(model(*positional, task_ids=task, **keyword))
         exported, way = load_plain(plain_base(model), folder)
-        got = _first_output(exported(*positional, **keyword))
+        with running(exported):
+            got = _first_output(exported(*positional, **keyword))
     finally:
         for module, training in was_training.items():
             module.training = training

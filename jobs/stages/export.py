@@ -23,19 +23,23 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
         Task → its folder.
     """
     from mtl_lora.serving import serving_notice, write_serving
+    from pipeline.modeling.answering import sample_encoder
     from pipeline.modeling.classifier import export_task
-    from pipeline.modeling.predictor import Predictor
+    from pipeline.modeling.offloaded_base import adapter_to_export
+    from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
     from pipeline.serving.base import served_base
     from pipeline.serving.exported_task import TASK_FILE, ExportedTask
 
     config = run.config
-    predictor = Predictor.load(adapter, "cpu")
-    adapted: Any = predictor.scorer.model.adapted
-    encoder, base_config = predictor.scorer.encoder, predictor.spec.base
-    base = served_base(base_config, adapted.base_fingerprint()["sha256"], adapter, run.folder.exports)
+    spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
+    encoder, base_config = sample_encoder(spec.base, spec.tasks), spec.base
     split, manifest = config.evaluation.split, load_manifest(config.manifest_path)[0]
     folders = {}
-    with Track("export", len(config.tasks), "tasks") as track:
+    with (
+        adapter_to_export(base_config, adapter, [task.name for task in spec.tasks]) as (adapted, running),
+        Track("export", len(config.tasks), "tasks") as track,
+    ):
+        base = served_base(base_config, _sha256(adapted), adapter, run.folder.exports)
         for task in config.tasks:
             shown = split if manifest.samples_of(task.name, split) else "train"
             sample = next(iter(read_split(config.manifest_path, shown, task=task.name, cache=config.cache)))
@@ -47,11 +51,16 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
             else:
                 input_ids, attention_mask, *_ = batch.padded()
                 inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-                folders[task.name] = adapted.export_task(task.name, folder, inputs, base, further)
+                folders[task.name] = adapted.export_task(task.name, folder, inputs, base, further, running)
             track.advance()
     if notice := serving_notice(write_serving(run.folder.exports, list(folders), base)):
         say(notice)
     return folders
+
+
+def _sha256(adapted: Any) -> str | None:
+    found = adapted.base_fingerprint()
+    return None if found is None else found["sha256"]
 
 
 def standing(run: Run) -> dict[str, Path]:

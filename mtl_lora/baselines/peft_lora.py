@@ -4,8 +4,9 @@ PEFT is imported only when a model is made. Its layers are put into the base in 
 have no effect.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,6 +88,23 @@ class PeftLoRAModel(AdapterModel):
         for path, layer in self._layers().items():
             self._unmerged[path] = layer.get_base_layer().weight.data.clone()
             layer.merge(safe_merge=True)
+
+    def merges(self, task: int) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return what merges each layer's weight, the same for every task."""
+        return {path: partial(self._merged_weight, layer) for path, layer in self._layers().items()}
+
+    @staticmethod
+    @torch.no_grad()
+    def _merged_weight(layer: Any, weight: Tensor) -> Tensor:
+        base = layer.get_base_layer()
+        kept = base.weight
+        base.weight = nn.Parameter(weight.clone(), requires_grad=False)
+        try:
+            layer.merge(safe_merge=True)
+            return base.weight.detach()
+        finally:
+            base.weight = kept
+            layer.merged_adapters.clear()
 
     def unmerge(self) -> None:
         """Take the adapter out again; the kept weights make it exact, where PEFT subtracts."""
