@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import MTLLoRAError, RoutingError, TargetError, TaskError
-from mtl_lora.files import check_tensors, fingerprint
+from mtl_lora.files import WeightsElsewhere, check_tensors, fingerprint
 from mtl_lora.heads import HEADS, TaskHeads
 from mtl_lora.layer import AdaptedLinear
 from mtl_lora.routing import Router, TaskIds, normalise_task_ids
@@ -97,14 +97,14 @@ class AdapterCore(nn.Module):
         heads = self.task_heads
         return [*self.adapted_layers().values(), *([] if heads is None else [heads])]
 
-    def base_fingerprint(self, read: Callable[[Tensor], Tensor] | None = None) -> dict[str, Any] | None:
+    def base_fingerprint(self, elsewhere: WeightsElsewhere | None = None) -> dict[str, Any] | None:
         """Return what identifies the base, taken when the adapter was made, or now where it could not be read then.
 
         Args:
-            read: of a base on the meta device, returns a parameter from where it lies; asked for one at a time.
+            elsewhere: where the weights of a base on the meta device lie.
         """
         if self._base_fingerprint is None:
-            self._base_fingerprint = fingerprint(self._frozen_tensors(), read=read)
+            self._base_fingerprint = fingerprint(self._frozen_tensors(), elsewhere=elsewhere)
         return self._base_fingerprint
 
     def _bias_modules(self) -> list[nn.Module]:

@@ -10,8 +10,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtl_lora.core import AdapterCore
-from mtl_lora.files import WEIGHTS_FILE
+from mtl_lora.files import WEIGHTS_FILE, WeightsElsewhere
 from mtl_lora.hashes import write_hashes
 from mtl_lora.layer import is_conv1d
 from mtl_lora.patterns import layer_number
@@ -42,7 +41,7 @@ def _modules_to_save(model: AdapterCore) -> list[str]:
     return sorted(path for path in owners if path not in layers)
 
 
-def lora_tensors(model: AdapterCore, task: int) -> dict[str, Tensor]:
+def lora_tensors(model: AdapterCore, task: int, elsewhere: WeightsElsewhere | None = None) -> dict[str, Tensor]:
     """Return a task's tensors under PEFT's names; factors in fp32, the scaling inside ``lora_B``."""
     prefix = "base_model.model."
     tensors: dict[str, Tensor] = {}
@@ -50,8 +49,9 @@ def lora_tensors(model: AdapterCore, task: int) -> dict[str, Tensor]:
         tensors |= {f"{prefix}{path}.{suffix}": tensor for suffix, tensor in pair.items()}
     tensors |= {f"{prefix}{path}.base_layer.bias": bias for path, bias in _trained_biases(model).items()}
     for path in _modules_to_save(model):
-        for name, parameter in model.base_model.get_submodule(path).state_dict().items():
-            tensors[f"{prefix}{path}.{name}"] = parameter
+        for name, tensor in model.base_model.get_submodule(path).state_dict(keep_vars=True).items():
+            # Of a module of which a part trains, the rest is the base's own.
+            tensors[f"{prefix}{path}.{name}"] = elsewhere.read(tensor) if elsewhere and tensor.is_meta else tensor
     return {name: tensor.detach().to("cpu").clone().contiguous() for name, tensor in tensors.items()}
 
 
@@ -154,7 +154,7 @@ def export_task(
     example_inputs: Any = None,
     base: ServedBase | None = None,
     further_files: Mapping[str, str | bytes] | None = None,
-    running: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+    elsewhere: WeightsElsewhere | None = None,
 ) -> Path:
     """Write one task as a PEFT LoRA folder: tensors, configuration, model card, and ``SHA256SUMS`` of these.
 
@@ -166,8 +166,7 @@ def export_task(
             None makes token ids for a Hugging Face language model; other bases are then compared layer by layer.
         base: how the base is called elsewhere; None takes the name that it was loaded by, of a folder the last part.
         further_files: texts or bytes by file name that belong to the folder, listed in ``SHA256SUMS`` too.
-        running: within it a model can be called, whose base has no memory of its own: this one, and the exported one
-            that shares its parameters.
+        elsewhere: where the base's weights lie, where it has no memory for them.
 
     Raises:
         ExportMismatchError: the folder does not reproduce the model; what stood at ``folder`` is left as it was.
@@ -177,11 +176,11 @@ def export_task(
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
-        tensors = lora_tensors(model, index)
+        tensors = lora_tensors(model, index, elsewhere)
         config = lora_config(model, lora_ranks(tensors), base.name)
         save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         (staged / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        verdict = verify_export(model, index, staged, example_inputs, running)
+        verdict = verify_export(model, index, staged, example_inputs, elsewhere)
         card = _model_card(model, index, config, base, list(further), verdict)
         for name, text in {**further, "README.md": card}.items():
             (staged / name).write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -9,15 +9,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl_lora.config import CONFIG_VERSION
 from mtl_lora.errors import AdapterFileError, BaseMismatchError
@@ -26,6 +26,7 @@ from mtl_lora.hashes import check_hashes, write_hashes
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
+    "WeightsElsewhere",
     "check_base",
     "check_tensors",
     "fingerprint",
@@ -40,9 +41,19 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _SAMPLES_PER_TENSOR = 64
 
 
+class WeightsElsewhere(Protocol):
+    """Where the weights of a base lie that has no memory for them, its parameters being on the meta device."""
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return a parameter's values."""
+
+    def reading(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Let a model of these parameters be called within."""
+
+
 @torch.no_grad()
 def fingerprint(
-    named: Iterable[tuple[str, Tensor]], gathers: bool = False, read: Callable[[Tensor], Tensor] | None = None
+    named: Iterable[tuple[str, Tensor]], gathers: bool = False, elsewhere: WeightsElsewhere | None = None
 ) -> dict[str, Any] | None:
     """Return what identifies a base: names and shapes, and a digest of values sampled evenly from each tensor.
 
@@ -52,14 +63,14 @@ def fingerprint(
     Args:
         named: the tensors by name.
         gathers: tensors that ZeRO-3 has partitioned are gathered, one at a time; every rank calls it alike.
-        read: returns a tensor of the meta device from where it lies; asked one at a time.
+        elsewhere: where tensors of the meta device lie; one at a time is read.
     """
     shapes: dict[str, list[int]] = {}
     digest = hashlib.sha256()
     for name, tensor in sorted(named):
         is_split = hasattr(tensor, "ds_id")
-        if tensor.is_meta and read is not None:
-            tensor = read(tensor)
+        if tensor.is_meta and elsewhere is not None:
+            tensor = elsewhere.read(tensor)
         if tensor.is_meta or (is_split and not gathers):
             return None
         with _whole(tensor) if is_split else nullcontext():

@@ -3,8 +3,8 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtl_lora.core import AdapterCore
 from mtl_lora.errors import ExportMismatchError, MTLLoRAError
+from mtl_lora.files import WeightsElsewhere
 from mtl_lora.targets import replace_module, replace_parameters
 
 __all__ = ["OUTPUT_TOLERANCE", "load_plain", "plain_base", "verify_export"]
@@ -157,7 +158,7 @@ def verify_export(
     task: int,
     folder: Path,
     example_inputs: Any = None,
-    running: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+    elsewhere: WeightsElsewhere | None = None,
 ) -> str:
     """Compare the files in a folder with the model, layer by layer and then by outputs; return what was compared.
 
@@ -166,7 +167,7 @@ def verify_export(
         task: its id.
         folder: with ``adapter_model.safetensors`` and ``adapter_config.json``.
         example_inputs: see :func:`mtl_lora.export.export_task`.
-        running: see there.
+        elsewhere: where the base's weights lie, where it has no memory for them.
 
     Raises:
         ExportMismatchError: they differ.
@@ -180,6 +181,7 @@ def verify_export(
         return "every layer's weight change, computed again from the files."
     keyword, positional = (inputs, ()) if isinstance(inputs, dict) else ({}, tuple(inputs))
     was_training = {module: module.training for module in model.modules()}
+    running = nullcontext if elsewhere is None else elsewhere.reading
     try:
         model.eval()
         with running(model):

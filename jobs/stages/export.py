@@ -25,10 +25,10 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
     from mtl_lora.serving import serving_notice, write_serving
     from pipeline.modeling.answering import sample_encoder
     from pipeline.modeling.classifier import export_task
-    from pipeline.modeling.offloaded_base import adapter_to_export
     from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
     from pipeline.serving.base import served_base
     from pipeline.serving.exported_task import TASK_FILE, ExportedTask
+    from pipeline.serving.offloaded_base import adapter_to_export
 
     config = run.config
     spec = PredictorSpec.read(adapter / PREDICTOR_FILE)
@@ -36,7 +36,7 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
     split, manifest = config.evaluation.split, load_manifest(config.manifest_path)[0]
     folders = {}
     with (
-        adapter_to_export(base_config, adapter, [task.name for task in spec.tasks]) as (adapted, running),
+        adapter_to_export(base_config, adapter, [task.name for task in spec.tasks]) as (adapted, elsewhere),
         Track("export", len(config.tasks), "tasks") as track,
     ):
         base = served_base(base_config, _sha256(adapted), adapter, run.folder.exports)
@@ -51,7 +51,7 @@ def export(run: Run, adapter: Path) -> dict[str, Path]:
             else:
                 input_ids, attention_mask, *_ = batch.padded()
                 inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-                folders[task.name] = adapted.export_task(task.name, folder, inputs, base, further, running)
+                folders[task.name] = adapted.export_task(task.name, folder, inputs, base, further, elsewhere)
             track.advance()
     if notice := serving_notice(write_serving(run.folder.exports, list(folders), base)):
         say(notice)

@@ -31,8 +31,8 @@ def merge(run: Run, task: str, output: Path) -> Path:
     from pipeline.modeling.architecture import is_encoder
     from pipeline.modeling.base_model import base_settings, save_text_side
     from pipeline.modeling.classifier import merge_task
-    from pipeline.modeling.offloaded_base import offloaded_base
     from pipeline.modeling.predictor import PREDICTOR_FILE, Predictor, PredictorSpec
+    from pipeline.serving.offloaded_base import offloaded_base
 
     names = [spec.name for spec in run.config.tasks]
     if task not in names:

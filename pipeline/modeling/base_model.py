@@ -10,17 +10,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import InputError
 from pipeline.modeling.architecture import (
@@ -53,7 +52,6 @@ __all__ = [
     "load_processor",
     "load_tokenizer",
     "native_bfloat16",
-    "offloaded_model",
     "resolve_base",
     "resolve_dtype",
     "save_text_side",
@@ -333,35 +331,17 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-def unproven_base(config: BaseModelConfig) -> Any:
+def unproven_base(config: BaseModelConfig, **options: Any) -> Any:
     """Load the model as :func:`load_base` does, without the proof of its scores: to be saved, not to answer.
+
+    Args:
+        config: names it.
+        **options: further ones of transformers' ``from_pretrained``.
 
     Raises:
         InputError: as there, but for the scores.
     """
-    return _whole(config, base_settings(config))
-
-
-def offloaded_model(config: BaseModelConfig, folder: str) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """Return the model on the meta device, its buffers in memory, and its parameters by name, read when asked for.
-
-    Args:
-        config: names it.
-        folder: for weights that transformers computes while it loads.
-
-    Raises:
-        InputError: as in :func:`load_base`, but for the scores.
-    """
-    from accelerate.hooks import remove_hook_from_submodules
-
-    # It would warn that parameters are on the meta device, which is what is asked for.
-    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    model = _whole(config, base_settings(config), device_map={"": "disk"}, offload_folder=folder)
-    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
-    weights = next(hook.weights_map.dataset for hook in hooks if getattr(hook, "weights_map", None) is not None)
-    remove_hook_from_submodules(model)
-    del model.hf_device_map
-    return model.requires_grad_(False).eval(), weights
+    return _whole(config, base_settings(config), **options)
 
 
 def _whole(config: BaseModelConfig, settings: Any, **options: Any) -> Any:

@@ -7,10 +7,11 @@ written anew, into a folder that goes with the model.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,24 +22,21 @@ from mtl_lora import AdapterModel, MTLLoRAError
 from mtl_lora.files import check_base
 from mtl_lora.targets import replace_module
 from pipeline.errors import InputError
+from pipeline.heap import returned_when_freed
 from pipeline.modeling.adapter import adapter_description, load_adapter
 from pipeline.modeling.architecture import is_encoder
-from pipeline.modeling.base_model import base_settings, load_base, offloaded_model
+from pipeline.modeling.base_model import base_settings, load_base, unproven_base
 from pipeline.modeling.config import BaseModelConfig
 
 SHARD_BYTES = 1 << 30
 """Of a merged model's files: what is held at once while they are written, but for a larger tensor."""
 
 
-Running = Callable[[nn.Module], AbstractContextManager[Any]]
-"""Within it a model can be called whose base has no memory of its own."""
-
-
 class OffloadedBase:
     """A model on the meta device with the place of each of its parameters.
 
     Args:
-        model: as :func:`pipeline.modeling.base_model.offloaded_model` gives it.
+        model: whose parameters are on the meta device, and its buffers in memory.
         weights: each parameter by its name in the model, read when it is asked for.
     """
 
@@ -59,7 +57,7 @@ class OffloadedBase:
         """
         model = load_adapter(self.model, folder, task_names)
         try:
-            check_base(adapter_description(folder)["base"], model.base_fingerprint(self.read))
+            check_base(adapter_description(folder)["base"], model.base_fingerprint(self))
         except MTLLoRAError as error:
             raise InputError(f"adapter folder {folder}: {error}") from error
         return model
@@ -141,13 +139,24 @@ def offloaded_base(config: BaseModelConfig) -> Iterator[OffloadedBase]:
     Raises:
         InputError: as in :func:`pipeline.modeling.base_model.load_base`, but for its scores, which are not proven.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        yield OffloadedBase(*offloaded_model(config, folder))
+    from accelerate.hooks import remove_hook_from_submodules
+
+    # It would warn that parameters are on the meta device, which is what is asked for.
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+    with returned_when_freed(), tempfile.TemporaryDirectory() as folder:
+        model = unproven_base(config, device_map={"": "disk"}, offload_folder=folder)
+        hooks: Iterator[Any] = (getattr(module, "_hf_hook", None) for module in model.modules())
+        weights = next(hook.weights_map.dataset for hook in hooks if getattr(hook, "weights_map", None) is not None)
+        remove_hook_from_submodules(model)
+        del model.hf_device_map
+        yield OffloadedBase(model.requires_grad_(False).eval(), weights)
 
 
 @contextmanager
-def adapter_to_export(config: BaseModelConfig, folder: Path, task_names: list[str]) -> Iterator[tuple[Any, Running]]:
-    """Yield a saved adapter on its base, and what a model of it is called within, as exporting a task asks.
+def adapter_to_export(
+    config: BaseModelConfig, folder: Path, task_names: list[str]
+) -> Iterator[tuple[AdapterModel, OffloadedBase | None]]:
+    """Yield a saved adapter on its base, and where the base's weights lie, as exporting a task asks.
 
     An encoder, which is small, is loaded; the weights of a language model stay in their files.
 
@@ -160,7 +169,7 @@ def adapter_to_export(config: BaseModelConfig, folder: Path, task_names: list[st
         InputError: the base or the adapter does not load, or they do not belong together.
     """
     if is_encoder(base_settings(config)):
-        yield load_adapter(load_base(config), folder, task_names), nullcontext
+        yield load_adapter(load_base(config), folder, task_names), None
         return
     with offloaded_base(config) as base:
-        yield base.adapted(folder, task_names), base.reading
+        yield base.adapted(folder, task_names), base
