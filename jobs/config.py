@@ -180,6 +180,11 @@ class RunConfig(Settings):
             raise ValueError(unknown)
         if not self.tasks and self.data.source != "synthetic_ads":
             raise ValueError("tasks must name at least one task, got none; give each a template and label_words")
+        if self.model.quantization and self.training.zero_stage == 3:
+            raise ValueError(
+                f"model.quantization must be null with training.zero_stage 3, which splits plain weights alone, got "
+                f"{self.model.quantization!r}; choose zero_stage 0, 1 or 2, or leave model.quantization out"
+            )
         if self.retraining is not None and (self.data.source != "records" or self.data.windows):
             raise ValueError(
                 "retraining reads daily partitions: data.source must be 'records' and data.windows empty, "

@@ -1,5 +1,6 @@
 """A base with an adapter in it: injection, routing, merging. Saving, tasks and export work on this."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -97,12 +98,20 @@ class AdapterCore(nn.Module):
         heads = self.task_heads
         return [*self.adapted_layers().values(), *([] if heads is None else [heads])]
 
-    def base_fingerprint(self, elsewhere: WeightsElsewhere | None = None) -> dict[str, Any] | None:
+    def base_fingerprint(
+        self,
+        elsewhere: WeightsElsewhere | None = None,
+        quantization: Callable[[Tensor], str | None] | None = None,
+    ) -> dict[str, Any] | None:
         """Return what identifies the base, taken when the adapter was made, or now where it could not be read then.
 
         Args:
             elsewhere: where the weights of a base on the meta device lie.
+            quantization: asks for the fingerprint that the base would have with codes in the place of some tensors:
+                says of a tensor which.
         """
+        if quantization is not None:
+            return fingerprint(self._frozen_tensors(), elsewhere=elsewhere, quantization=quantization)
         if self._base_fingerprint is None:
             self._base_fingerprint = fingerprint(self._frozen_tensors(), elsewhere=elsewhere)
         return self._base_fingerprint
@@ -175,7 +184,7 @@ class AdapterCore(nn.Module):
 
     def count_parameters(self) -> tuple[int, int]:
         """Return the numbers of trainable and of all parameters, ZeRO-3's partitioned ones by their full size."""
-        sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in self.parameters()]
+        sizes = [(_numel(p), p.requires_grad) for p in self.parameters()]
         return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
     def print_trainable_parameters(self) -> None:
@@ -304,3 +313,9 @@ class AdapterCore(nn.Module):
             down, up = layer.factors(task)
             pairs[path] = {"lora_A.weight": down.float(), "lora_B.weight": up.float()}
         return pairs
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Return a parameter's number of values, of a partitioned one or of one of packed codes too."""
+    packed = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return math.prod(packed) if packed else int(getattr(parameter, "ds_numel", parameter.numel()))

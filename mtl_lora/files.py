@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ __all__ = [
     "check_base",
     "check_tensors",
     "fingerprint",
+    "quantization_of",
     "read_adapter",
     "read_description",
     "read_tensors",
@@ -39,6 +40,16 @@ __all__ = [
 CONFIG_FILE = "mtl_lora_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _SAMPLES_PER_TENSOR = 64
+
+
+def quantization_of(tensor: Tensor) -> str | None:
+    """Return the kind of codes that a tensor holds instead of numbers, ``4bit`` or ``8bit``; None for a plain one.
+
+    bitsandbytes packs two codes of 4 bit into a byte, and keeps the matrix's shape beside them.
+    """
+    if tensor.is_floating_point():
+        return None
+    return "8bit" if getattr(tensor, "quant_state", None) is None else "4bit"
 
 
 class WeightsElsewhere(Protocol):
@@ -53,21 +64,32 @@ class WeightsElsewhere(Protocol):
 
 @torch.no_grad()
 def fingerprint(
-    named: Iterable[tuple[str, Tensor]], gathers: bool = False, elsewhere: WeightsElsewhere | None = None
+    named: Iterable[tuple[str, Tensor]],
+    gathers: bool = False,
+    elsewhere: WeightsElsewhere | None = None,
+    quantization: Callable[[Tensor], str | None] = quantization_of,
 ) -> dict[str, Any] | None:
     """Return what identifies a base: names and shapes, and a digest of values sampled evenly from each tensor.
 
-    Values are rounded to bf16 first, so one checkpoint has one fingerprint whichever type it is loaded in.
+    Values are rounded to bf16 first, so one checkpoint has one fingerprint whichever type it is loaded in. Of quantised
+    tensors the kind of codes counts instead of values, which differ in the last bit between devices.
     None where values cannot be read now (meta device, or partitioned by ZeRO-3).
 
     Args:
         named: the tensors by name.
         gathers: tensors that ZeRO-3 has partitioned are gathered, one at a time; every rank calls it alike.
         elsewhere: where tensors of the meta device lie; one at a time is read.
+        quantization: says of a tensor the kind of codes that it is to count by, None for its values.
     """
     shapes: dict[str, list[int]] = {}
-    digest = hashlib.sha256()
+    digest, kinds = hashlib.sha256(), set()
     for name, tensor in sorted(named):
+        kind = quantization(tensor)
+        if kind is not None:
+            shapes[name] = list(getattr(getattr(tensor, "quant_state", None), "shape", tensor.shape))
+            kinds.add(kind)
+            digest.update(f"{name}{shapes[name]}{kind}".encode())
+            continue
         is_split = hasattr(tensor, "ds_id")
         if tensor.is_meta and elsewhere is not None:
             tensor = elsewhere.read(tensor)
@@ -80,7 +102,8 @@ def fingerprint(
             sample = flat[::step][:_SAMPLES_PER_TENSOR].to("cpu", torch.float32).to(torch.bfloat16)
         digest.update(f"{name}{shapes[name]}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
-    return {"sha256": digest.hexdigest(), "tensors": len(shapes), "shapes_sha256": _digest_of(shapes)}
+    found = {"sha256": digest.hexdigest(), "tensors": len(shapes), "shapes_sha256": _digest_of(shapes)}
+    return found | ({"quantization": "+".join(sorted(kinds))} if kinds else {})
 
 
 @contextmanager
@@ -105,7 +128,10 @@ def check_base(saved: Mapping[str, Any] | None, present: Mapping[str, Any] | Non
     """
     if saved is None or present is None or saved["sha256"] == present["sha256"]:
         return
-    if saved["shapes_sha256"] != present["shapes_sha256"]:
+    then, now = (found.get("quantization", "none") for found in (saved, present))
+    if then != now:
+        difference = f"another quantization ({then} then, {now} now)"
+    elif saved["shapes_sha256"] != present["shapes_sha256"]:
         difference = f"other tensors or shapes ({saved['tensors']} tensors then, {present['tensors']} now)"
     else:
         difference = "the same shapes with other values"

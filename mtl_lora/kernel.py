@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mtl_lora.dropout import add_input_gradient, down_weight_gradient, dropout_mask, project_down
+from mtl_lora.errors import MTLLoRAError
 from mtl_lora.functional import combine, combine_backward, stack_columns
 
 __all__ = ["accumulate_up", "adapted_linear", "select_tasks"]
@@ -75,7 +76,9 @@ def _as_OI(weight: Tensor, settings: _Settings) -> Tensor:
     return (weight.t() if settings.is_transposed else weight).to(settings.compute_dtype)
 
 
-def _base_output(x: Tensor, weight: Tensor, bias_O: Tensor | None, settings: _Settings) -> Tensor:
+def _base_output(x: Tensor, weight: Tensor | None, bias_O: Tensor | None, settings: _Settings) -> Tensor:
+    if weight is None:
+        raise MTLLoRAError("a linear map needs its weight or its base output, got neither; give one of them")
     bias_O = None if bias_O is None else bias_O.to(settings.compute_dtype)
     return F.linear(x, _as_OI(weight, settings), bias_O)
 
@@ -115,7 +118,7 @@ def _lift_backward(
 
 def _forward(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias_O: Tensor | None,
     down_RI: Tensor,
     up_NOR: Tensor,
@@ -123,11 +126,12 @@ def _forward(
     mixing_TN: Tensor,
     ids: Tensor,
     settings: _Settings,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, float]:
     """Return y and what its backward needs: x in the compute type, the dropout mask, x Aᵀ (R, M), 1 / P(kept)."""
     dtype = settings.compute_dtype
     x = x.to(dtype)
-    y = _base_output(x, weight, bias_O, settings)
+    y = _base_output(x, weight, bias_O, settings) if base is None else base.to(dtype, copy=True)
     mask, keep_scale = dropout_mask(x, settings.dropout) if settings.dropout else (None, 1.0)
     down_RM = project_down(x.flatten(0, -2), down_RI.to(dtype), None if mask is None else mask.flatten(0, -2))
     if mask is not None:
@@ -145,7 +149,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias_O: Tensor | None,
         down_RI: Tensor,
         up_NOR: Tensor,
@@ -153,18 +157,20 @@ class _AdaptedLinear(torch.autograd.Function):
         mixing_TN: Tensor,
         ids: Tensor,
         settings: _Settings,
+        base: Tensor | None = None,
     ) -> Tensor:
         """Return y in the compute type, of x's shape but for the last axis O."""
         parameters = (down_RI, up_NOR, transform, mixing_TN)
-        y, x, mask, down_RM, ctx.keep_scale = _forward(x, weight, bias_O, *parameters, ids, settings)
+        y, x, mask, down_RM, ctx.keep_scale = _forward(x, weight, bias_O, *parameters, ids, settings, base)
         ctx.save_for_backward(x, mask, down_RM, weight, *parameters, ids)
         ctx.settings, ctx.has_bias = settings, bias_O is not None
+        ctx.base_dtype = None if base is None else base.dtype
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, W, b, A, B, Λ and w, each only where it is asked for."""
+        """Return the gradients of x, W, b, A, B, Λ, w and W x + b, each only where it is asked for."""
         x, mask, down_RM, weight, down_RI, up_NOR, transform, mixing_TN, ids = ctx.saved_tensors
         settings: _Settings = ctx.settings
         dtype, needs = settings.compute_dtype, ctx.needs_input_grad
@@ -172,8 +178,8 @@ class _AdaptedLinear(torch.autograd.Function):
         mask_MI = None if mask is None else mask.flatten(0, -2)
 
         grad_x = grad_weight = grad_bias = grad_down_RI = grad_up = grad_transform = grad_mixing = None
-        if needs[0]:
-            grad_x = grad_y_MO @ _as_OI(weight, settings)
+        if needs[0]:  # through a layer of its own W x + b has its gradient from there
+            grad_x = torch.zeros_like(x_MI) if weight is None else grad_y_MO @ _as_OI(weight, settings)
         if needs[1]:
             grad_weight = grad_y_MO.t() @ x_MI
             grad_weight = (grad_weight.t() if settings.is_transposed else grad_weight).to(weight.dtype)
@@ -200,7 +206,8 @@ class _AdaptedLinear(torch.autograd.Function):
                 grad_E = _sum_over_rows(grad_combination, ids, transform.shape[0])
                 small = combine_backward(grad_E, transform_E, weights_EN, settings.temperature, settings.scaling)
                 grad_transform, grad_mixing = _to_parameters(small, transform, mixing_TN, ids, settings)
-        return grad_x, grad_weight, grad_bias, grad_down_RI, grad_up, grad_transform, grad_mixing, None, None
+        grad_base = grad_y.to(ctx.base_dtype) if needs[9] else None
+        return grad_x, grad_weight, grad_bias, grad_down_RI, grad_up, grad_transform, grad_mixing, None, None, grad_base
 
 
 def _as_rows(down_RM: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -238,7 +245,7 @@ def _to_parameters(
 
 def adapted_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias_O: Tensor | None,
     *,
     down_RI: Tensor,
@@ -252,6 +259,7 @@ def adapted_linear(
     compute_dtype: torch.dtype | None = None,
     trainable_tasks: tuple[int, ...] | None = None,
     is_transposed: bool = False,
+    base: Tensor | None = None,
 ) -> Tensor:
     """Return h = W x + b + s Σᵢ softmax(w_t / τ)ᵢ Bᵢ Λ_t A drop(x), each row with its task t (arXiv 2410.09437).
 
@@ -260,7 +268,8 @@ def adapted_linear(
 
     Args:
         x: (1, M, I), (B, S, I) or (M, I), the layout that the ids ask for; see the module's docstring.
-        weight: W (O, I), or (I, O) where ``is_transposed``; gets a gradient only where it asks for one.
+        weight: W (O, I), or (I, O) where ``is_transposed``; gets a gradient only where it asks for one. None where
+            ``base`` is given.
         bias_O: b, or None.
         down_RI: A.
         up_NOR: B.
@@ -273,6 +282,7 @@ def adapted_linear(
         compute_dtype: type of the products with x, and of the result; None is x's.
         trainable_tasks: ids of the tasks whose Λ and w get gradients; None for all.
         is_transposed: whether the weight is stored as (I, O), as GPT-2's Conv1D does.
+        base: W x + b, computed by a layer whose weight is no plain matrix; gets its gradient.
 
     Returns:
         h in the compute type, of x's shape but for the last axis O.
@@ -280,16 +290,16 @@ def adapted_linear(
     settings = _Settings(temperature, scaling, dropout, compute_dtype or x.dtype, trainable_tasks, is_transposed)
     tensors = (x, weight, bias_O, down_RI, up_NOR, transform, mixing_TN, ids)
     if torch.compiler.is_compiling():
-        return _plain(*tensors, settings)
+        return _plain(*tensors, settings, base)
     if not torch.is_grad_enabled():
-        return _forward(*tensors, settings)[0]
-    result: Tensor = _AdaptedLinear.apply(*tensors, settings)
+        return _forward(*tensors, settings, base)[0]
+    result: Tensor = _AdaptedLinear.apply(*tensors, settings, base)
     return result
 
 
 def _plain(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias_O: Tensor | None,
     down_RI: Tensor,
     up_NOR: Tensor,
@@ -297,11 +307,12 @@ def _plain(
     mixing_TN: Tensor,
     ids: Tensor,
     settings: _Settings,
+    base: Tensor | None = None,
 ) -> Tensor:
     """The same map without in-place operations, for tracing."""
     dtype = settings.compute_dtype
     x = x.to(dtype)
-    y = _base_output(x, weight, bias_O, settings)
+    y = _base_output(x, weight, bias_O, settings) if base is None else base.to(dtype)
     down = F.linear(F.dropout(x, settings.dropout, training=settings.dropout > 0), down_RI.to(dtype))
     if settings.trainable_tasks is not None:
         kept = torch.zeros(transform.shape[0], dtype=torch.bool, device=x.device)

@@ -22,7 +22,7 @@ from mtl_lora.functional import fold
 from mtl_lora.kernel import accumulate_up, adapted_linear, select_tasks
 from mtl_lora.routing import Router
 
-__all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "linear_sizes", "plain_linear"]
+__all__ = ["AdaptedLinear", "MTLLoRALinear", "is_conv1d", "is_quantized", "linear_sizes", "plain_linear"]
 
 _MOST_TASKS_AT_ONCE = 16
 """Up to this many tasks, a dense product with all tasks' matrices costs less than gathering one a row."""
@@ -31,6 +31,12 @@ _MOST_TASKS_AT_ONCE = 16
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is the transposed linear layer of GPT-2 (weight (I, O)), told by name to import nothing."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether a linear layer holds codes instead of a matrix of numbers, as bitsandbytes' layers of 4 and 8 bit do."""
+    weight = getattr(module, "weight", None)
+    return isinstance(module, nn.Linear) and isinstance(weight, Tensor) and not weight.is_floating_point()
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:
@@ -81,6 +87,8 @@ class AdaptedLinear(nn.Module):
         self.fan_in_fan_out = is_conv1d(base)
         self.weight: nn.Parameter = base.weight  # type: ignore[assignment]
         self.bias: nn.Parameter | None = base.bias  # type: ignore[assignment]
+        # What holds codes computes by itself; in a list, so that its parameters stand here under their own names.
+        self._quantized: list[nn.Module] = [base] if is_quantized(base) else []
         self.router = router
         self.merged_task: int | None = None
         self._unmerged_weight: list[nn.Parameter] = []  # in a list, so as to be no parameter of this module
@@ -95,6 +103,9 @@ class AdaptedLinear(nn.Module):
         return self._adapted(rows, ids).view(*x.shape[:-1], self.out_features)
 
     def _base_forward(self, x: Tensor) -> Tensor:
+        if self._quantized:
+            found: Tensor = self._quantized[0](x)
+            return found
         return F.linear(x, self.weight.t() if self.fan_in_fan_out else self.weight, self.bias)
 
     def _lay_out(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +166,16 @@ class AdaptedLinear(nn.Module):
 
     @torch.no_grad()
     def merged_weight(self, task: int, weight: Tensor) -> Tensor:
-        """Return a weight of this layer with one task's change added, rounded to its type once."""
+        """Return a weight of this layer with one task's change added, rounded to its type once.
+
+        Raises:
+            MTLLoRAError: the weight is quantised.
+        """
+        if not weight.is_floating_point():
+            raise MTLLoRAError(
+                f"a task is merged into a base of plain weights, got one of {weight.dtype} codes; load the same base "
+                "without quantization and merge there"
+            )
         delta = self.delta_weight(task)
         return (weight.to(delta.dtype) + delta).to(weight.dtype)
 
@@ -185,6 +205,8 @@ class AdaptedLinear(nn.Module):
 
     def to_base(self, template: type[nn.Module] = nn.Linear) -> nn.Module:
         """Return an ordinary layer with this weight as it stands now (merged or not)."""
+        if self._quantized:
+            return self._quantized[0]
         layer = plain_linear(template, self.weight, self.bias, self.in_features, self.out_features)
         layer.training = self.training
         return layer
@@ -193,7 +215,7 @@ class AdaptedLinear(nn.Module):
         device_type = x.device.type
         if torch.is_autocast_enabled(device_type):
             return torch.get_autocast_dtype(device_type)
-        return self.weight.dtype
+        return x.dtype if self._quantized else self.weight.dtype
 
     def extra_repr(self) -> str:
         """Describe the sizes, as ``nn.Linear`` does."""
@@ -274,10 +296,11 @@ class MTLLoRALinear(AdaptedLinear):
         return self._run_kernel(rows, ids, dropout, dtype)
 
     def _run_kernel(self, rows: Tensor, ids: Tensor, dropout: float, dtype: torch.dtype) -> Tensor:
+        is_quantized = bool(self._quantized)
         return adapted_linear(
             rows,
-            self.weight,
-            self.bias,
+            None if is_quantized else self.weight,
+            None if is_quantized else self.bias,
             down_RI=self.lora_A,
             up_NOR=self.lora_B,
             transform=self.lora_transform,
@@ -289,6 +312,7 @@ class MTLLoRALinear(AdaptedLinear):
             compute_dtype=dtype,
             trainable_tasks=self.trainable_tasks,
             is_transposed=self.fan_in_fan_out,
+            base=self._base_forward(rows) if is_quantized else None,
         )
 
     def _may_keep_fold(self) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.errors import FrozenExpertsWarning, TargetError
-from mtl_lora.layer import AdaptedLinear, is_conv1d, plain_linear
+from mtl_lora.layer import AdaptedLinear, is_conv1d, is_quantized, plain_linear
 from mtl_lora.patterns import is_named, layer_number, matching_key
 
 __all__ = [
@@ -33,16 +33,16 @@ def is_adaptable(module: nn.Module) -> bool:
     """Whether a module maps x to x Wᵀ + b and nothing else.
 
     So do ``nn.Linear``, GPT-2's ``Conv1D``, and those subclasses of ``nn.Linear`` whose own forward a probe shows to
-    (Falcon's); not quantised layers, nor routers that return pairs. The output projection inside
-    ``nn.MultiheadAttention`` is none either: its weight is read, its forward is never called.
+    (Falcon's), and quantised layers, which are asked through their own; not routers that return pairs. The output
+    projection inside ``nn.MultiheadAttention`` is none either: its weight is read, its forward is never called.
     """
     if is_conv1d(module):
         return True
     if not isinstance(module, nn.Linear) or isinstance(module, NonDynamicallyQuantizableLinear):
         return False
-    return type(module).forward is nn.Linear.forward or (
-        module.weight.is_floating_point() and _is_linear_map(type(module))
-    )
+    if is_quantized(module):
+        return True
+    return type(module).forward is nn.Linear.forward or _is_linear_map(type(module))
 
 
 def _is_linear_map(kind: type[nn.Linear]) -> bool:

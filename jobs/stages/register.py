@@ -38,7 +38,8 @@ def register(run: Run, evaluation: Evaluation) -> Version:
         trained_until=max(
             (w[1] for s in manifest.shards if s.split == "train" and (w := days(s.window))), default=None
         ),
-        base=f"{config.model.base}, {config.model.num_layers or 'all'} layers",
+        base=f"{config.model.base}, {config.model.num_layers or 'all'} layers"
+        + (f", {config.model.quantization}" if config.model.quantization else ""),
         base_fingerprint=fingerprint(config.model),
         macro=report.macro.value,
         metrics={name: result.value for name, result in report.tasks.items()},

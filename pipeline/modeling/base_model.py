@@ -39,6 +39,7 @@ from pipeline.modeling.encoder_probe import choose_encoder_rows
 from pipeline.modeling.image_probe import choose_image_rows
 from pipeline.modeling.probe import choose_rows
 from pipeline.modeling.processor import PROCESSOR_FILES, processor_of
+from pipeline.modeling.quantization import check_quantization, keep_differentiable, quantized_loading
 from pipeline.progress import say
 
 __all__ = [
@@ -232,6 +233,7 @@ def base_settings(config: BaseModelConfig) -> Any:
     settings = read_settings(resolve_base(config), config)
     check_positions(settings, config)
     load_tokenizer(config)
+    check_quantization(config, settings)
     if is_encoder(settings):
         drop_nothing(settings)
     if is_image_text(settings):
@@ -249,6 +251,7 @@ def _layout_settings(config: BaseModelConfig) -> Any:
         )
     settings = read_settings(folder, config)
     check_positions(settings, config)
+    check_quantization(config, settings)
     return settings
 
 
@@ -303,9 +306,15 @@ def load_base(
 
     Raises:
         InputError: the folder holds neither or not all of its weights, ``num_layers`` or
-            ``max_length`` is more than it has, or label scores would not be the model's own.
+            ``max_length`` is more than it has, label scores would not be the model's own, or it cannot be quantised.
     """
-    model = _whole(config, base_settings(config)).requires_grad_(False).eval().to(device)
+    settings = base_settings(config)
+    if config.quantization is None:
+        model = _whole(config, settings).to(device)
+    else:
+        model = _whole(config, settings, **quantized_loading(config, resolve_dtype(config.dtype), device))
+        keep_differentiable(model)
+    model.requires_grad_(False).eval()
     keep_statistics(model)
     with asking(model):
         if is_encoder(model.config):
@@ -380,6 +389,7 @@ def fingerprint(config: BaseModelConfig) -> str:
     """Return a digest of the base's weights files and its cut: equal digests, equal frozen model."""
     folder = resolve_base(config)
     pooling = "" if config.pooling == "first" else f" pooling={config.pooling}"
+    pooling += "" if config.quantization is None else f" quantization={config.quantization}"
     digest = hashlib.sha256(f"num_layers={config.num_layers}{pooling}".encode())
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         with path.open("rb") as file:

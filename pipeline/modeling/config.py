@@ -34,6 +34,10 @@ class BaseModelConfig(Settings):
     """Keep only the first layers: smaller and faster, for tests and demonstrations."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """``auto`` takes bfloat16 where the processor multiplies it natively, else float32."""
+    quantization: Literal["4bit", "8bit"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of a language model, how its frozen linear layers but the output head are held: ``4bit`` (NF4 with quantised
+    scales, arXiv 2305.14314) or ``8bit`` (LLM.int8(), arXiv 2208.07339), both by bitsandbytes. Exported tasks fit the
+    base in its own precision, and are merged into that one. Not with ``training.zero_stage: 3``."""
     max_length: int = Field(default=256, ge=16)
     """Longest prompt in tokens; longer ones lose the end of their longest field."""
     packed_rows: bool = True

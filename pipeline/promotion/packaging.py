@@ -73,9 +73,10 @@ PACKAGES = (
 """The part of ``pipeline`` that travels with the model."""
 
 
-def requirements(method: str = "mtl_lora") -> list[str]:
-    """Return the exact requirements of a model with an adapter of this method."""
+def requirements(method: str = "mtl_lora", quantization: str | None = None) -> list[str]:
+    """Return the exact requirements of a model with an adapter of this method, on a base that is held so."""
     names = (*REQUIREMENTS, "peft") if method in PEFT_METHODS else REQUIREMENTS
+    names = (*names, "accelerate", "bitsandbytes") if quantization else names
     return [f"{name}=={version(name).split('+')[0]}" for name in names]
 
 
@@ -157,7 +158,7 @@ def package(folder: Path, card: str = "", bundle_base: bool | None = None) -> It
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
             artifacts=artifacts,
             code_paths=[str(path) for path in _code(Path(scratch) / "code")],
-            pip_requirements=requirements(method),
+            pip_requirements=requirements(method, spec.base.quantization),
             signature=signature(spec.tasks),
             input_example=input_example(spec.tasks),
         )
@@ -170,7 +171,7 @@ def _base(config: BaseModelConfig, target: Path) -> Path:
     """Save the base model as the adapter sees it, cut to its layers, with its tokenizer."""
     from pipeline.modeling.base_model import save_text_side, unproven_base
 
-    unproven_base(config.model_copy(update={"dtype": "bfloat16"})).save_pretrained(target)
+    unproven_base(config.model_copy(update={"dtype": "bfloat16", "quantization": None})).save_pretrained(target)
     save_text_side(config, target)
     return target
 

@@ -14,6 +14,11 @@ BASE_FOLDER = "base-model"
 """Beside the exported tasks; no task can have this name."""
 _COMMAND = "from pipeline.serving.base import save_base; save_base({adapter!r}, {folder!r})"
 
+_QUANTIZED = (
+    "the base was held in {} by bitsandbytes while the adapters were trained: in its own precision they answer as "
+    "closely as that rounding lets them; vLLM holds it so with --quantization bitsandbytes"
+)
+
 
 def served_base(config: BaseModelConfig, fingerprint: str | None, adapter: Path, exports: Path) -> ServedBase:
     """Return how servers get the base under a trained adapter.
@@ -30,13 +35,15 @@ def served_base(config: BaseModelConfig, fingerprint: str | None, adapter: Path,
         reasons.append("its weights went through 4-bit rounding (Q4_1)")
     if config.num_layers is not None:
         reasons.append(f"it is cut to its first {config.num_layers} layers")
+    quantized = _QUANTIZED.format(config.quantization) if config.quantization else ""
     if not reasons:
-        return ServedBase(name, fingerprint)
+        return ServedBase(name, fingerprint, note=quantized)
     command = _COMMAND.format(adapter=os.path.relpath(adapter, exports), folder=BASE_FOLDER)
     note = (
         f"the adapters were trained on {name}, of which {' and '.join(reasons)}: on the published model they answer "
         f"otherwise, so serve the folder {BASE_FOLDER} that base.command of serving.json writes"
     )
+    note += f"; {quantized}" if quantized else ""
     return ServedBase(name, fingerprint, BASE_FOLDER, ("python", "-c", command), note)
 
 
@@ -52,7 +59,7 @@ def save_base(adapter: str | Path, folder: str | Path) -> Path:
     config = PredictorSpec.read(Path(adapter) / PREDICTOR_FILE).base
     stored = AutoConfig.from_pretrained(resolve_base(config)).dtype
     # float32 holds every value of the half-precision types, so the way back to the stored type changes none.
-    model = load_base(config.model_copy(update={"dtype": "float32", "packed_rows": False}))
+    model = load_base(config.model_copy(update={"dtype": "float32", "packed_rows": False, "quantization": None}))
     model = model if stored is None else model.to(stored)
     model.save_pretrained(folder)  # type: ignore[operator]
     save_text_side(config, folder)

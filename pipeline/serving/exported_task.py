@@ -33,6 +33,8 @@ class ExportedBase(Contract):
     """sha256 of ``mtl_lora.files.fingerprint`` over its tensors: the same in every type that it is loaded in."""
     num_layers: int | None = None
     """Only its first layers stand under the adapter; None for all."""
+    quantization: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """How its linear layers were held in training, ``4bit`` or ``8bit``; None: in its own precision."""
     note: str = ""
     """Why the model of that name would answer otherwise; empty where it would not."""
 
@@ -110,7 +112,11 @@ class ExportedTask(Contract):
             generation=task.generation if task.is_written else None,
             pooling=config.pooling if has_head else None,
             base=ExportedBase(
-                name=base.name, fingerprint=base.fingerprint, num_layers=config.num_layers, note=base.note
+                name=base.name,
+                fingerprint=base.fingerprint,
+                num_layers=config.num_layers,
+                quantization=config.quantization,
+                note=base.note,
             ),
         )
 

@@ -27,6 +27,7 @@ from pipeline.modeling.adapter import adapter_description, load_adapter
 from pipeline.modeling.architecture import is_encoder
 from pipeline.modeling.base_model import base_settings, load_base, unproven_base
 from pipeline.modeling.config import BaseModelConfig
+from pipeline.modeling.quantization import quantized_layers
 
 SHARD_BYTES = 1 << 30
 """Of a merged model's files: what is held at once while they are written, but for a larger tensor."""
@@ -44,6 +45,7 @@ class OffloadedBase:
         self.model, self._weights = model, weights
         # By identity: under an adapter the same parameters bear other names. They are held, so that no other gets one.
         self._parameters = {id(p): (name, p) for name, p in model.named_parameters()}
+        self._quantizable = {id(layer.weight) for layer in quantized_layers(model).values()}
 
     def read(self, parameter: Tensor) -> Tensor:
         """Return a parameter's values from its file."""
@@ -57,7 +59,11 @@ class OffloadedBase:
         """
         model = load_adapter(self.model, folder, task_names)
         try:
-            check_base(adapter_description(folder)["base"], model.base_fingerprint(self))
+            saved, present = adapter_description(folder)["base"], model.base_fingerprint(self)
+            if saved is not None and (kind := saved.get("quantization")):
+                # It was trained on codes of these weights.
+                present = model.base_fingerprint(self, lambda p: kind if id(p) in self._quantizable else None)
+            check_base(saved, present)
         except MTLLoRAError as error:
             raise InputError(f"adapter folder {folder}: {error}") from error
         return model
@@ -131,7 +137,7 @@ class _Asked:
 
 @contextmanager
 def offloaded_base(config: BaseModelConfig) -> Iterator[OffloadedBase]:
-    """Yield a base whose weights stay in its files.
+    """Yield a base whose weights stay in its files, in its own precision also where it is trained on quantised.
 
     Args:
         config: names it.
@@ -143,8 +149,9 @@ def offloaded_base(config: BaseModelConfig) -> Iterator[OffloadedBase]:
 
     # It would warn that parameters are on the meta device, which is what is asked for.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+    plain = config.model_copy(update={"quantization": None})
     with returned_when_freed(), tempfile.TemporaryDirectory() as folder:
-        model = unproven_base(config, device_map={"": "disk"}, offload_folder=folder)
+        model = unproven_base(plain, device_map={"": "disk"}, offload_folder=folder)
         hooks: Iterator[Any] = (getattr(module, "_hf_hook", None) for module in model.modules())
         weights = next(hook.weights_map.dataset for hook in hooks if getattr(hook, "weights_map", None) is not None)
         remove_hook_from_submodules(model)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mtl_lora.targets import output_head
 from pipeline.contracts import TaskSpec
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.answering import classes_of_heads
 from pipeline.modeling.architecture import text_settings
+from pipeline.modeling.quantization import quantized_layers
 from pipeline.training.memory import Counts
 
 
@@ -25,9 +25,7 @@ def count_model(base: nn.Module, adapter: AdapterConfig, tasks: Sequence[TaskSpe
     Raises:
         InputError: the adapter does not fit the base.
     """
-    head = output_head(base)
-    linears = [m for m in base.modules() if isinstance(m, nn.Linear) and m is not head]
-    sizes = [layer.weight.numel() for layer in linears]
+    sizes = [layer.weight.numel() for layer in quantized_layers(base).values()]
     total = sum(p.numel() for p in base.parameters())
     largest = max(sum(p.numel() for p in module.parameters(recurse=False)) for module in base.modules())
     adapted = build_adapter(adapter, base, [task.name for task in tasks], classes_of_heads(base, tasks))

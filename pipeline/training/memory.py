@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.contracts import Contract
 
-BYTES_A_QUANTISED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
+BYTES_A_QUANTIZED = {"4bit": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.0}
 """Of a weight, its share of the scales included."""
 RESERVED_BYTES = 1 << 30
 """Of a device that are no tensors of the run: CUDA's context, the communication's buffers, gaps between blocks."""
@@ -84,7 +84,7 @@ def rank_memory(
         checkpointing: whether each layer's activations are computed again.
     """
     part = 1 / num_ranks
-    weights: float = counts.plain * width + counts.linear * BYTES_A_QUANTISED.get(quantization or "", width)
+    weights: float = counts.plain * width + counts.linear * BYTES_A_QUANTIZED.get(quantization or "", width)
     adapter: float = counts.trained * width
     # Gradients stand twice where they are gathered for the optimizer: in the model's type, and as it takes them.
     copied: float = counts.trained * width

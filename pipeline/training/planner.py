@@ -27,7 +27,7 @@ from pipeline.stream import CacheConfig, LossDriven, MixedStream
 from pipeline.training.config import TrainingConfig
 from pipeline.training.counts import count_model
 from pipeline.training.loop import TrainingJob, job_stream
-from pipeline.training.memory import Counts, MemoryPlan, plan_memory, rank_memory
+from pipeline.training.memory import BYTES_A_QUANTIZED, Counts, MemoryPlan, plan_memory, rank_memory
 from pipeline.training.plan import Calibration, TrainingPlan
 from pipeline.world import World
 
@@ -172,7 +172,7 @@ def _assumed(config: BaseModelConfig, counts: Counts, base: torch.nn.Module) -> 
     width, parameters = _bytes(config), counts.linear + counts.plain
     on_gpu = torch.cuda.is_available()
     process = 0 if on_gpu else _PROCESS_BYTES
-    weights = parameters * width
+    weights = round(counts.plain * width + counts.linear * BYTES_A_QUANTIZED.get(config.quantization or "", width))
     # An encoder multiplies nothing by its embeddings, a language model does in its head.
     looked_up = base.get_input_embeddings().weight.numel() if is_encoder(base.config) else 0  # type: ignore[operator]
     files = sum(path.stat().st_size for path in resolve_base(config).glob("*.safetensors"))
@@ -193,13 +193,14 @@ def _rank_bytes(job: TrainingJob, known: Calibration, counts: Counts, largest: i
         zero_stage=training.zero_stage,
         width=width,
         offload_optimizer=training.offload_optimizer,
+        quantization=job.base.quantization,
     )
     # A process holds on the host what it offloads, too.
     more = found.gradients + found.optimizer + found.gathered
     more += 0 if torch.cuda.is_available() else found.host
     per_token = known.bytes_per_token * (0.2 if training.activation_checkpointing else 1.0)
-    whole = (counts.linear + counts.plain) * width
-    elsewhere = whole - found.weights
+    # Of the base, what other ranks hold; with a quantised one every rank has all of it.
+    elsewhere = 0 if job.base.quantization else (counts.linear + counts.plain) * width - found.weights
     # Under ZeRO 3 the base is split while it is read: no rank ever holds the whole.
     loading = known.loading_bytes - elsewhere
     return max(loading, known.loaded_bytes - elsewhere + more + math.ceil(per_token * largest))

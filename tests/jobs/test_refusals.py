@@ -29,6 +29,7 @@ SMALL = ("training.global_batch_size=8", "training.micro_batch_size=4")
         (["training.hang_timeout_s=0", *SMALL], "training.hang_timeout_s"),
         (["adapter.temperature_start=1", "training.zero_stage=3", *SMALL], "temperature_start must be null with"),
         (["adapter.method=lora", "training.orthogonality=1", *SMALL], "orthogonality needs adapter.method 'mtl_lora'"),
+        (["model.quantization=4bit", "training.zero_stage=3", *SMALL], "quantization must be null with training.zero_"),
         (["training.orthogonality=1", "training.zero_stage=3", *SMALL], "orthogonality must be 0 with zero_stage 3"),
         (["adapter.layers_pattern=layers", *SMALL], "adapter: layers_pattern needs layers_to_transform"),
         (["adapter.r=8", "adapter.size={like: lora, r: 16}", *SMALL], "adapter.r and adapter.size exclude each other"),

@@ -64,6 +64,8 @@ def test_requirements_name_what_the_model_s_code_imports_and_no_more(packaged: P
     owners = [set(distributions[module]) for module in _imported(packaged)]
     assert [owner for owner in owners if not owner & named] == [{"peft"}]  # for the methods that are PEFT's own
     assert {name.split("==")[0] for name in requirements("dora")} == named | {"peft"}
+    held = {name.split("==")[0] for name in requirements(quantization="4bit")}
+    assert held == named | {"accelerate", "bitsandbytes"}
     assert named - set().union(*owners) <= {"tokenizers"}  # the model's tokenizer.json is bound to its version
 
 

@@ -12,6 +12,7 @@ from pipeline.contracts import TaskSpec
 from pipeline.modeling.base_model import BaseModelConfig, load_base, load_tokenizer
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
 from pipeline.serving.base import BASE_FOLDER, save_base, served_base
+from pipeline.serving.exported_task import ExportedTask
 
 TASK = TaskSpec(name="clicks", template="{text}?", label_words=(" no", " yes"))
 
@@ -38,6 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_whole_local_folder_is_served_by_its_name(folder: Path, tmp_path: Path) -> None:
     base = served_base(BaseModelConfig(base=str(folder)), "0" * 64, tmp_path / "adapter", tmp_path / "export")
     assert (base.name, base.folder, base.command, base.note) == ("small-llama", None, (), "")
+    quantized = BaseModelConfig(base=str(folder), quantization="4bit")
+    base = served_base(quantized, "0" * 64, tmp_path / "adapter", tmp_path / "export")
+    assert (base.name, base.folder, base.command) == ("small-llama", None, ())
+    assert "held in 4bit by bitsandbytes" in base.note and "--quantization bitsandbytes" in base.note
+    asked = ExportedTask.of(TASK, quantized, base, [(1,), (2,)])
+    assert asked.base.quantization == "4bit" and asked.base.note == base.note
 
 
 @pytest.mark.parametrize(
