@@ -16,6 +16,7 @@ from mtl_lora import AdapterModel
 from mtl_lora.analysis import gradient_cosine
 from mtl_lora.tasks import freeze_shared
 from pipeline.contracts import Sample, TaskSpec
+from pipeline.heap import returned_when_freed
 from pipeline.modeling.adapter import AdapterConfig, build_adapter, warm_adapter
 from pipeline.modeling.answering import class_scorer, classes_of_heads, sample_encoder
 from pipeline.modeling.base_model import BaseModelConfig, load_base, resolve_dtype
@@ -131,7 +132,7 @@ class Trainer:
         torch.manual_seed(job.seed)
         self.device = device()
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
-        with partitioned_loading(job.training, bfloat16):
+        with returned_when_freed(), partitioned_loading(job.training, bfloat16):
             if base is None:
                 base = load_base(job.base, self.device, asking=gathered_layer_by_layer)
             self.adapter = start_adapter(job, base).to(self.device)

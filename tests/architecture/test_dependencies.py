@@ -24,6 +24,7 @@ OWN_ENVIRONMENT = {"adapters"}
 """Imported by a benchmark's worker in an environment that it makes for itself."""
 USED_BY_NAME = {
     "adlfs": ("fsspec.registry", "adlfs.AzureBlobFileSystem"),
+    "bitsandbytes": ("transformers.integrations.bitsandbytes", "import bitsandbytes"),
     "boto3": ("mlflow.store.artifact.s3_artifact_repo", "import boto3"),
     "gcsfs": ("fsspec.registry", "gcsfs.GCSFileSystem"),
     "gguf": ("transformers.modeling_gguf_pytorch_utils", "from gguf import"),
