@@ -33,6 +33,7 @@ from pipeline.stream import load_manifest, read_split
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from jobs.config import RunConfig
     from pipeline.orchestration.scoring import ScoringPool
@@ -49,8 +50,8 @@ _FEATURES_PER_TASK = 60
 _LATENCY_ROWS = 32
 """Rows over all tasks that are answered one at a time where a gate limits the latency."""
 
-Load = Callable[[], dict[str, Any]]
-"""Returns, on a worker, scorers by name."""
+Load = Callable[..., dict[str, Any]]
+"""Returns, on a worker, scorers by name; told ``asking`` where the base is split over workers."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def score(run: Run, *models: Model) -> list[Scored]:
         for _, alike in itertools.groupby(answering, key=lambda found: id(found[1].load)):
             group = list(alike)
             workers = run.config.evaluation
-            with scoring_pool(group[0][1].load, workers.num_workers, workers.gpus_per_worker) as pool:
+            split = run.config.model.dtype if workers.split_base else None
+            with scoring_pool(group[0][1].load, workers.num_workers, workers.gpus_per_worker, split) as pool:
                 for model, found in group:
                     _score(run, model, found, pool)
     reports = [(model, standing(run, model)) for model in models]
@@ -265,6 +267,11 @@ def _run_model(run: Run, name: str) -> Model:
 
 
 def _exported(run: Run, folder: Path) -> Model:
+    if run.config.evaluation.split_base:
+        raise InputError(
+            f"an exported task is scored on a whole base, got {folder} with evaluation.split_base; set it to false for "
+            "this comparison, or compare the run itself: run:NAME"
+        )
     names = [task.name for task in run.config.tasks]
     if folder.name not in names:
         raise InputError(
@@ -288,14 +295,16 @@ def _adapter(run: Run, adapter: Path) -> Answering:
     return Answering(_adapter_load(run, adapter), "trained", known)
 
 
-def load_untrained(config: RunConfig) -> dict[str, Any]:
+def load_untrained(
+    config: RunConfig, asking: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
+) -> dict[str, Any]:
     """Return a scorer, ``base``, of the base model without any adapter."""
     from pipeline.modeling.answering import sample_encoder, untrained_scorer
     from pipeline.modeling.base_model import load_base
     from pipeline.modeling.predictor import default_device
     from pipeline.modeling.scoring import Scorer
 
-    base = untrained_scorer(load_base(config.model, default_device()), config.tasks)
+    base = untrained_scorer(load_base(config.model, default_device(), asking), config.tasks)
     return {"base": Scorer(base, sample_encoder(config.model, config.tasks), config.evaluation.batch_tokens)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.live_evidence import live_comparison
@@ -10,10 +10,12 @@ from jobs.run import Run
 from jobs.run_folder import DECISION
 from jobs.stages.compare import Compared
 from jobs.stages.evaluate import Evaluation
-from pipeline.contracts import PromotionDecision
+from pipeline.contracts import PromotionDecision, Sample
 from pipeline.errors import HeldBack
 from pipeline.evaluation.parity import export_parity
 from pipeline.evaluation.predict import evenly_spaced
+from pipeline.orchestration.environment import address_of, inside_job
+from pipeline.orchestration.mapping import mapper
 from pipeline.progress import say
 from pipeline.promotion import policy
 from pipeline.promotion.live import live_finding
@@ -70,7 +72,14 @@ def _parity(run: Run, exports: Mapping[str, Path]) -> policy.Finding:
         list(read_split(config.manifest_path, config.evaluation.split, cache=config.cache)), _PARITY_SAMPLES
     )
     try:
-        apart = max(export_parity(run.folder.adapter, exports, samples).values())
+        # Both sides load the base: on a cluster that is a worker's to do, not the head's.
+        is_afar = inside_job() or address_of(config.ray.address)
+        over = mapper(config.ray, alone_s=0) if is_afar else map
+        (apart,) = over(_largest_difference, [(run.folder.adapter, exports, samples)])
     except HeldBack as refusal:
         return policy.exports_agree(None, len(samples), str(refusal))
     return policy.exports_agree(apart, len(samples))
+
+
+def _largest_difference(compared: tuple[Path, Mapping[str, Path], Sequence[Sample]]) -> float:
+    return max(export_parity(*compared).values())

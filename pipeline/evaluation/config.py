@@ -15,6 +15,9 @@ class EvaluationConfig(Settings):
     gpus_per_worker: float | None = Field(default=None, ge=0)
     """Of each, a share of one where it is less than 1: small models share a device; null: one where the cluster has as
     many as scoring processes, else none."""
+    split_base: bool = False
+    """The base is split over the scoring processes, as under ``training.zero_stage: 3``: none holds more than its part
+    and a layer. They read every sample together, so more of them need less memory, not less time."""
     batch_tokens: int = Field(default=2048, ge=64)
     """Most tokens, padding and written answers included, that go through the model at once."""
     split: str = "test"

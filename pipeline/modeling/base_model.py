@@ -360,10 +360,9 @@ def _whole(config: BaseModelConfig, settings: Any, **options: Any) -> Any:
         loaded = _auto_class(settings).from_pretrained(
             resolve_base(config),
             config=settings,
-            dtype=resolve_dtype(config.dtype),
             trust_remote_code=False,
             output_loading_info=True,
-            **options,
+            **{"dtype": resolve_dtype(config.dtype), **options},
         )
     except Exception as error:  # damaged weights, missing packages, shapes: errors of many types
         raise _unloadable(config, short(error)) from error

@@ -6,7 +6,8 @@ hashes of all three.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
+from torch import nn
 
 from mtl_lora import MTLLoRAError
 from mtl_lora.hashes import check_hashes, write_hashes
@@ -81,6 +83,7 @@ class Predictor:
         device: torch.device | str | None = None,
         batch_tokens: int = 2048,
         base: Path | str | None = None,
+        asking: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
     ) -> Predictor:
         """Load a predictor from its folder.
 
@@ -89,6 +92,7 @@ class Predictor:
             device: CUDA where there is one by default.
             batch_tokens: most tokens that go through the model at once.
             base: folder with the base model, where it lies elsewhere than ``predictor.json`` says.
+            asking: see :func:`pipeline.modeling.base_model.load_base`.
 
         Raises:
             InputError: the folder lacks a file, or the adapter belongs to another base.
@@ -96,7 +100,7 @@ class Predictor:
         spec = PredictorSpec.read(Path(folder) / PREDICTOR_FILE)
         if base is not None:
             spec = spec.model_copy(update={"base": spec.base.model_copy(update={"base": str(base)})})
-        model = load_base(spec.base, device or default_device())
+        model = load_base(spec.base, device or default_device(), asking)
         adapted = load_adapter(model, Path(folder), [task.name for task in spec.tasks])
         return cls(spec, Scorer(class_scorer(adapted), sample_encoder(spec.base, spec.tasks), batch_tokens))
 
@@ -203,9 +207,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_scorers(folder: Path, batch_tokens: int) -> dict[str, Scorer]:
+def load_scorers(
+    folder: Path, batch_tokens: int, asking: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
+) -> dict[str, Scorer]:
     """Return two scorers on one model in memory: ``trained``, as the folder has it, and ``base``, untrained."""
-    predictor = Predictor.load(folder, batch_tokens=batch_tokens)
+    predictor = Predictor.load(folder, batch_tokens=batch_tokens, asking=asking)
     trained = predictor.scorer
     base = untrained_scorer(trained.model.adapted, predictor.spec.tasks)
     return {"trained": trained, "base": Scorer(base, trained.encoder, batch_tokens)}

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from mtl_lora.serving import ServedBase, base_name
-from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig, load_base, resolve_base, save_text_side
+from pipeline.modeling.base_model import EMBEDDED, BaseModelConfig, resolve_base, save_text_side
 from pipeline.modeling.predictor import PREDICTOR_FILE, PredictorSpec
+from pipeline.serving.offloaded_base import offloaded_base
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BASE_FOLDER = "base-model"
@@ -50,6 +51,8 @@ def served_base(config: BaseModelConfig, fingerprint: str | None, adapter: Path,
 def save_base(adapter: str | Path, folder: str | Path) -> Path:
     """Write the base under a trained adapter, cut as it was trained, as a Hugging Face folder with its tokenizer.
 
+    No more than a file of it is in memory at a time.
+
     Args:
         adapter: the predictor's folder.
         folder: written, in the type that the base's own files have.
@@ -58,9 +61,7 @@ def save_base(adapter: str | Path, folder: str | Path) -> Path:
 
     config = PredictorSpec.read(Path(adapter) / PREDICTOR_FILE).base
     stored = AutoConfig.from_pretrained(resolve_base(config)).dtype
-    # float32 holds every value of the half-precision types, so the way back to the stored type changes none.
-    model = load_base(config.model_copy(update={"dtype": "float32", "packed_rows": False, "quantization": None}))
-    model = model if stored is None else model.to(stored)
-    model.save_pretrained(folder)  # type: ignore[operator]
+    with offloaded_base(config, stored) as base:
+        base.save(folder)
     save_text_side(config, folder)
     return Path(folder)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from mtl_lora import AdapterModel, MTLLoRAError
@@ -113,13 +114,25 @@ class OffloadedBase:
             replace_module(model, path, layer)
         vars(model).pop("peft_config", None)
 
-        def merged(name: str) -> Tensor:
-            parameter = model.get_parameter(name)
+        def merged(parameter: nn.Parameter) -> Tensor:
             weight = self.read(parameter)
             return merging[id(parameter)](weight) if id(parameter) in merging else weight
 
+        self.save(folder, merged)
+
+    def save(self, folder: str | Path, read: Callable[[nn.Parameter], Tensor] | None = None) -> None:
+        """Write this base as transformers writes a model, a shard in memory at a time; it is used up.
+
+        Args:
+            folder: written into.
+            read: returns what is written of a parameter; None: what it is.
+        """
+        model, values = cast(Any, self.model), read or self.read
         # What transformers asks where it saves a model that it offloaded, a shard at a time.
-        model.hf_device_map, model._hf_hook = {"": "disk"}, SimpleNamespace(weights_map=_Asked(merged))
+        model.hf_device_map, model._hf_hook = (
+            {"": "disk"},
+            SimpleNamespace(weights_map=_Asked(lambda name: values(model.get_parameter(name)))),
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
             model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
@@ -136,11 +149,12 @@ class _Asked:
 
 
 @contextmanager
-def offloaded_base(config: BaseModelConfig) -> Iterator[OffloadedBase]:
+def offloaded_base(config: BaseModelConfig, dtype: torch.dtype | None = None) -> Iterator[OffloadedBase]:
     """Yield a base whose weights stay in its files, in its own precision also where it is trained on quantised.
 
     Args:
         config: names it.
+        dtype: that its values are read in; None for ``model.dtype``.
 
     Raises:
         InputError: as in :func:`pipeline.modeling.base_model.load_base`, but for its scores, which are not proven.
@@ -150,8 +164,9 @@ def offloaded_base(config: BaseModelConfig) -> Iterator[OffloadedBase]:
     # It would warn that parameters are on the meta device, which is what is asked for.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     plain = config.model_copy(update={"quantization": None})
+    asked = {} if dtype is None else {"dtype": dtype}
     with returned_when_freed(), tempfile.TemporaryDirectory() as folder:
-        model = unproven_base(plain, device_map={"": "disk"}, offload_folder=folder)
+        model = unproven_base(plain, device_map={"": "disk"}, offload_folder=folder, **asked)
         hooks: Iterator[Any] = (getattr(module, "_hf_hook", None) for module in model.modules())
         weights = next(hook.weights_map.dataset for hook in hooks if getattr(hook, "weights_map", None) is not None)
         remove_hook_from_submodules(model)
