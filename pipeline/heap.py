@@ -14,9 +14,13 @@ _M_MMAP_THRESHOLD, _BYTES, _GLIBC_MOST = -3, 256 << 10, 32 << 20
 
 
 @contextmanager
-def returned_when_freed() -> Iterator[None]:
+def returned_when_freed(stays: bool = False) -> Iterator[None]:
     """Within it every block of a quarter MiB and more is the machine's again when it is freed, and all free memory is
-    at the end; where the C library is not glibc nothing changes."""
+    at the end; where the C library is not glibc nothing changes.
+
+    Args:
+        stays: blocks are returned so after it, too.
+    """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         yield
@@ -25,5 +29,6 @@ def returned_when_freed() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(_M_MMAP_THRESHOLD, _GLIBC_MOST)
+        if not stays:
+            libc.mallopt(_M_MMAP_THRESHOLD, _GLIBC_MOST)
         libc.malloc_trim(0)

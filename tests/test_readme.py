@@ -14,11 +14,14 @@ import typer
 
 from jobs import cli
 from jobs.config import load_config
+from jobs.stages.plan import memory
+from jobs.tables import show_memory
 from pipeline.contracts import TaskSpec
 from tests.benchmarks.study import with_table
 from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
 from tests.pipeline.ingestion.foreign_tars import JPEG, members_of, write_tar
 from tests.pipeline.stream.test_stream import write_data
+from tests.pipeline.training.layouts import layout_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -57,6 +60,17 @@ def test_each_file_and_folder_that_is_linked_is_there() -> None:
 
 def test_the_table_of_the_comparison_is_what_its_results_say() -> None:
     assert with_table(TEXT) == TEXT
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-3.1-70b"])
+def test_the_plans_of_memory_are_those_that_are_printed(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    asked = [f"model.base={layout_folder(tmp_path, name)}", "model.dtype=bfloat16"]
+    show_memory(memory(load_config(Path("ads"), [*asked, "training.activation_checkpointing=true"])))
+    printed = "\n".join(line.rstrip() for line in capsys.readouterr().err.splitlines())
+    assert "zero_stage 3" in printed and printed in TEXT
 
 
 @pytest.mark.parametrize("code", [block for kind, block in BLOCKS if kind == "python"])

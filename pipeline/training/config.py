@@ -284,9 +284,16 @@ def check_deepspeed(config: TrainingConfig, known_zero_keys: Collection[str]) ->
             )
 
 
+LIVE_PARAMETERS = 100_000_000
+"""Under ZeRO 3, gathered parameters that are kept for their next use, or read before it."""
+
+
 def deepspeed_config(config: TrainingConfig, bfloat16: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration: nothing that matters is left to its defaults."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        # DeepSpeed's own thousand million would keep 2 GB of weights that have run, in a small model all of it.
+        zero |= {"stage3_max_live_parameters": LIVE_PARAMETERS, "stage3_max_reuse_distance": LIVE_PARAMETERS}
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {

@@ -132,7 +132,9 @@ class Trainer:
         torch.manual_seed(job.seed)
         self.device = device()
         bfloat16 = resolve_dtype(job.base.dtype) is torch.bfloat16
-        with returned_when_freed(), partitioned_loading(job.training, bfloat16):
+        # Under ZeRO 3 large blocks come and go with every layer; on a device torch keeps them for itself.
+        stays = job.training.zero_stage == 3 and self.device.type == "cpu"
+        with returned_when_freed(stays), partitioned_loading(job.training, bfloat16):
             if base is None:
                 base = load_base(job.base, self.device, asking=gathered_layer_by_layer)
             self.adapter = start_adapter(job, base).to(self.device)
@@ -141,9 +143,10 @@ class Trainer:
         self.num_samples = job.training.num_samples(self.stream.epoch_samples)
         self.num_steps = job.training.num_steps(self.stream.epoch_samples)
         scorer = class_scorer(self.adapter)
-        self.frozen = scorer.frozen = frozen_part(
-            self.adapter, job.base, job.training.kept_states, job.training.zero_stage
-        )
+        with returned_when_freed(stays):  # it is proven on rows that are long for a proof's sake
+            self.frozen = scorer.frozen = frozen_part(
+                self.adapter, job.base, job.training.kept_states, job.training.zero_stage
+            )
         objective = Objective(scorer, [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
             checkpoint_layers(base)

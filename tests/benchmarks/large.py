@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.ingestion import DataConfig, prepare
 from pipeline.modeling.adapter import AdapterConfig
@@ -20,21 +20,23 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.counts import count_model
 from pipeline.training.loop import TrainingJob
 from pipeline.training.memory import rank_memory
+from tests.benchmarks.large_files import LAYOUT, scaled_layout
 from tests.benchmarks.timing import hardware, row, versions
 from tests.pipeline.training.layouts import layout_folder
 from tests.processes import launch_ranks
 
 STEPS, LONG, BATCH = 20, 50, 8
-LAYOUT = "llama-3.1-8b"
 GIB = 1 << 30
+KINDS: tuple[Literal["4bit", "8bit"] | None, ...] = (None, "4bit", "8bit")
 _LAUNCHER = "import runpy, sys; runpy.run_module('tests.benchmarks.large_worker', run_name='__main__')\n"
 
 
-def _job(folder: Path, steps: int, ranks: int, zero_stage: int, quantization: str | None = None) -> TrainingJob:
+def _job(folder: Path, steps: int, ranks: int, zero_stage: int, base: BaseModelConfig | None = None) -> TrainingJob:
+    live = {"stage3_max_live_parameters": 6_000_000, "stage3_max_reuse_distance": 6_000_000}  # as scaled as the base is
     return TrainingJob(
         manifest_path=folder / "manifest.json",
         tasks=synthetic_ads_tasks(),
-        base=BaseModelConfig(dtype="bfloat16", quantization=quantization),
+        base=base or BaseModelConfig(dtype="bfloat16"),
         adapter=AdapterConfig(lora_dropout=0.0),
         training=TrainingConfig(
             num_workers=ranks,
@@ -46,6 +48,7 @@ def _job(folder: Path, steps: int, ranks: int, zero_stage: int, quantization: st
             log_steps=1,
             checkpoint_steps=10_000,
             learning_rate=1e-3,
+            deepspeed={"zero_optimization": live} if zero_stage == 3 else {},
         ),
         seed=0,
     )
@@ -77,40 +80,41 @@ def _planned(folder: Path, job: TrainingJob, measured: dict[str, Any]) -> dict[s
     return {"planned": plan.rank_bytes, "measured": measured["resident"]}
 
 
+def _shares(found: dict[int, dict[str, Any]]) -> tuple[dict[str, float], float]:
+    """Return what ZeRO 3 has of the base, over a whole copy, at the peak of loading, after it and at that of the steps.
+
+    What else a step holds stands beside the base under ZeRO 0, too, where the base itself is the mapped file.
+    """
+    whole = found[0]["frozen"]
+    return {key: (found[3][key] - max(found[0][key], 0)) / whole for key in ("loading", "loaded", "training")}, whole
+
+
 def partitioned(folder: Path) -> list[dict[str, Any]]:
-    """Train two ranks under every stage."""
+    """Train two ranks under every stage, and under the first and the last on a base of a large one's proportions."""
     jobs = {stage: _job(folder, STEPS, 2, stage) for stage in range(4)}
     found = {stage: _train(job, folder, f"zero{stage}") for stage, job in jobs.items()}
-    whole = found[0]["frozen"]
-    # At the steps' peak activations and the adapter stand beside the base; without ZeRO 3 the base is one whole copy.
-    beside = found[0]["training"] - whole
-    shares = {
-        "loading": found[3]["loading"] / whole,
-        "loaded": found[3]["loaded"] / whole,
-        "training": (found[3]["training"] - beside) / whole,
-    }
+    scaled = BaseModelConfig(base=str(scaled_layout(folder / "scaled")), dtype="bfloat16")
+    large = {stage: _train(_job(folder, 2, 2, stage, scaled), folder, f"scaled{stage}") for stage in (0, 3)}
+    rows = []
+    for words, runs in (("a base of Llama-3.1-8B's proportions", large), ("SmolLM2-135M", found)):
+        shares, whole = _shares(runs)
+        most = max(shares.values())
+        measure = f"base memory a rank, ZeRO 3, two ranks, at most, over a whole copy: {words}"
+        rows.append(row(measure, "<= 0.6", most, most <= 0.6, shares=shares, whole_mib=int(whole) >> 20))
+    exact = BaseModelConfig(dtype="float32")
+    plain = {stage: _train(_job(folder, STEPS, 2, stage, exact), folder, f"exact{stage}") for stage in (0, 1, 3)}
     apart = {
-        stage: max(abs(a - b) / b for a, b in zip(found[stage]["losses"], found[0]["losses"], strict=True))
-        for stage in (1, 2, 3)
+        stage: max(abs(a - b) / b for a, b in zip(plain[stage]["losses"], plain[0]["losses"], strict=True))
+        for stage in (1, 3)
     }
-    least = max(apart[1], apart[2])
     return [
+        *rows,
         row(
-            "base memory a rank, ZeRO 3, two ranks, at most, over a whole copy",
-            "<= 0.6",
-            max(shares.values()),
-            max(shares.values()) <= 0.6,
-            shares=shares,
-            zero_0={key: found[0][key] / whole for key in ("loading", "loaded", "training")},
-            whole_mib=whole >> 20,
-        ),
-        row(
-            f"losses of {STEPS} steps, ZeRO 3 over ZeRO 0: largest share apart",
-            "<= that of ZeRO 1 and 2",
-            apart[3],
-            apart[3] <= least,
-            zero_1=apart[1],
-            zero_2=apart[2],
+            f"losses of {STEPS} steps in fp32, ZeRO 3 over ZeRO 0: largest share apart, times that of ZeRO 1",
+            "<= 2",
+            apart[3] / apart[1],
+            apart[3] <= 2 * apart[1],
+            apart={f"ZeRO {stage}": share for stage, share in apart.items()},
         ),
         *_planner_rows(folder, {f"ZeRO {s}, two ranks": (jobs[s], found[s]) for s in jobs}),
     ]
@@ -127,7 +131,7 @@ def _planner_rows(folder: Path, runs: dict[str, tuple[TrainingJob, dict[str, Any
 
 def quantized(folder: Path) -> list[dict[str, Any]]:
     """Train the same steps on the base in bf16, in 4 and in 8 bit."""
-    jobs = {kind: _job(folder, LONG, 1, 1, kind) for kind in (None, "4bit", "8bit")}
+    jobs = {kind: _job(folder, LONG, 1, 1, BaseModelConfig(dtype="bfloat16", quantization=kind)) for kind in KINDS}
     found = {kind: _train(job, folder, f"bits-{kind}") for kind, job in jobs.items()}
     last = {kind: sum(result["losses"][-10:]) / 10 for kind, result in found.items()}
     counts = count_model(empty_base(jobs[None].base), jobs[None].adapter, jobs[None].tasks)
@@ -168,7 +172,7 @@ def files(folder: Path) -> list[dict[str, Any]]:
     """Export and merge a task of a model of 8 thousand million random weights."""
     told = folder / "files.json"
     if not told.is_file():
-        run = [sys.executable, "-m", "tests.benchmarks.large_files", LAYOUT, str(folder / "files")]
+        run = [sys.executable, "-m", "tests.benchmarks.large_files", str(folder / "files")]
         done = subprocess.run(
             run, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

@@ -1,6 +1,6 @@
 """Exporting and merging a task of a model with random weights, the memory of each apart.
 
-``python -m tests.benchmarks.large_files LAYOUT FOLDER``: a line ``RESULT {...}`` tells bytes and seconds.
+``python -m tests.benchmarks.large_files FOLDER``: a line ``RESULT {...}`` tells bytes and seconds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,18 @@ from tests.memory import Peak, anonymous_bytes
 from tests.pipeline.modeling.tiny import tiny_tokenizer
 from tests.pipeline.training.layouts import layout_folder
 
+LAYOUT = "llama-3.1-8b"
 TASKS = ["clicks", "relevance"]
 _FILE_BYTES = 1 << 30
+
+
+def scaled_layout(root: Path) -> Path:
+    """Write a model of Llama-3.1-8B's proportions and a sixteenth of its size, with a tokenizer; return its folder."""
+    shape = {"hidden_size": 1536, "intermediate_size": 5376, "num_hidden_layers": 16, "num_attention_heads": 12}
+    heads = {"num_key_value_heads": 3, "vocab_size": 20480, "max_position_embeddings": 8192}
+    folder = layout_folder(root, LAYOUT, **shape, **heads)
+    write_random(folder)
+    return folder
 
 
 def write_random(folder: Path) -> int:
@@ -43,13 +53,13 @@ def write_random(folder: Path) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def main(layout: str, root: Path) -> None:
+def main(root: Path) -> None:
     """Write the model and an adapter, export and merge a task, and tell."""
     from pipeline.modeling.adapter import AdapterConfig, build_adapter
     from pipeline.modeling.base_model import BaseModelConfig
     from pipeline.serving.offloaded_base import adapter_to_export, offloaded_base
 
-    folder = layout_folder(root, layout, max_position_embeddings=8192)
+    folder = layout_folder(root, LAYOUT, max_position_embeddings=8192)
     whole = write_random(folder)
     config = BaseModelConfig(base=str(folder), dtype="bfloat16")
     with offloaded_base(config) as base:
@@ -74,4 +84,4 @@ def main(layout: str, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))
