@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -13,17 +14,21 @@ def anonymous_bytes() -> int:
 
 
 class Peak:
-    """The most anonymous memory between two moments, looked at every two milliseconds by a thread of its own."""
+    """The most anonymous memory between two moments, looked at every two milliseconds by a thread of its own.
 
-    def __init__(self) -> None:
-        self._most, self._ended = 0, threading.Event()
+    Args:
+        look: returns what is looked at instead.
+    """
+
+    def __init__(self, look: Callable[[], int] = anonymous_bytes) -> None:
+        self._look, self._most, self._ended = look, 0, threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while not self._ended.wait(0.002):
-            self._most = max(self._most, anonymous_bytes())
+            self._most = max(self._most, self._look())
 
     def take(self) -> int:
         """Return the most since the last call."""
-        most, self._most = max(self._most, anonymous_bytes()), 0
+        most, self._most = max(self._most, self._look()), 0
         return most

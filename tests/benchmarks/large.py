@@ -67,7 +67,7 @@ def _train(job: TrainingJob, folder: Path, name: str) -> dict[str, Any]:
         raise RuntimeError(f"{name}: a rank ended with {codes}: {text}")
     found = [json.loads(line.removeprefix("RESULT ")) for line in text.splitlines() if line.startswith("RESULT ")]
     result = min(found, key=lambda rank: rank["rank"])
-    result |= {key: max(rank[key] for rank in found) for key in ("loading", "loaded", "training", "resident")}
+    result |= {key: max(rank[key] for rank in found) for key in ("loading", "loaded", "held", "training", "resident")}
     told.write_text(json.dumps(result))
     return result  # type: ignore[no-any-return]
 
@@ -80,13 +80,10 @@ def _planned(folder: Path, job: TrainingJob, measured: dict[str, Any]) -> dict[s
     return {"planned": plan.rank_bytes, "measured": measured["resident"]}
 
 
-def _shares(found: dict[int, dict[str, Any]]) -> tuple[dict[str, float], float]:
-    """Return what ZeRO 3 has of the base, over a whole copy, at the peak of loading, after it and at that of the steps.
-
-    What else a step holds stands beside the base under ZeRO 0, too, where the base itself is the mapped file.
-    """
-    whole = found[0]["frozen"]
-    return {key: (found[3][key] - max(found[0][key], 0)) / whole for key in ("loading", "loaded", "training")}, whole
+def _shares(found: dict[str, Any]) -> dict[str, float]:
+    """Return what a rank has of the base, over a whole copy: the process while it reads, and after; its tensors in the
+    steps, at most."""
+    return {key: found[key] / found["frozen"] for key in ("loading", "loaded", "held")}
 
 
 def partitioned(folder: Path) -> list[dict[str, Any]]:
@@ -97,10 +94,10 @@ def partitioned(folder: Path) -> list[dict[str, Any]]:
     large = {stage: _train(_job(folder, 2, 2, stage, scaled), folder, f"scaled{stage}") for stage in (0, 3)}
     rows = []
     for words, runs in (("a base of Llama-3.1-8B's proportions", large), ("SmolLM2-135M", found)):
-        shares, whole = _shares(runs)
+        shares, whole = _shares(runs[3]), runs[3]["frozen"]
         most = max(shares.values())
         measure = f"base memory a rank, ZeRO 3, two ranks, at most, over a whole copy: {words}"
-        rows.append(row(measure, "<= 0.6", most, most <= 0.6, shares=shares, whole_mib=int(whole) >> 20))
+        rows.append(row(measure, "<= 0.6", most, most <= 0.6, shares=shares, whole_mib=whole >> 20))
     exact = BaseModelConfig(dtype="float32")
     plain = {stage: _train(_job(folder, STEPS, 2, stage, exact), folder, f"exact{stage}") for stage in (0, 1, 3)}
     apart = {
@@ -148,7 +145,6 @@ def quantized(folder: Path) -> list[dict[str, Any]]:
             share <= 0.35,
             planned_over_measured=planned / found["4bit"]["frozen"],
             eight_bit=found["8bit"]["frozen"] / found[None]["frozen"],
-            held_after_loading=found["4bit"]["loaded"] / found[None]["loaded"],
         ),
         row("the same, planned for the layout of LLaMA-2-7B", "<= 0.35", held["4bit"] / held[None], None),
         row(

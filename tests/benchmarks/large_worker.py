@@ -10,6 +10,9 @@ import os
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tests.benchmarks.training_worker import Callbacks
 from tests.memory import Peak, anonymous_bytes
@@ -20,10 +23,28 @@ def _most_resident() -> int:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 
 
+def _scales(parameter: Any) -> int:
+    """Return the bytes of what turns codes of 4 bit into values; those of 8 bit are a few a matrix."""
+    state = getattr(parameter, "quant_state", None)
+    return 0 if state is None else state.absmax.nbytes + state.state2.absmax.nbytes
+
+
+def _held(model: Any) -> int:
+    """Return the bytes of a base's frozen tensors that this process holds, its own part and what is gathered."""
+    total = 0
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            part = getattr(parameter, "ds_tensor", None)
+            total += parameter.numel() * parameter.element_size()
+            total += 0 if part is None else part.numel() * part.element_size()
+    return total
+
+
 def main() -> None:
     """Train what the file of the first argument says, and tell."""
-    from pipeline.modeling.base_model import load_tokenizer
-    from pipeline.training.engine import join_process_group
+    from pipeline.heap import returned_when_freed
+    from pipeline.modeling.base_model import load_base, load_tokenizer, resolve_dtype
+    from pipeline.training.engine import gathered_layer_by_layer, join_process_group, partitioned_loading
     from pipeline.training.loop import Trainer
     from pipeline.world import World
 
@@ -31,14 +52,17 @@ def main() -> None:
     job = pickle.loads(file.read_bytes())
     join_process_group()
     load_tokenizer(job.base)
-    peak, floor = Peak(), anonymous_bytes()
     host, world = Callbacks(), World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    trainer = Trainer(job, world, host, file.parent / f"checkpoints-{file.stem}")
-    found = {"floor": floor, "loading": peak.take() - floor, "loaded": anonymous_bytes() - floor}
-    frozen = [p for p in trainer.adapter.base_model.parameters() if not p.requires_grad]
-    found["frozen"] = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in frozen)
+    peak, floor = Peak(), anonymous_bytes()
+    is_half = resolve_dtype(job.base.dtype) is torch.bfloat16
+    with returned_when_freed(), partitioned_loading(job.training, is_half):
+        base = load_base(job.base, asking=gathered_layer_by_layer)
+    found = {"loading": peak.take() - floor, "loaded": anonymous_bytes() - floor}
+    found["frozen"] = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() + _scales(p) for p in base.parameters())
+    trainer = Trainer(job, world, host, file.parent / f"checkpoints-{file.stem}", base)
+    most = Peak(lambda: _held(base))
     trainer.run()
-    found |= {"training": peak.take() - floor, "resident": _most_resident()}
+    found |= {"held": most.take(), "training": peak.take() - floor, "resident": _most_resident()}
     print("RESULT", json.dumps({**found, "rank": world.rank, "losses": [row["loss"] for row in host.rows]}), flush=True)
     sys.stdout.flush()
     os._exit(0)  # threads of the process group that are left may abort the interpreter's end
