@@ -216,5 +216,8 @@ def run() -> dict[str, Any]:
             "memory"
         ),
         "rows": rows,
-        "not_measured": "accelerators, more than two ranks, offloading to a disk",
+        "not_measured": (
+            "accelerators, more than two ranks, offloading to a disk, the memory of the driver of a whole run; "
+            "tests/pipeline/training/device_cases.py counts the host's waits"
+        ),
     }
