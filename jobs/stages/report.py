@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pipeline.evaluation.features import TaskFeatures, read_features
 from pipeline.promotion.lineage import lineage
 from pipeline.report import EvaluatedModel, ReportPage, write_report
 from pipeline.report.adapter_view import adapter_view
+from pipeline.report.examples import has_examples
 from pipeline.stream import load_manifest, read_split
 from pipeline.tracking import git_commit
 
@@ -50,6 +53,7 @@ def report(run: Run) -> Path:
         decision=folder.find(DECISION),
         comparison=paired(run, own, champion or untrained),
         prompts=_prompts(run),
+        images_of=partial(_images, run),
         history=run.history(),
         adapter=adapter_view(folder.adapter) if folder.adapter.is_dir() else None,
         features=features,
@@ -64,14 +68,21 @@ def report(run: Run) -> Path:
 
 
 def _prompts(run: Run) -> dict[tuple[str, str], str]:
-    """Return what the samples ask of the tasks that are answered by free texts, by task and key."""
+    """Return what the samples ask of the tasks whose answers are shown, by task and key."""
     config = run.config
-    texts = [task for task in config.tasks if task.kind == "generation"]
+    texts = [task for task in config.tasks if has_examples(task)]
     return {
         (task.name, sample.key): task.template.format_map(sample.fields)
         for task in texts
         for sample in read_split(config.manifest_path, config.evaluation.split, task=task.name, cache=config.cache)
     }
+
+
+def _images(run: Run, task: str, keys: Collection[str]) -> dict[str, bytes]:
+    """Return the images of some of a task's samples."""
+    config = run.config
+    samples = read_split(config.manifest_path, config.evaluation.split, task=task, cache=config.cache)
+    return {sample.key: sample.image for sample in samples if sample.key in keys and sample.image is not None}
 
 
 def _champion(run: Run) -> Scored | None:

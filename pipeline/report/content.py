@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.contracts import Comparison, EvaluationReport, PromotionDecision, ShardManifest
 from pipeline.evaluation.features import TaskFeatures
 from pipeline.report.adapter_view import AdapterView
+from pipeline.report.examples import ImagesOf
 
 if TYPE_CHECKING:
     from pipeline.ingestion import DriftReport
@@ -45,7 +46,9 @@ class ReportPage:
     comparison: Comparison | None = None
     """Paired differences to another model, under the table of tasks."""
     prompts: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """Task and key → what was asked, of the tasks that are answered by free texts: shown beside the answers."""
+    """Task and key → what was asked, of the tasks that :func:`pipeline.report.examples.has_examples` names."""
+    images_of: ImagesOf | None = None
+    """Gives the images of the samples that are shown."""
     history: Sequence[Mapping[str, Any]] = ()
     """Training log, one row a logged step: ``step``, ``loss``, ``task_loss``, ``learning_rate``, ``tokens_per_s``."""
     adapter: AdapterView | None = None

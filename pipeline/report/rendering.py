@@ -47,7 +47,7 @@ def render(page: ReportPage) -> str:
                 reports=reports,
                 rows=task_rows(reports),
                 averaged=averaged(reports["candidate"]),
-                sections=[task_section(spec, reports, samples, page.prompts) for spec in scored],
+                sections=[task_section(spec, reports, samples, page.prompts, page.images_of) for spec in scored],
                 curves=[charts.learning_curve(page.history, names, *size) for size in CURVES] if page.history else [],
                 curve_tasks=charts.logged_tasks(page.history, names),
                 pace=pace(page.history),

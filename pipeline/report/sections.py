@@ -13,7 +13,7 @@ from pipeline.evaluation.score_table import TaskScores
 from pipeline.report import charts
 from pipeline.report.adapter_view import AdapterView
 from pipeline.report.drawing import Chart
-from pipeline.report.examples import examples
+from pipeline.report.examples import PROBABILITY, ImagesOf, examples, has_examples
 
 METRICS = {
     "auc": "AUC",
@@ -42,6 +42,7 @@ METRICS = {
     "calibration_ratio": "Calibration ratio",
     "ece": "Calibration error (ECE)",
     "brier": "Brier score",
+    PROBABILITY: "the right answer's probability",
 }
 """Metrics as a reader knows them, in the order they are shown."""
 
@@ -85,6 +86,7 @@ def task_section(
     reports: Mapping[str, EvaluationReport],
     samples: Mapping[str, Mapping[str, TaskScores]],
     prompts: Mapping[tuple[str, str], str],
+    images_of: ImagesOf | None = None,
 ) -> dict[str, Any]:
     """Return one task's part of the page: its charts, all its metrics, and what it wrote."""
     results = {name: report.tasks[spec.name] for name, report in reports.items() if spec.name in report.tasks}
@@ -93,20 +95,23 @@ def task_section(
         "spec": spec,
         "result": results["candidate"],
         "charts": charts.task_charts(there) if "candidate" in there else [],
-        **_answers(spec, there, prompts),
+        **_answers(spec, there, prompts, images_of),
         "models": [name for name in ("candidate", "champion", "base") if name in results],
         "metrics": _metrics(results),
     }
 
 
 def _answers(
-    spec: TaskSpec, samples: Mapping[str, TaskScores], prompts: Mapping[tuple[str, str], str]
+    spec: TaskSpec,
+    samples: Mapping[str, TaskScores],
+    prompts: Mapping[tuple[str, str], str],
+    images_of: ImagesOf | None,
 ) -> dict[str, Any]:
-    """Return what a task that is answered by free texts wrote: examples, how they were chosen, and against whom."""
-    if spec.kind != "generation" or "candidate" not in samples:
+    """Return what was answered to read: examples, how they were chosen, and against whom."""
+    if not has_examples(spec) or "candidate" not in samples:
         return {"examples": [], "examples_metric": "", "examples_against": ""}
     against = next((name for name in ("base", "champion") if name in samples), "")
-    shown, metric = examples(samples["candidate"], samples.get(against), prompts)
+    shown, metric = examples(samples["candidate"], samples.get(against), prompts, images_of)
     return {"examples": shown, "examples_metric": metric, "examples_against": against}
 
 
