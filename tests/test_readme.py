@@ -20,6 +20,8 @@ from pipeline.contracts import TaskSpec
 from tests.benchmarks.study import with_table
 from tests.jobs.test_cli import Run, mtl_lora  # noqa: F401 - a fixture
 from tests.pipeline.ingestion.foreign_tars import JPEG, members_of, write_tar
+from tests.pipeline.made_images import image_bytes
+from tests.pipeline.modeling.tiny_image_text import tiny_image_text_folder
 from tests.pipeline.stream.test_stream import write_data
 from tests.pipeline.training.layouts import layout_folder
 
@@ -139,13 +141,20 @@ def test_each_configuration_prepares_data_of_its_form(mtl_lora: Run, tmp_path: P
     (tmp_path / "c.yaml").write_text(block)
     settings = [f"data.root={root}", f"run_root={tmp_path}/runs"]
     config = load_config(tmp_path / "c.yaml", settings)
+    if config.data.source == "records" and any(task.image_field for task in config.tasks):
+        settings.append(f"model.base={tiny_image_text_folder(tmp_path / 'base', 'fast_vlm')}")
     for task in config.tasks:
         if config.data.source == "webdataset":
             _write_tars(root, task)
             continue
         (root / task.name).mkdir(parents=True)
         for split in ("train", "validation", "test"):
-            lines = [json.dumps(row) + "\n" for row in _records(task, split)]
+            rows = _records(task, split)
+            if task.image_field:
+                for i, row in enumerate(rows):
+                    row[task.image_field] = f"{split}{i}.png"
+                    (root / task.name / f"{split}{i}.png").write_bytes(image_bytes("PNG", (i, i, len(split))))
+            lines = [json.dumps(row) + "\n" for row in rows]
             (root / task.name / f"{split}.jsonl").write_text("".join(lines))
     done = mtl_lora("prepare", "--config", str(tmp_path / "c.yaml"), "--json", *settings)
     assert done.code == 0, done.err

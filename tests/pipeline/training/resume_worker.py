@@ -1,6 +1,7 @@
 """One rank of short runs, one after the other: ``resume_worker.py FOLDER MANIFEST BASE RUN:STAGE:DTYPE:STOP ...``.
 
-A run named ``texts…`` has the tasks of ``FOLDER/tasks.json`` and is validated; others have those of the synthetic ads.
+A run named ``texts…`` or ``images…`` has the tasks of ``FOLDER/tasks.json`` and is validated; others have those of the
+synthetic ads.
 
 Each run trains in ``FOLDER/RUN`` from its newest checkpoint to the step STOP, at which its last rank is told to stop.
 """
@@ -54,7 +55,7 @@ def main() -> None:
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     for run in sys.argv[4:]:
         name, stage, dtype, stop = run.split(":")
-        writes = name.startswith("texts")
+        writes = name.startswith(("texts", "images"))
         (folder / name).mkdir(exist_ok=True)
         job = TrainingJob(
             manifest_path=manifest,
