@@ -112,24 +112,29 @@ def own_probabilities(model: Any, encoder: Any, samples: Sequence[Sample]) -> li
     """Return class probabilities by their definition: each label word's log-likelihood in the model's own logits.
 
     Args:
-        model: a Hugging Face causal language model, its layers adapted or not.
+        model: a Hugging Face causal language model or image-text model, its layers adapted or not.
         encoder: a :class:`pipeline.modeling.encoding.Encoder`.
         samples: of tasks that the encoder knows.
     """
     import torch
 
+    from pipeline.modeling.image_inputs import row_arguments
+
     answers = []
     for example in encoder.encode(samples):
         found: list[torch.Tensor] = []
         longest = len(example.prompt) + max(map(len, example.words))
-        at_once = max(1, _TOKENS // longest)
+        at_once = 1 if example.image else max(1, _TOKENS // longest)
         for first in range(0, len(example.words), at_once):
             words = example.words[first : first + at_once]
             rows = [torch.tensor([*example.prompt, *word], device=model.device) for word in words]
             mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
             padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            inputs = {"input_ids": padded, "attention_mask": mask}
+            if example.image:
+                inputs = row_arguments(model, example.prompt, example.image, words[0])
             with torch.inference_mode():
-                log_p = model(input_ids=padded, attention_mask=mask).logits.float().log_softmax(-1)
+                log_p = model(**inputs).logits.float().log_softmax(-1)
             for row, word in enumerate(words):
                 ends = torch.arange(len(word), device=model.device) + len(example.prompt) - 1
                 each = log_p[row, ends, rows[row][-len(word) :]]

@@ -99,7 +99,8 @@ def test_the_registered_model_answers_rows_that_hold_images(run: Run, monkeypatc
     with ray_cluster(RayConfig()):
         run_stage(run, "evaluate")
         run_stage(run, "export")
-        assert run_stage(run, "promote").verdict == "PROMOTE"
+        decision = run_stage(run, "promote")
+        assert decision.verdict == "PROMOTE", decision.reasons
     page = run_stage(run, "report").read_text()
     assert page.count('src="data:image/png;base64,') >= 12 and page.count('class="examples"') == 2
     rows = []

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
+from pipeline.evaluation.parity import own_probabilities
 from pipeline.images import decoded, png_of
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
 from pipeline.modeling.answering import check_base, class_scorer, sample_encoder
@@ -91,6 +92,9 @@ def test_scores_of_images_are_the_models_own(folders: dict[str, BaseModelConfig]
     for sample, found in zip(asked[:4], together, strict=False):
         own = _own_probabilities(plain.eval(), load_processor(config), encoder, sample)
         np.testing.assert_allclose(found, own, atol=2e-4)
+        np.testing.assert_allclose(
+            own_probabilities(plain, encoder, [sample])[0], own, atol=2e-4
+        )  # exports are held so
     assert max(abs(together[0] - together[1])) > 1e-3  # the picture counts
     alone = [Scorer(LabelScorer(base), encoder).probabilities([sample])[0] for sample in asked]
     for one, other in zip(together, alone, strict=True):
