@@ -35,13 +35,14 @@ class RunPlan(Contract):
     training: TrainingPlan
 
 
-def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
+def plan(run: Run, manifest: ShardManifest, calibrate: bool = False, in_process: bool = False) -> RunPlan:
     """Say what training will do and take, and write it.
 
     Args:
         run: that is planned.
         manifest: of its data.
         calibrate: measure speed and memory on a few micro-batches instead of estimating them.
+        in_process: measure in this process, which trains the run itself.
 
     Raises:
         InputError: the validation split has no samples, or whatever the stream refuses.
@@ -66,7 +67,7 @@ def plan(run: Run, manifest: ShardManifest, calibrate: bool = False) -> RunPlan:
     )
     samples = training.num_samples(epoch.samples)
     job, is_local = training_job(config), (config.ray.address or os.environ.get("RAY_ADDRESS", "")) in ("", "local")
-    measured = measure(calibration_job(job)) if calibrate else None
+    measured = measure(calibration_job(job), in_process) if calibrate else None
     found = RunPlan(
         steps=training.num_steps(epoch.samples),
         samples=samples,

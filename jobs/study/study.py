@@ -111,7 +111,7 @@ def _calibrated(suite: SuiteRuns) -> float:
     arm = next(iter(suite.study.arms_of(suite.name)))
     plain = suite.config(arm, suite.study.learning_rates[0], 0)
     config = plain.model_copy(update={"tasks": suite.config(UNTRAINED, 1e-3, 0).tasks})
-    found = run_stage(Run(config), "plan", calibrate=True)
+    found = run_stage(Run(config), "plan", calibrate=True, in_process=suite.study.workers == 1)
     samples = config.training.num_samples(found.epoch.samples)
     scored = sum(found.test_samples.values())
     return float(found.training.seconds * (1 + scored / (3 * samples)))

@@ -1,4 +1,4 @@
-"""The calibration in a process of its own, with the threads and the imports of a rank: what it holds counts too."""
+"""The calibration, in a process of its own with the threads and the imports of a rank: what it holds counts too."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ if TYPE_CHECKING:
 _PROGRAM = "import pipeline.orchestration.training, pipeline.training.calibration as c; c.main()"
 
 
-def calibrate(job: TrainingJob) -> Calibration:
+def calibrate(job: TrainingJob, in_process: bool = False) -> Calibration:
     """Measure on this machine how fast a rank computes and what memory it takes.
+
+    Args:
+        job: to be measured.
+        in_process: in this process, which trains the job itself; its memory is then more than the job's.
 
     Raises:
         InputError: the model cannot be run here.
     """
     from pipeline.training.planner import Calibration
 
+    if in_process:
+        from pipeline.training.calibration import measure
+
+        return measure(job)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as Ray gives a worker of one CPU
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 
 from torch import nn
 
@@ -18,4 +19,8 @@ def loaded_base(config: BaseModelConfig) -> nn.Module:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(config: str) -> nn.Module:
-    return load_base(BaseModelConfig.model_validate_json(config), device())
+    base = load_base(BaseModelConfig.model_validate_json(config), device())
+    # Each run ends with a collection; libraries and base stay to the end, and passing over them takes a second a run.
+    gc.collect()
+    gc.freeze()
+    return base

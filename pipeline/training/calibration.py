@@ -25,7 +25,8 @@ _TOKENS = (64, 192, 576)
 """Computed tokens of the micro-batches: the first one warms up, a line through the others tells the rest."""
 
 
-def _measure(job: TrainingJob) -> Calibration:
+def measure(job: TrainingJob) -> Calibration:
+    """Measure a job in this process; :func:`pipeline.orchestration.calibration.calibrate` gives it one of its own."""
     where = device()
     _reset_peak(where)
     start = time.perf_counter()
@@ -110,4 +111,4 @@ def _held_bytes(where: torch.device) -> int:
 
 def main() -> None:
     """Read a job, pickled by the parent process, from standard input and print its :class:`Calibration`."""
-    print(_measure(pickle.load(sys.stdin.buffer)).model_dump_json(), flush=True)  # noqa: T201
+    print(measure(pickle.load(sys.stdin.buffer)).model_dump_json(), flush=True)  # noqa: T201
