@@ -166,6 +166,9 @@ def plan(
         bool,
         typer.Option("--memory", help="Only what a rank holds, by ZeRO stage and ranks; needs no data, no weights."),
     ] = False,
+    manifests: Annotated[
+        Path | None, typer.Option(help="Folder for the files of a Kubernetes deployment; see infra/kuberay.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what training will do and take: steps, samples, tokens, time, memory; held back where it cannot fit."""
@@ -178,8 +181,13 @@ def plan(
             found = of_memory(run)
             tables.show_memory(found)
             return _plain(found)
-        numbers = _plain(_stage(run, "plan", calibrate=calibrate))
+        planned = _stage(run, "plan", calibrate=calibrate)
+        numbers = _plain(planned)
         tables.show_plan(numbers)
+        if manifests is not None:
+            from jobs.cluster.manifests import write
+
+            numbers["manifests"] = [str(path) for path in write(run, planned, manifests)]
         if misfits := numbers["training"]["misfits"]:
             raise HeldBack("; ".join(misfits), numbers)
         return numbers

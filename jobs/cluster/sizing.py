@@ -1,0 +1,72 @@
+"""What the containers of a cluster must have, by a run's plan: memory, CPUs, disk and time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jobs.config import RunConfig
+from jobs.stages.plan import RunPlan
+
+_GIB = 2**30
+_PROCESS_BYTES = 2 * _GIB
+"""Of Ray's own processes on a node, and of a Python with torch, DeepSpeed and MLflow imported."""
+_SPARE = 1.25
+"""Over what was planned: a container that needs more is killed."""
+_SHARDS_BYTES, _KEPT_RUNS = 20 * _GIB, 8
+"""Of a run's folder beside the checkpoints, cautiously; and how many runs the volume holds."""
+_LEAST_DEADLINE_S = 4 * 3600
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What a cluster is made of.
+
+    Args:
+        workers: nodes with one rank each.
+        cpus: of each.
+        worker_bytes: memory of each, where the base computes on its CPUs.
+        gpu_worker_bytes: the same, where it computes on a GPU.
+        head_bytes: memory of the head, whose driver holds the base when it compares exports with it.
+        object_store_bytes: of each node, inside its memory.
+        volume_bytes: of the storage that all nodes share.
+        deadline_s: after which a run is taken for hung.
+    """
+
+    workers: int
+    cpus: int
+    worker_bytes: int
+    gpu_worker_bytes: int
+    head_bytes: int
+    object_store_bytes: int
+    volume_bytes: int
+    deadline_s: int
+
+
+def sizing(config: RunConfig, plan: RunPlan) -> Sizing:
+    """Return what a run needs of a cluster.
+
+    Args:
+        config: of the run.
+        plan: of the same, by ``mtl-lora plan``.
+    """
+    training, planned = config.training, plan.training
+    base = planned.parameters * 4  # in fp32, the widest that is computed in
+    store = config.ray.object_store_mb * 2**20
+    scorers = math.ceil(config.evaluation.num_workers / training.num_workers) * (base + _PROCESS_BYTES)
+    on_cpu = max(planned.rank_bytes, base + _PROCESS_BYTES, scorers)
+    on_gpu = max(2 * base + _PROCESS_BYTES, scorers)  # files and weights, until they are on the device
+    return Sizing(
+        workers=training.num_workers,
+        cpus=max(4, math.ceil(training.resources_per_worker.get("CPU", 1))),
+        worker_bytes=_rounded(on_cpu * _SPARE + store + _PROCESS_BYTES),
+        gpu_worker_bytes=_rounded(on_gpu * _SPARE + store + _PROCESS_BYTES),
+        head_bytes=_rounded((2 * base + _PROCESS_BYTES) * _SPARE + store + _PROCESS_BYTES),
+        object_store_bytes=store,
+        volume_bytes=_rounded((planned.kept_bytes + _SHARDS_BYTES) * _KEPT_RUNS),
+        deadline_s=max(_LEAST_DEADLINE_S, math.ceil(3 * (planned.seconds + planned.validation_seconds) / 3600) * 3600),
+    )
+
+
+def _rounded(count: float) -> int:
+    return math.ceil(count / _GIB) * _GIB
