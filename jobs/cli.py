@@ -167,8 +167,9 @@ def plan(
         typer.Option("--memory", help="Only what a rank holds, by ZeRO stage and ranks; needs no data, no weights."),
     ] = False,
     manifests: Annotated[
-        Path | None, typer.Option(help="Folder for the files of a Kubernetes deployment; see infra/kuberay.")
+        Path | None, typer.Option(help="Folder for the files of a Kubernetes deployment of this plan; see infra.")
     ] = None,
+    image: Annotated[str, typer.Option(help="Image that these files name, best with its digest.")] = "mtl-lora",
     as_json: Json = False,
 ) -> None:
     """Say what training will do and take: steps, samples, tokens, time, memory; held back where it cannot fit."""
@@ -187,7 +188,7 @@ def plan(
         if manifests is not None:
             from jobs.cluster.manifests import write
 
-            numbers["manifests"] = [str(path) for path in write(run, planned, manifests)]
+            numbers["manifests"] = [str(path) for path in write(run, planned, manifests, image)]
         if misfits := numbers["training"]["misfits"]:
             raise HeldBack("; ".join(misfits), numbers)
         return numbers
@@ -417,7 +418,7 @@ def schedule(
     config: ConfigFile,
     overrides: Overrides = None,
 ) -> None:
-    """Retrain by the configuration's cron line, on this machine, until stopped; see infra/kuberay for a cluster."""
+    """Retrain by the configuration's cron line, on this machine, until stopped; on a cluster: plan --manifests."""
     from jobs.config import load_config
     from jobs.weekly.schedule import schedule as run_schedule
 

@@ -25,7 +25,7 @@ from pipeline.progress import tell
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where Kubernetes puts a pod's token, the certificate of its API and the name of its namespace."""
-_ENDED = ("Complete", "Failed")
+_ENDED = ("Complete", "Failed", "ValidationFailed")
 _TIMEOUT_S = 30
 
 
@@ -57,7 +57,7 @@ class RayJobs:
         """Make a RayJob; whether it was not there already.
 
         Raises:
-            InputError: the API refuses it.
+            InputError: the API refuses it, or is another one.
         """
         return self._ask("POST", "", job).status_code != requests.codes.conflict
 
@@ -73,15 +73,20 @@ class RayJobs:
     @_patiently
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> requests.Response:
         namespace = (self.account / "namespace").read_text().strip()
-        answer = requests.request(
-            method,
-            f"{self.url}/apis/ray.io/v1/namespaces/{namespace}/rayjobs{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}"},  # it changes hourly
-            verify=str(self.account / "ca.crt"),
-            timeout=_TIMEOUT_S,
-            allow_redirects=False,
-        )
+        try:
+            answer = requests.request(
+                method,
+                f"{self.url}/apis/ray.io/v1/namespaces/{namespace}/rayjobs{path}",
+                json=body,
+                headers={"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}"},  # changes hourly
+                verify=str(self.account / "ca.crt"),
+                timeout=_TIMEOUT_S,
+                allow_redirects=False,
+            )
+        except requests.exceptions.SSLError as error:  # a ConnectionError that no waiting mends
+            raise InputError(
+                f"the API must have a certificate of the pod's account, {self.url} has another: {error}; see ca.crt"
+            ) from error
         if answer.status_code == requests.codes.too_many_requests or answer.status_code >= 500:
             raise _AwayError(f"the API answered {answer.status_code}")
         if answer.ok or (method == "POST" and answer.status_code == requests.codes.conflict):

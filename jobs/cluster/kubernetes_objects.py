@@ -1,16 +1,16 @@
-"""The parts of a deployment that Kubernetes itself knows: pods and their rights, accounts, storage, network, budgets."""
+"""The parts of a deployment that Kubernetes itself knows: pods, accounts, storage, network, disruption budgets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-LABELS = {"app.kubernetes.io/name": "mtl-lora"}
-"""Of everything that belongs to the product."""
+LABELS = {"app.kubernetes.io/part-of": "mtl-lora"}
+"""Of everything that belongs to the product; ``app.kubernetes.io/name`` is KubeRay's own on its pods and services."""
 RUN_FILE = "run.yaml"
 """Name of the configuration in its ConfigMap."""
-IMAGE = "mtl-lora"
-"""Name of the image; a kustomization's ``images`` puts your registry and a digest in its place."""
+RUN_ROOT = "/app/runs"
+"""Folder of all runs in the containers, on the storage that they share."""
 _COMPONENT = "app.kubernetes.io/component"
 _OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 _USER = 1000
@@ -18,6 +18,7 @@ _USER = 1000
 
 def pod(
     name: str,
+    image: str,
     command: Sequence[str] | None,
     cpu: str,
     memory: int,
@@ -35,6 +36,7 @@ def pod(
 
     Args:
         name: of its container.
+        image: that it runs.
         command: None: KubeRay's.
         cpu: requested; CPUs are not limited, since a limit only makes them wait.
         memory: bytes, requested and the limit.
@@ -47,7 +49,7 @@ def pod(
         secrets: names of Secrets whose keys become variables.
     """
     volumes: list[dict[str, Any]] = [_scratch("tmp", "20Gi"), _scratch("home", "20Gi")]
-    places = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": "/home/mtl"}]
+    places: list[dict[str, Any]] = [{"name": "tmp", "mountPath": "/tmp"}, {"name": "home", "mountPath": "/home/mtl"}]
     if shared_memory:
         size = f"{-(-shared_memory // 2**20)}Mi"
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
@@ -55,13 +57,13 @@ def pod(
     if shares_runs:
         volumes.append({"name": "config", "configMap": {"name": "mtl-lora-run"}})
         volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": "mtl-lora-runs"}})
-        places += [{"name": "config", "mountPath": "/config", "readOnly": True}]  # type: ignore[dict-item]
-        places += [{"name": "runs", "mountPath": "/app/runs"}]
+        places.append({"name": "config", "mountPath": "/config", "readOnly": True})
+        places.append({"name": "runs", "mountPath": RUN_ROOT})
     whole = f"{memory // 2**20}Mi"
     devices = {"nvidia.com/gpu": str(gpus)} if gpus else {}
     container: dict[str, Any] = {
         "name": name,
-        "image": IMAGE,
+        "image": image,
         "resources": {
             "requests": {"cpu": cpu, "memory": whole, **devices},
             "limits": {"memory": whole, **devices},
@@ -143,7 +145,7 @@ def storage(size: int) -> dict[str, Any]:
 
 def network() -> list[dict[str, Any]]:
     """Return who may talk to whom: nodes to each other, the operator to the dashboard, named clients to the scores; and
-    out to names, to HTTPS, to the API and to MLflow's port. Anything else is dropped."""
+    out to names, HTTPS, the API and MLflow's port. Anything else is dropped; a policy of your own adds to it."""
     own = {"podSelector": {"matchLabels": LABELS}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": _OPERATOR}}
     clients = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"mtl-lora/may-score": "true"}}}

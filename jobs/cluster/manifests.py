@@ -15,6 +15,7 @@ import yaml
 from jobs.cluster.kubernetes_objects import (
     LABELS,
     RUN_FILE,
+    RUN_ROOT,
     account,
     disruption,
     network,
@@ -32,20 +33,25 @@ OVERLAYS = ("cpu", "gpu", "kueue")
 QUEUE = "mtl-lora"
 """Name of the LocalQueue that the overlay kueue is admitted by; whoever runs the cluster makes it."""
 RAY_VERSION = "2.60.0"
-_NOTE = (
-    "# Written by: mtl-lora plan --config {name} --manifests DIR. A change belongs into that configuration, or into a\n"
-    "# kustomization of your own over this folder.\n"
-)
+_NOTE = "# Written by mtl-lora plan --manifests: change the configuration, or lay a kustomization over this folder.\n"
+_REPLICAS = 2
 _KEPT_S = 3600
 """How long a finished run's cluster stays, for those who look."""
+_QUEUED_S = 86400
+"""How long a run may be late or wait for nodes."""
 
 
-def manifests(config: RunConfig, size: Sizing) -> dict[str, str]:
+def manifests(config: RunConfig, size: Sizing, image: str) -> dict[str, str]:
     """Return the files of a deployment, by their path.
+
+    The configuration is the one that is given, but for its folder of runs, which is the containers', the registry,
+    which their environment names, and the shards, which are each week's. Other paths in it must mean the same in all
+    containers.
 
     Args:
         config: of the run that is scheduled.
         size: what it needs of the cluster.
+        image: that every container runs, with its registry and, best, its digest.
     """
     files = {
         "base/account.yaml": account(),
@@ -55,39 +61,37 @@ def manifests(config: RunConfig, size: Sizing) -> dict[str, str]:
         "base/kustomization.yaml": [_base()],
     }
     for overlay in OVERLAYS:
-        job = ray_job(size, overlay)
+        job = ray_job(size, overlay, image)
         files[f"{overlay}/rayjob.yaml"] = [job]
-        files[f"{overlay}/cronjob.yaml"] = [cron_job(config)]
-        files[f"{overlay}/raycluster.yaml"] = [_queued(_of("RayCluster", "mtl-lora", _cluster(size, overlay)), overlay)]
+        files[f"{overlay}/cronjob.yaml"] = [cron_job(config, size, image)]
+        files[f"{overlay}/raycluster.yaml"] = [
+            _queued(_of("RayCluster", "mtl-lora", _cluster(size, overlay, image)), overlay)
+        ]
         if overlay != "kueue":  # which admits by a label, and a RayCronJob gives its jobs none
             files[f"{overlay}/raycronjob.yaml"] = [ray_cron_job(config, job)]
-            files[f"{overlay}/rayservice.yaml"] = [ray_service(config, size, overlay)]
+            files[f"{overlay}/rayservice.yaml"] = [ray_service(config, size, overlay, image)]
         files[f"{overlay}/kustomization.yaml"] = [_overlay()]
-    note = _NOTE.format(name=config.name)
-    return {path: note + _yaml(documents) for path, documents in files.items()}
+    tracking = config.tracking.model_copy(update={"uri": ""})
+    there = config.model_copy(update={"run_root": Path(RUN_ROOT), "tracking": tracking, "manifest": None})
+    return {path: _NOTE + _yaml(documents) for path, documents in files.items()} | {f"base/{RUN_FILE}": there.as_yaml()}
 
 
-def write(config: RunConfig, plan: RunPlan, folder: Path) -> list[Path]:
-    """Write a deployment's files and return their paths.
-
-    The configuration that runs there is written beside them only where there is none yet: it is the user's, who sets
-    paths in it that mean the same in all containers.
+def write(config: RunConfig, plan: RunPlan, folder: Path, image: str) -> list[Path]:
+    """Write a deployment's files over those that are there, and return their paths.
 
     Args:
         config: of the run that is scheduled.
         plan: of the same.
         folder: that is written to.
+        image: that every container runs.
     """
-    files = manifests(config, sizing(config, plan))
-    if not (folder / "base" / RUN_FILE).exists():
-        in_container = config.model_copy(update={"run_root": Path("/app/runs")})
-        files[f"base/{RUN_FILE}"] = in_container.as_yaml()
+    files = manifests(config, sizing(config, plan.training), image)
     for path, text in files.items():
         write_atomic(folder / path, text)
     return [folder / path for path in files]
 
 
-def ray_job(size: Sizing, overlay: str) -> dict[str, Any]:
+def ray_job(size: Sizing, overlay: str, image: str) -> dict[str, Any]:
     """Return one retraining as a RayJob: its cluster is made for it and removed after it. It is made by ``create``, not
     by ``apply``: each has a name of its own."""
     spec = {
@@ -97,7 +101,7 @@ def ray_job(size: Sizing, overlay: str) -> dict[str, Any]:
         "ttlSecondsAfterFinished": _KEPT_S,
         "activeDeadlineSeconds": size.deadline_s,
         "backoffLimit": 0,  # the next run goes on where this one stopped
-        "rayClusterSpec": _cluster(size, overlay),
+        "rayClusterSpec": _cluster(size, overlay, image),
     }
     job = _of("RayJob", "mtl-lora-retrain", spec)
     job["metadata"] = {"generateName": "mtl-lora-retrain-", "labels": job["metadata"]["labels"]}
@@ -112,11 +116,12 @@ def ray_cron_job(config: RunConfig, job: dict[str, Any]) -> dict[str, Any]:
     return _of("RayCronJob", "mtl-lora-retrain", {**schedule, "jobTemplate": job["spec"]})
 
 
-def cron_job(config: RunConfig) -> dict[str, Any]:
+def cron_job(config: RunConfig, size: Sizing, image: str) -> dict[str, Any]:
     """Return the weekly retraining by a Kubernetes CronJob, for any KubeRay: its pod makes the RayJob of the ConfigMap
     under the name of its own Job and ends as that one does."""
     submitter = pod(
         "submit",
+        image,
         ["python", "-m", "jobs.cluster.kubernetes", "/manifests/rayjob.yaml"],
         cpu="100m",
         memory=2**29,
@@ -125,7 +130,6 @@ def cron_job(config: RunConfig) -> dict[str, Any]:
             of_name("JOB_NAME", "metadata.labels['batch.kubernetes.io/job-name']"),
             of_name("JOB_UID", "metadata.labels['batch.kubernetes.io/controller-uid']"),
         ],
-        secrets=(),
     )
     submitter["spec"] |= {
         "serviceAccountName": "mtl-lora-submitter",
@@ -137,10 +141,16 @@ def cron_job(config: RunConfig) -> dict[str, Any]:
         "schedule": config.schedule.cron,
         "timeZone": _zone(config),
         "concurrencyPolicy": "Forbid",
-        "startingDeadlineSeconds": 86400,  # a missed run is caught up once within a day
+        "startingDeadlineSeconds": _QUEUED_S,  # a missed run is caught up once within a day
         "successfulJobsHistoryLimit": 3,
         "failedJobsHistoryLimit": 3,  # a Job that goes takes its RayJob along
-        "jobTemplate": {"spec": {"backoffLimit": 2, "template": submitter}},  # a pod that comes again finds its RayJob
+        "jobTemplate": {
+            "spec": {
+                "activeDeadlineSeconds": size.deadline_s + _QUEUED_S,
+                "backoffLimit": 2,  # a pod that comes again finds its RayJob
+                "template": submitter,
+            }
+        },
     }
     return {
         "apiVersion": "batch/v1",
@@ -150,7 +160,7 @@ def cron_job(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def ray_service(config: RunConfig, size: Sizing, overlay: str) -> dict[str, Any]:
+def ray_service(config: RunConfig, size: Sizing, overlay: str, image: str) -> dict[str, Any]:
     """Return the champion in front of traffic. Its replicas follow the alias by themselves: a promotion or a rollback
     needs nothing here."""
     application = {
@@ -158,7 +168,11 @@ def ray_service(config: RunConfig, size: Sizing, overlay: str) -> dict[str, Any]
         "import_path": "pipeline.serving.server:application",
         "route_prefix": "/",
         # The registry is MLFLOW_TRACKING_URI of the environment, the token MTL_LORA_SERVE_TOKEN.
-        "args": {"model": f"models:/{config.promotion.model_name}@champion", "replicas": 2, "needs_token": True},
+        "args": {
+            "model": f"models:/{config.promotion.model_name}@champion",
+            "replicas": _REPLICAS,
+            "needs_token": True,
+        },
         "deployments": [
             {
                 "name": "scores",
@@ -172,7 +186,8 @@ def ray_service(config: RunConfig, size: Sizing, overlay: str) -> dict[str, Any]
         "http_options": {"host": "0.0.0.0", "port": 8000},
         "applications": [application],
     }
-    cluster = _cluster(size, overlay, workers=2, group="replicas", secrets=("mtl-lora-tracking", "mtl-lora-serve"))
+    secrets = ("mtl-lora-tracking", "mtl-lora-serve")
+    cluster = _cluster(size, overlay, image, workers=_REPLICAS, group="replicas", secrets=secrets)
     (group,) = cluster["workerGroupSpecs"]
     group["template"]["spec"]["terminationGracePeriodSeconds"] = 60
     (container,) = group["template"]["spec"]["containers"]
@@ -187,6 +202,7 @@ def ray_service(config: RunConfig, size: Sizing, overlay: str) -> dict[str, Any]
 def _cluster(
     size: Sizing,
     overlay: str,
+    image: str,
     workers: int | None = None,
     group: str = "trainers",
     secrets: tuple[str, ...] = ("mtl-lora-tracking", "mtl-lora-storage"),
@@ -195,9 +211,11 @@ def _cluster(
     gpus = overlay in ("gpu", "kueue")
     count = size.workers if workers is None else workers
     common: dict[str, Any] = {"shared_memory": size.object_store_bytes, "shares_runs": True, "secrets": secrets}
-    head = pod("ray-head", None, cpu="2", memory=size.head_bytes, component="head", **common)
+    head = pod("ray-head", image, None, cpu="2", memory=size.head_bytes, component="head", **common)
     memory = size.gpu_worker_bytes if gpus else size.worker_bytes
-    worker = pod("ray-worker", None, cpu=str(size.cpus), memory=memory, gpus=int(gpus), component=group, **common)
+    worker = pod(
+        "ray-worker", image, None, cpu=str(size.cpus), memory=memory, gpus=int(gpus), component=group, **common
+    )
     start = {"object-store-memory": str(size.object_store_bytes)}
     return {
         "rayVersion": RAY_VERSION,
@@ -209,7 +227,7 @@ def _cluster(
                 "replicas": count,
                 "minReplicas": count,
                 "maxReplicas": count,
-                "rayStartParams": start,
+                "rayStartParams": {"num-cpus": str(size.cpus), **start},
                 "template": worker,
             }
         ],

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jobs.config import RunConfig
-from jobs.stages.plan import RunPlan
+from pipeline.training.plan import TrainingPlan
 
 _GIB = 2**30
 _PROCESS_BYTES = 2 * _GIB
@@ -43,14 +43,14 @@ class Sizing:
     deadline_s: int
 
 
-def sizing(config: RunConfig, plan: RunPlan) -> Sizing:
+def sizing(config: RunConfig, planned: TrainingPlan) -> Sizing:
     """Return what a run needs of a cluster.
 
     Args:
         config: of the run.
-        plan: of the same, by ``mtl-lora plan``.
+        planned: what ``mtl-lora plan`` says of the same.
     """
-    training, planned = config.training, plan.training
+    training = config.training
     base = planned.parameters * 4  # in fp32, the widest that is computed in
     store = config.ray.object_store_mb * 2**20
     scorers = math.ceil(config.evaluation.num_workers / training.num_workers) * (base + _PROCESS_BYTES)

@@ -1,6 +1,6 @@
 """A scheduler for one machine: retrains by a cron line, catches a missed run up once, stops gracefully.
 
-A cluster has its own: see ``infra/kuberay``.
+A cluster has its own: see :mod:`jobs.cluster.manifests`.
 """
 
 from __future__ import annotations

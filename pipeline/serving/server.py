@@ -238,7 +238,7 @@ class ScoreServer:
 
 
 def application(config: ServerConfig) -> serve.Application:
-    """Return the application; ``infra/kuberay/rayservice.yaml`` names this function."""
+    """Return the application; a cluster's ``rayservice.yaml`` names this function."""
     challenger = None
     if config.has_challenger:
         niceness = 0 if config.canary.share else 10  # a shadow computes with what the champion leaves
