@@ -27,7 +27,8 @@ class Sizing:
         cpus: of each.
         worker_bytes: memory of each, where the base computes on its CPUs.
         gpu_worker_bytes: the same, where it computes on a GPU.
-        head_bytes: memory of the head, whose driver holds the base when it compares exports with it.
+        head_bytes: memory of the head. Its driver loads no base, but has room for one: files that it registers count
+            as its memory until they are written.
         object_store_bytes: of each node, inside its memory.
         volume_bytes: of the storage that all nodes share.
         deadline_s: after which a run is taken for hung.
@@ -54,14 +55,13 @@ def sizing(config: RunConfig, planned: TrainingPlan) -> Sizing:
     base = planned.parameters * 4  # in fp32, the widest that is computed in
     store = config.ray.object_store_mb * 2**20
     scorers = math.ceil(config.evaluation.num_workers / training.num_workers) * (base + _PROCESS_BYTES)
-    on_cpu = max(planned.rank_bytes, base + _PROCESS_BYTES, scorers)
-    on_gpu = max(2 * base + _PROCESS_BYTES, scorers)  # files and weights, until they are on the device
+    compared = 2 * base + _PROCESS_BYTES  # a model and its exports; files and weights on their way to a device
     return Sizing(
         workers=training.num_workers,
         cpus=max(4, math.ceil(training.resources_per_worker.get("CPU", 1))),
-        worker_bytes=_rounded(on_cpu * _SPARE + store + _PROCESS_BYTES),
-        gpu_worker_bytes=_rounded(on_gpu * _SPARE + store + _PROCESS_BYTES),
-        head_bytes=_rounded((2 * base + _PROCESS_BYTES) * _SPARE + store + _PROCESS_BYTES),
+        worker_bytes=_rounded(max(planned.rank_bytes, compared, scorers) * _SPARE + store + _PROCESS_BYTES),
+        gpu_worker_bytes=_rounded(max(compared, scorers) * _SPARE + store + _PROCESS_BYTES),
+        head_bytes=_rounded((base + _PROCESS_BYTES) * _SPARE + store + _PROCESS_BYTES),
         object_store_bytes=store,
         volume_bytes=_rounded((planned.kept_bytes + _SHARDS_BYTES) * _KEPT_RUNS),
         deadline_s=max(_LEAST_DEADLINE_S, math.ceil(3 * (planned.seconds + planned.validation_seconds) / 3600) * 3600),

@@ -149,7 +149,8 @@ def test_containers_hold_what_the_plan_says() -> None:
     config = _config()
     for path, cluster in _clusters():
         head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
-        assert _memory(head["template"]) > 2 * PLAN.parameters * 4, "the driver compares exports with the base"
+        assert _memory(head["template"]) > PLAN.parameters * 4
+        assert _memory(workers["template"]) > 2 * PLAN.parameters * 4, "a worker compares exports with the model"
         if path.startswith("cpu"):
             assert _memory(workers["template"]) > PLAN.rank_bytes
         assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] == config.training.num_workers
@@ -164,7 +165,7 @@ def test_a_larger_plan_or_more_ranks_make_a_larger_cluster() -> None:
     small, large = sizing(config, PLAN), sizing(config, PLAN.model_copy(update={"rank_bytes": 40 * GIB}))
     assert large.worker_bytes - small.worker_bytes >= 31 * GIB
     base = sizing(config, PLAN.model_copy(update={"parameters": 4 * GIB}))
-    assert base.head_bytes - small.head_bytes >= 24 * GIB and base.gpu_worker_bytes > small.gpu_worker_bytes
+    assert base.head_bytes - small.head_bytes >= 12 * GIB and base.gpu_worker_bytes > small.gpu_worker_bytes
     slow = sizing(config, PLAN.model_copy(update={"seconds": 48 * 3600.0}))
     assert slow.deadline_s >= 96 * 3600
     ranks = sizing(_config("training.num_workers=4"), PLAN)
@@ -248,7 +249,7 @@ def test_the_service_follows_the_champion_with_a_token() -> None:
 
 def test_a_plan_writes_the_files_of_its_own_numbers(tmp_path: Path, mtl_lora: Run) -> None:  # noqa: F811
     folder = tmp_path / "deploy"
-    path, settings = _configuration(tmp_path, ROWS), [f"run_root={tmp_path}/runs", "model.num_layers=1"]
+    path, settings = _configuration(tmp_path, ROWS), ["training.global_batch_size=4", "model.num_layers=1"]
     done = mtl_lora("plan", "--no-calibrate", "--manifests", folder, "--image", IMAGE, "--config", path, *settings)
     assert done.code in (0, 3), done.err  # 3: this machine is too small, which is an answer too
     config = load_config(path, settings)
