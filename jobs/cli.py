@@ -176,6 +176,10 @@ def plan(
     from jobs import tables
 
     def verb(run: RunConfig) -> dict[str, Any]:
+        if memory and manifests is not None:
+            raise InputError(
+                f"--manifests needs a whole plan, got --manifests {manifests} with --memory; leave one of them out"
+            )
         if memory:
             from jobs.stages.plan import memory as of_memory
 

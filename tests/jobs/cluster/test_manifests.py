@@ -256,3 +256,9 @@ def test_a_plan_writes_the_files_of_its_own_numbers(tmp_path: Path, mtl_lora: Ru
     planned = RunPlan.read(RunFolder(config.folder).plan)
     expected = manifests(config, sizing(config, planned.training), IMAGE)
     assert {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*.yaml")} == expected
+
+
+def test_a_plan_of_memory_alone_writes_no_files(tmp_path: Path, mtl_lora: Run) -> None:  # noqa: F811
+    done = mtl_lora("plan", "--memory", "--manifests", tmp_path / "deploy", "--config", _configuration(tmp_path, ROWS))
+    assert done.code == 2 and "leave one of them out" in done.err
+    assert not (tmp_path / "deploy").exists()
