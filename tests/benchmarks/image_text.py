@@ -80,6 +80,10 @@ def run() -> dict[str, Any]:
         "question": __doc__,
         "command": "python -m tests.benchmarks image_text",
         "runs": COMMAND,
+        "protocol": (
+            "seed 0; images: in turns in one process, medians of ratios a round; answers: of finished runs, with every "
+            "image grey beside"
+        ),
         "hardware": before,
         "versions": versions("webdataset", "torch", "transformers", "pillow"),
         "rows": rows,
