@@ -23,14 +23,17 @@ ENCODER_TARGETS: tuple[tuple[str, ...], ...] = (
 
 
 def named_for(config: AdapterConfig, base: nn.Module) -> AdapterConfig:
-    """Return a configuration whose default target modules are named as the base names them; others as they are."""
-    if config.target_modules != DEFAULT_TARGETS:
-        return config
-    if (reader := text_reader(base)) is not None:
-        inside = [path for path, module in base.named_modules() if path.rpartition(".")[2] in DEFAULT_TARGETS]
+    """Return a configuration whose default target modules are named as the base names them; others as they are, but
+    that names in an image-text model are those of the part that reads text."""
+    names = config.target_modules
+    if (reader := text_reader(base)) is not None and isinstance(names, tuple):
+        ends = tuple(f".{name}" for name in names)
+        inside = [path for path, _ in base.named_modules() if f".{path}".endswith(ends)]
         if all(path.startswith(f"{reader}.") for path in inside):
             return config
-        return config.model_copy(update={"target_modules": _within(reader)})  # a vision tower has some of the names
+        return config.model_copy(update={"target_modules": _within(reader, names)})  # a vision tower has some of them
+    if names != DEFAULT_TARGETS:
+        return config
     paths = [f".{path}" for path, _ in base.named_modules()]
 
     def fits(names: Sequence[str]) -> bool:
@@ -41,9 +44,9 @@ def named_for(config: AdapterConfig, base: nn.Module) -> AdapterConfig:
 
 
 def named_as(config: AdapterConfig, saved: object) -> AdapterConfig:
-    """Return a configuration whose default target modules are named as a saved adapter names them."""
-    names = tuple(saved) if isinstance(saved, list | tuple) else ()
-    if config.target_modules == DEFAULT_TARGETS and isinstance(saved, str) and saved.endswith(_within("")):
+    """Return a configuration whose target modules are named as a saved adapter names them, where they are the same."""
+    names, asked = tuple(saved) if isinstance(saved, list | tuple) else (), config.target_modules
+    if isinstance(asked, tuple) and isinstance(saved, str) and saved.endswith(_within("", asked)):
         return config.model_copy(update={"target_modules": saved})
     is_default = config.target_modules == DEFAULT_TARGETS and names in ENCODER_TARGETS
     return config.model_copy(update={"target_modules": names}) if is_default else config
@@ -57,5 +60,5 @@ def text_reader(base: nn.Module) -> str | None:
     return next(path for path, module in base.named_modules() if module is decoder)
 
 
-def _within(reader: str) -> str:
-    return rf"{re.escape(reader)}\..*\.({'|'.join(DEFAULT_TARGETS)})"
+def _within(reader: str, names: Sequence[str]) -> str:
+    return rf"{re.escape(reader)}\..*\.({'|'.join(map(re.escape, names))})"
