@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
 from jobs.config_errors import explain
 from jobs.config_file import read_resolved
 from jobs.notices import NoticesConfig
 from jobs.recipes import over_recipe
 from jobs.run_folder import RunFolder
+from jobs.run_root import as_named, on_this_machine
 from jobs.tune_config import TuneConfig
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError
@@ -112,7 +113,8 @@ class RunConfig(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """The run's folder under ``run_root``."""
     run_root: Path = Path("runs")
-    """Folder of all runs, on storage that all nodes of a cluster share."""
+    """Folder of all runs, on storage that all nodes of a cluster share: a path, or a folder in ``s3://``, ``gs://``,
+    ``az://`` or ``abfs://``, of which each machine keeps a working copy in ``MTL_LORA_CACHE``."""
     seed: int = Field(default=0, ge=0)
     """Of the order of the samples, the adapter's start, dropout and the bootstrap."""
     recipe: str | None = None
@@ -158,6 +160,17 @@ class RunConfig(Settings):
     """Where runs, metrics and models are recorded."""
     ray: RayConfig = RayConfig()
     """Cluster that runs the job."""
+    _store: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _root_on_storage(cls, values: Any, handler: ModelWrapValidatorHandler[RunConfig]) -> RunConfig:
+        if not isinstance(values, dict):
+            return handler(values)
+        values, store = on_this_machine(values)
+        config = handler(values)
+        config._store = store
+        return config
 
     @model_validator(mode="before")
     @classmethod
@@ -198,6 +211,16 @@ class RunConfig(Settings):
         return self.run_root / self.name
 
     @property
+    def store_root(self) -> str | None:
+        """``run_root`` where it is a URL, of which the field is this machine's working copy."""
+        return self._store
+
+    @property
+    def store(self) -> str | None:
+        """URL of the run's folder where ``run_root`` is one, of which ``folder`` is this machine's working copy."""
+        return None if self._store is None else f"{self._store}/{self.name}"
+
+    @property
     def shards(self) -> Path:
         """Where the run writes its own shards."""
         return RunFolder(self.folder).shards
@@ -207,6 +230,8 @@ class RunConfig(Settings):
         """The manifest that is read: the one given, the published one, or that of the run's own shards."""
         if self.publish:
             return f"{self.publish.rstrip('/')}/{RunFolder(self.folder).manifest.name}"
+        if self.store is not None and self.manifest is None:
+            return f"{self.store}/{RunFolder(Path()).manifest}"
         return self.manifest or RunFolder(self.folder).manifest
 
     def digest(self) -> str:
@@ -223,6 +248,7 @@ class RunConfig(Settings):
         if (kept := parts["training"].pop("kept_states")) and kept["precision"] != "exact":
             parts["training"]["kept_states"] = kept["precision"]  # exact ones change no bit, wherever they are
         parts["adapter"] = self.adapter.identity()
+        parts["training"]["warm_start"] = as_named(parts["training"]["warm_start"], self._store, self.run_root)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def write(self) -> Path:
@@ -237,15 +263,22 @@ class RunConfig(Settings):
         A tracking URI that the environment gave, or the default one, is left open: whoever reads the file has his own,
         and a password in it is not written.
         """
-        values = self.model_dump(mode="json")
+        values = self._as_given()
         if self.tracking.uri == TrackingConfig().resolved(self.run_root).uri:
             values["tracking"]["uri"] = ""
         return yaml.safe_dump(values, sort_keys=False, width=120)
 
     def shown(self) -> dict[str, Any]:
         """Return the values for eyes: no password among them."""
-        values = self.model_dump(mode="json")
+        values = self._as_given()
         values["tracking"]["uri"] = self.tracking.shown
+        return values
+
+    def _as_given(self) -> dict[str, Any]:
+        """Return the values as JSON, a place under ``run_root`` by its URL where that is one."""
+        values = self.model_dump(mode="json")
+        values["run_root"] = self._store or values["run_root"]
+        values["training"]["warm_start"] = as_named(values["training"]["warm_start"], self._store, self.run_root)
         return values
 
 
@@ -284,6 +317,11 @@ def resolved(config: RunConfig) -> RunConfig:
     """Return a configuration in which no relative path and no default is left open."""
     root = config.run_root.resolve()
     changes: dict[str, Any] = {"run_root": root, "tracking": config.tracking.resolved(root)}
+    if config.store is not None and changes["tracking"].uri == TrackingConfig().resolved(root).uri:
+        raise InputError(
+            f"runs in {config.store_root} need an MLflow that all nodes reach, tracking.uri is not set; "
+            "set tracking.uri or MLFLOW_TRACKING_URI to a server"
+        )
     if not config.tasks:
         changes["tasks"] = tuple(synthetic_ads_tasks())
     elif config.data.columns or any(task.columns for task in config.tasks):

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.config import RunConfig
 from jobs.notices import notify
-from jobs.run import Run
+from jobs.run import Run, root_file
 from pipeline.contracts import Comparison
 from pipeline.errors import InputError
 from pipeline.evaluation.compare import compare
@@ -62,8 +62,9 @@ def feedback(config: RunConfig, labels: str) -> dict[str, Any]:
         if why is not None:
             taken_back[str(model)] = why
             take_back(live.log, str(model), why)
-            notices = config.run_root / "notices.jsonl"
-            notify(config.notices, notices, "TAKEN_BACK", [why], model=config.promotion.model_name, version=str(model))
+            name, version = config.promotion.model_name, str(model)
+            with root_file(config, "notices.jsonl") as log:
+                notify(config.notices, log, "TAKEN_BACK", [why], model=name, version=version)
     return {"labels": count, "rows": found["model"].value_counts().to_dict(), "taken_back": taken_back}
 
 

@@ -90,7 +90,10 @@ def run_stage(run: Run, name: str, **options: Any) -> Any:
     for needed in before:
         if not needed.stands:
             made[needed.name] = needed.run(run, *(made[taken] for taken in needed.takes))
-    return stage.run(run, *(made[taken] for taken in stage.takes), **options)
+    try:
+        return stage.run(run, *(made[taken] for taken in stage.takes), **options)
+    finally:
+        run.keep()
 
 
 def _needed(stage: Stage) -> set[str]:
@@ -113,7 +116,10 @@ def main_job(run: Run) -> dict[str, Any]:
         say(f"[bold]{number:>2}/{len(STAGES)} {stage.name:<8}[/bold] {stage.words}")
         if made and "promote" not in made:
             run.may_go_on()
-        made[stage.name] = stage.run(run, *(made[needed] for needed in stage.takes))
+        try:
+            made[stage.name] = stage.run(run, *(made[needed] for needed in stage.takes))
+        finally:
+            run.keep()
     run.tracker().end()
     return passed(_outcome(run, made))
 

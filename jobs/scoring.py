@@ -28,6 +28,7 @@ from pipeline.evaluation.kept_answers import KeptAnswers
 from pipeline.evaluation.predict import evenly_spaced, score_table
 from pipeline.evaluation.score_table import read_scores, write_scores
 from pipeline.evaluation.summary import summarize
+from pipeline.mirror import SharedFolder, here
 from pipeline.progress import Track
 from pipeline.stream import load_manifest, read_split
 
@@ -278,14 +279,16 @@ def _exported(run: Run, folder: Path) -> Model:
             f"an exported folder must bear the name of a task, got {folder.name!r}{did_you_mean(folder.name, names)}"
         )
     slot = f"export-{folder.parent.parent.name}-{folder.name}"
-    answering = Answering(partial(_load_export, run.config, folder), "trained", frozenset((folder.name,)))
+    load = partial(_load_shared, partial(_load_export, run.config), run.shared(folder))
+    answering = Answering(load, "trained", frozenset((folder.name,)))
     return Model(f"export {folder.name}", slot, weights_sha256(folder), lambda: nullcontext(answering))
 
 
 def _adapter_load(run: Run, adapter: Path) -> Load:
     from pipeline.modeling.predictor import load_scorers
 
-    return partial(load_scorers, adapter, run.config.evaluation.batch_tokens)
+    load = partial(load_scorers, batch_tokens=run.config.evaluation.batch_tokens)
+    return partial(_load_shared, load, run.shared(adapter))
 
 
 def _adapter(run: Run, adapter: Path) -> Answering:
@@ -306,6 +309,10 @@ def load_untrained(
 
     base = untrained_scorer(load_base(config.model, default_device(), asking), config.tasks)
     return {"base": Scorer(base, sample_encoder(config.model, config.tasks), config.evaluation.batch_tokens)}
+
+
+def _load_shared(load: Callable[[Path], dict[str, Any]], folder: Path | SharedFolder) -> dict[str, Any]:
+    return load(here(folder))
 
 
 def _load_export(config: RunConfig, folder: Path) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.orchestration.config import RayConfig
 from pipeline.settings import Settings
+from pipeline.storage import is_remote
 from pipeline.tracking import TrackingConfig
 
 Prompt = Literal["plain", "task_word"]
@@ -105,6 +106,13 @@ class StudyConfig(Settings):
     """Where runs are recorded."""
     ray: RayConfig = RayConfig()
     """Cluster that runs them, with several workers."""
+
+    @field_validator("run_root", mode="before")
+    @classmethod
+    def _on_disk(cls, root: Any) -> Any:
+        if is_remote(root):
+            raise ValueError(f"run_root of a study must be a folder on a disk that all nodes share, got {root!r}")
+        return root
 
     @model_validator(mode="after")
     def _check(self) -> Self:

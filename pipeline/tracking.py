@@ -95,7 +95,7 @@ class Tracker:
 
     @classmethod
     def start(
-        cls, config: TrackingConfig, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], artifacts: Path
+        cls, config: TrackingConfig, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], artifacts: str
     ) -> Tracker:
         """Open a run in the experiment, which is made where it is missing.
 
@@ -104,7 +104,7 @@ class Tracker:
             name: run name.
             parameters: logged flat, keys joined by dots.
             tags: logged as they are.
-            artifacts: folder for artifacts of an experiment that is new in a local store.
+            artifacts: URL of the folder for artifacts of an experiment that is new in a local store.
         """
         from mlflow import MlflowClient
 
@@ -112,7 +112,7 @@ class Tracker:
         experiment = client.get_experiment_by_name(config.experiment)
         if experiment is None:
             local = config.uri.startswith("sqlite:")
-            location = artifacts.resolve().as_uri() if local else None
+            location = artifacts if local else None
             experiment_id = client.create_experiment(config.experiment, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id

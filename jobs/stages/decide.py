@@ -14,6 +14,7 @@ from pipeline.contracts import PromotionDecision, Sample
 from pipeline.errors import HeldBack
 from pipeline.evaluation.parity import export_parity
 from pipeline.evaluation.predict import evenly_spaced
+from pipeline.mirror import SharedFolder, here
 from pipeline.orchestration.environment import address_of, inside_job
 from pipeline.orchestration.mapping import mapper
 from pipeline.progress import say
@@ -75,11 +76,15 @@ def _parity(run: Run, exports: Mapping[str, Path]) -> policy.Finding:
         # Both sides load the base: on a cluster that is a worker's to do, not the head's.
         is_afar = inside_job() or address_of(config.ray.address)
         over = mapper(config.ray, alone_s=0) if is_afar else map
-        (apart,) = over(_largest_difference, [(run.folder.adapter, exports, samples)])
+        folders = {task: run.shared(folder) for task, folder in exports.items()}
+        (apart,) = over(_largest_difference, [(run.shared(run.folder.adapter), folders, samples)])
     except HeldBack as refusal:
         return policy.exports_agree(None, len(samples), str(refusal))
     return policy.exports_agree(apart, len(samples))
 
 
-def _largest_difference(compared: tuple[Path, Mapping[str, Path], Sequence[Sample]]) -> float:
-    return max(export_parity(*compared).values())
+def _largest_difference(
+    compared: tuple[Path | SharedFolder, Mapping[str, Path | SharedFolder], Sequence[Sample]],
+) -> float:
+    adapter, exports, samples = compared
+    return max(export_parity(here(adapter), {task: here(each) for task, each in exports.items()}, samples).values())

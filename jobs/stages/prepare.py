@@ -43,6 +43,7 @@ def prepare(run: Run, append: bool = False) -> ShardManifest:
     manifest = (
         _own_shards(config, append) if config.manifest is None else _given_shards(config, config.manifest, append)
     )
+    run.keep(run.folder.shards)
     _check_drift(run)
     if config.publish:
         say(f"published as {publish(config.shards, config.publish, config.cache.patience_s)}")
@@ -59,7 +60,8 @@ def _own_shards(config: RunConfig, append: bool) -> ShardManifest:
     data = config.data
     if data.length_tokenizer is None:  # so that lengths are known in the model's own tokens
         data = data.model_copy(update={"length_tokenizer": str(resolve_base(config.model) / "tokenizer.json")})
-    return ingestion.prepare(data, config.tasks, config.shards, config.seed, _shown(mapper(config.ray)), append)
+    over_all = mapper(config.ray) if config.store is None else map  # no other machine sees a working copy
+    return ingestion.prepare(data, config.tasks, config.shards, config.seed, _shown(over_all), append)
 
 
 def _given_shards(config: RunConfig, place: str, append: bool) -> ShardManifest:

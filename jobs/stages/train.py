@@ -44,9 +44,11 @@ def train(run: Run, plan: RunPlan) -> Path:
     checkpoints = Checkpoints(folder.checkpoints, job.adapter_sha256)
     checkpoints.refuse_foreign()
     tracker = run.tracker()
+    run.keep()
+    warm_start = None if job.training.warm_start is None else run.shared(job.training.warm_start)
     try:
         with cluster(config.ray):
-            checkpoint = training.train(job, folder.path, tracker)
+            checkpoint = training.train(job, folder.path, tracker, run.mirror, warm_start)
         if config.training.validation is not None:
             checkpoint = checkpoints.best() or checkpoint
     except BaseException as error:

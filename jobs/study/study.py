@@ -125,7 +125,9 @@ def _parent(config: StudyConfig) -> Tracker:
         return Tracker(config.tracking.uri, known["mlflow_run_id"])
     told = config.model_dump(mode="json") | {"tracking": {"uri": config.tracking.shown}}
     tags = {"git_commit": git_commit()}
-    tracker = Tracker.start(config.tracking, config.name, told, tags, config.run_root / "mlartifacts")
+    tracker = Tracker.start(
+        config.tracking, config.name, told, tags, (config.run_root / "mlartifacts").resolve().as_uri()
+    )
     write_atomic(path, json.dumps({"mlflow_uri": config.tracking.shown, "mlflow_run_id": tracker.run_id}) + "\n")
     return tracker
 
@@ -150,7 +152,7 @@ def _track(config: StudyConfig, parent: Tracker, folder: Path, row: Row) -> None
     name = "-".join(str(row[key]) for key in ("suite", "arm", "split", "rate", "seed"))
     told = {key: row[key] for key in ("suite", "arm", "rate", "seed", "split", "adapter_parameters")}
     tags = {PARENT: parent.run_id, "suite": row["suite"], "arm": row["arm"]}
-    tracker = Tracker.start(config.tracking, name, told, tags, config.run_root / "mlartifacts")
+    tracker = Tracker.start(config.tracking, name, told, tags, (config.run_root / "mlartifacts").resolve().as_uri())
     values = {f"{row['split']}/{task}": found["value"] for task, found in row["tasks"].items()}
     tracker.log_metrics(values | {f"{row['split']}/macro": row["macro"], "train_s": row["train_s"]}, 0)
     tracker.end()

@@ -43,6 +43,11 @@ class Search:
                 "tune needs a section tune in the configuration, got none; add for example "
                 "tune: {space: {training.learning_rate: {log_uniform: [1.0e-4, 1.0e-2]}}}"
             )
+        if self.config.store_root is not None:
+            raise InputError(
+                f"tune keeps its trials on a disk that all nodes share, got run_root {self.config.store_root!r}; name "
+                "a run_root on such a disk"
+            )
         if validation is None:
             raise InputError(
                 "tune judges trials by training.validation, got null; set training.validation.every_steps, and a "

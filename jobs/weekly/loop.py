@@ -18,7 +18,7 @@ from jobs import tables
 from jobs.config import RetrainingConfig, RunConfig, load_config
 from jobs.main_job import main_job, passed, run_stage
 from jobs.notices import Event, notify
-from jobs.run import Run
+from jobs.run import Run, root_file
 from jobs.run_folder import DECISION, RunFolder
 from jobs.weekly import champion as champions
 from jobs.weekly.plan import NothingNew, RetrainingPlan, gather_digests, gather_facts, plan_retraining
@@ -182,6 +182,7 @@ def _finish(config: RunConfig, run: Run, decision: PromotionDecision, cost: dict
     found = {"verdict": decision.verdict, "reasons": list(decision.reasons), **links, **cost}
     _notice(config, decision.verdict, list(decision.reasons), **links)
     write_atomic(run.folder.result, json.dumps(found, indent=2) + "\n")
+    run.keep()
     return found
 
 
@@ -208,7 +209,7 @@ def _nothing(found: NothingNew) -> dict[str, Any]:
 
 def _finished(run: RunConfig) -> dict[str, Any] | None:
     """Return the result of a run that is finished, None of one that is not."""
-    path = RunFolder(run.folder).result
+    path = Run(run).fetch(RunFolder(run.folder).result)
     if not path.is_file():
         return None
     known: dict[str, Any] = json.loads(path.read_text())
@@ -221,8 +222,10 @@ def _cut_off(config: RunConfig, registry: Registry) -> Path | None:
     champion = registry.champion()
     if champion is None:
         return None
-    folder = RunFolder(config.run_root / champion.provenance.run)
-    return folder.config if folder.config.is_file() and not folder.result.is_file() else None
+    run = Run(config).other(champion.provenance.run)
+    files = RunFolder(run.config.folder)
+    cut_off = run.fetch(files.config).is_file() and not run.fetch(files.result).is_file()
+    return files.config if cut_off else None
 
 
 @contextlib.contextmanager
@@ -238,4 +241,5 @@ def _failures_noticed(config: RunConfig) -> Iterator[None]:
 
 
 def _notice(config: RunConfig, event: Event, reasons: list[str], **links: Any) -> None:
-    notify(config.notices, config.run_root / NOTICES, event, reasons, model=config.promotion.model_name, **links)
+    with root_file(config, NOTICES) as log:
+        notify(config.notices, log, event, reasons, model=config.promotion.model_name, **links)

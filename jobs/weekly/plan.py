@@ -27,6 +27,8 @@ from pipeline.ingestion.partitions import (
 )
 from pipeline.ingestion.sources import SUFFIXES
 from pipeline.promotion.registry import Registry, Version
+from pipeline.retry import persistently
+from pipeline.storage import exists, filesystem
 
 _OPERATION = ("complete_file", "lease_ttl_s", "every_days")
 """Keys of ``retraining`` that decide nothing about its outcome."""
@@ -50,7 +52,7 @@ class Facts:
     as_of: dt.date
     champion: Version | None = None
     anchor: Version | None = None
-    earlier_manifest: Path | None = None
+    earlier_manifest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,16 @@ def gather_facts(config: RunConfig, settings: RetrainingConfig, registry: Regist
     today = dt.datetime.now(dt.UTC).date()
     partitions = tuple(find_partitions(str(config.data.root), settings.complete_file))
     champion = registry.champion()
-    manifest = RunFolder(config.run_root / champion.provenance.run).manifest if champion else None
-    earlier = manifest if manifest is not None and manifest.is_file() else None
+    root = config.store_root or config.run_root
+    manifest = f"{root}/{champion.provenance.run}/{RunFolder(Path()).manifest}" if champion else None
+    earlier = manifest if manifest is not None and _is_there(manifest) else None
     anchor = registry.anchor([task.name for task in config.tasks], config.promotion.anchor)
     return Facts(partitions, today, as_of or today, champion, anchor, earlier)
+
+
+def _is_there(location: str) -> bool:
+    fs, path = filesystem(location)
+    return persistently(lambda: exists(fs, path), location)
 
 
 def gather_digests(plan: RetrainingPlan) -> Digests:
@@ -242,7 +250,7 @@ def plan_retraining(config: RunConfig, settings: RetrainingConfig, facts: Facts)
         trained = [p for p in facts.partitions if window.train[0] <= p.day <= window.train[1]]
         check_files(config, settings, trained, facts.champion.provenance.tasks)
         if against is None and facts.earlier_manifest is not None:
-            against = str(facts.earlier_manifest)
+            against = facts.earlier_manifest
     read = tuple(p for p in facts.partitions if window.train[0] <= p.day <= window.holdout[1])
     replayed = tuple(p for p in facts.partitions if window.replay and window.replay[0] <= p.day <= window.replay[1])
     return RetrainingPlan(config, window, facts.champion, facts.anchor, against, read, replayed)

@@ -103,6 +103,11 @@ def schedule(config: RunConfig) -> None:
     """
     if config.retraining is None:
         raise InputError("schedule retrains on daily partitions; configure retraining: {}")
+    if config.store_root is not None:
+        raise InputError(
+            f"schedule keeps its times in a database on a disk, which run_root {config.store_root!r} is not; name a "
+            "run_root on a disk, or let a clock that the cluster has, such as a CronJob, call retrain"
+        )
     trigger = trigger_of(config.schedule)
     path = config.write()
     store = SQLAlchemyJobStore(url=f"sqlite:///{config.folder / 'schedule.db'}")

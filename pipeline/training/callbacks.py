@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.contracts import Sample
 from pipeline.progress import Track, say, sparkline
 from pipeline.stream import SampleLedger
 from pipeline.tracking import History, Tracker
+from pipeline.training.run_store import RunStore, StoredLedger, Watch
 from pipeline.world import World
 
 CHECKPOINTS, HISTORY = "checkpoints", "history.jsonl"
@@ -54,6 +56,7 @@ class RunCallbacks(contextlib.ExitStack):
         hang_timeout_s: also the longest that loading may take.
         tracker: MLflow run that rank 0 writes to.
         leaving: whether this rank's machine is about to go away.
+        store: where the run's folder lies on object storage; ``run_folder`` is its working copy then.
     """
 
     def __init__(
@@ -63,14 +66,15 @@ class RunCallbacks(contextlib.ExitStack):
         hang_timeout_s: float,
         tracker: Tracker | None = None,
         leaving: Callable[[], bool] = lambda: False,
+        store: RunStore | None = None,
     ) -> None:
         super().__init__()
         self.run_folder, self.world, self.tracker = run_folder, world, tracker
-        self.hang_timeout_s, self.leaving = hang_timeout_s, leaving
+        self.hang_timeout_s, self.leaving, self.store = hang_timeout_s, leaving, store
         self.start_step = 0
         self.step: int | None = None
         """The step that this rank is in; None before the first."""
-        self.ledger: SampleLedger | None = None
+        self.ledger: SampleLedger | StoredLedger | None = None
         self.track: Track | None = None
         self.losses: list[float] = []
         self.history: History | None = None
@@ -90,6 +94,8 @@ class RunCallbacks(contextlib.ExitStack):
             self.history = self.enter_context(History(self.run_folder / HISTORY, self.tracker, step))
             self.track = self.enter_context(Track("train", num_steps, "steps"))
             self.track.done = step
+            if self.store is not None:  # all stop when one does
+                self.enter_context(Watch(partial(self.store.hears, stop_file(self.run_folder))))
 
     def stops(self) -> bool:
         """Whether this rank is told to stop; being asked is the sign that it lives and has done a step."""
@@ -109,5 +115,9 @@ class RunCallbacks(contextlib.ExitStack):
     def trained_on(self, step: int, rank: int, samples: Sequence[Sample]) -> None:
         """Write one step's samples into the ledger."""
         if self.ledger is None:
-            self.ledger = self.enter_context(SampleLedger(self.run_folder, self.world, self.start_step))
+            self.ledger = (
+                self.enter_context(SampleLedger(self.run_folder, self.world, self.start_step))
+                if self.store is None
+                else self.store.ledger(self.start_step)
+            )
         self.ledger.record(step, samples)

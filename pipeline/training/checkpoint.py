@@ -154,6 +154,13 @@ class Checkpoints:
         """Return the folder of a step's checkpoint, there or not."""
         return self.root / f"{_PREFIX}{step:08d}"
 
+    def fetch(self, step: int) -> Path:
+        """Return the folder of a step's checkpoint, which is there."""
+        return self.folder(step)
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is safe, which it is when it is saved."""
+
     def _folders(self) -> list[Path]:
         return sorted(path for path in self.root.glob(f"{_PREFIX}*") if path.is_dir())
 

@@ -22,8 +22,13 @@ def is_of_the_outside(error: BaseException) -> bool:
     return any(map(_OUTSIDE.search, at)) or bool(_OUTSIDE_WORDS.search(f"{type(error).__name__}: {error}"))
 
 
+def failure_file(folder: Path, rank: int) -> Path:
+    """Return the file in which a rank notes its last failure."""
+    return folder / f".failure-{rank}.json"
+
+
 def repeated(folder: Path, rank: int, step: int | None, error: BaseException) -> str | None:
-    """Note a rank's failure in a folder; return why the run must end if its last one was the same.
+    """Note a rank's failure; return why the run must end if its last one was the same.
 
     Args:
         folder: shared by the attempts of a run.
@@ -36,7 +41,7 @@ def repeated(folder: Path, rank: int, step: int | None, error: BaseException) ->
     frames = traceback.extract_tb(error.__traceback__)
     at = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     found = {"step": step, "error": f"{type(error).__name__}: {error}", "at": at}
-    path = folder / f".failure-{rank}.json"
+    path = failure_file(folder, rank)
     before = json.loads(path.read_text()) if path.is_file() else None
     write_atomic(path, json.dumps(found))
     if found != before:

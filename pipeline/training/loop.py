@@ -39,6 +39,7 @@ from pipeline.training.finite import FiniteGuard
 from pipeline.training.frozen import frozen_part
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
+from pipeline.training.run_store import RunStore, StoredCheckpoints
 from pipeline.training.token_weights import TokenWeights
 from pipeline.world import World
 
@@ -113,8 +114,9 @@ class Trainer:
         job: what to train; the number of ranks that counts is the world's.
         world: this rank among all.
         callbacks: told of the steps, asked whether to stop.
-        checkpoint_root: folder of the run's checkpoints, shared by all ranks.
+        checkpoint_root: folder of the run's checkpoints, shared by all ranks, or with ``store`` in its working copy.
         base: the job's base, loaded already and used up by this; None: it is loaded.
+        store: where the run's folder lies on object storage.
     """
 
     def __init__(
@@ -124,8 +126,11 @@ class Trainer:
         callbacks: Callbacks,
         checkpoint_root: Path,
         base: nn.Module | None = None,
+        store: RunStore | None = None,
     ) -> None:
-        self.checkpoints = Checkpoints(checkpoint_root, job.adapter_sha256, job.training.keep_checkpoints)
+        kept = (checkpoint_root, job.adapter_sha256, job.training.keep_checkpoints)
+        self.checkpoints = Checkpoints(*kept) if store is None else StoredCheckpoints(*kept, store.mirror)
+        self.store = store
         job = replace(job, training=job.training.model_copy(update={"num_workers": world.num_ranks}))
         self.job, self.world, self.callbacks = job, world, callbacks
         join_process_group()
@@ -195,6 +200,7 @@ class Trainer:
             if done % config.checkpoint_steps == 0 or is_best or last:
                 self._save(done, best=is_best)
             if last:
+                self.checkpoints.settle()
                 return is_over
         return True
 
@@ -301,6 +307,9 @@ class Trainer:
         return bool(reduce_sum(torch.tensor([float(self.callbacks.stops())], device=self.device)) > 0)
 
     def _save(self, step: int, best: bool = False) -> None:
+        if self.store is not None:
+            self.store.saving(step)
+            reduce_sum(torch.zeros(1, device=self.device))  # every rank has
         tensors, values = self.engine.save()
         state = {"step": step, "engine": values, "mixture": self.mixture_losses.state_dict()}
         if self.validation is not None:
@@ -321,7 +330,7 @@ class Trainer:
         found = self.checkpoints.newest() if self.world.rank == 0 else None
         step = from_rank_zero(int(found.name.rpartition("-")[2]) if found else 0)
         if step:
-            tensors, state = read_checkpoint(self.checkpoints.folder(step))
+            tensors, state = read_checkpoint(self.checkpoints.fetch(step))
             self.engine.load(tensors, state["engine"], step)
             self.mixture_losses.load_state_dict(state["mixture"])
             if self.validation is not None and "validation" in state:

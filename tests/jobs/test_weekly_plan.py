@@ -64,7 +64,7 @@ def test_without_a_champion_the_first_window_is_read(tmp_path: Path) -> None:
 
 
 def test_with_a_champion_its_days_are_replayed_and_not_read_again(tmp_path: Path) -> None:
-    facts = replace(_facts(*_days(4), champion=_champion()), earlier_manifest=tmp_path / "manifest.json")
+    facts = replace(_facts(*_days(4), champion=_champion()), earlier_manifest=str(tmp_path / "manifest.json"))
     plan = _plan(_config(tmp_path), facts)
     assert isinstance(plan, RetrainingPlan)
     assert plan.window.train == (DAY + dt.timedelta(days=1), DAY + dt.timedelta(days=2))

@@ -19,7 +19,9 @@ def _row(step: int) -> dict:
 
 
 def _tracker(uri: str, folder: Path) -> Tracker:
-    return Tracker.start(TrackingConfig(uri=uri), "run", {"training": {"zero_stage": 2}}, {}, folder / "artifacts")
+    return Tracker.start(
+        TrackingConfig(uri=uri), "run", {"training": {"zero_stage": 2}}, {}, (folder / "artifacts").as_uri()
+    )
 
 
 @pytest.fixture(scope="module")

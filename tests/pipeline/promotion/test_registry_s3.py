@@ -52,7 +52,7 @@ def test_a_version_in_s3_and_postgresql_is_promoted_loaded_and_fetched(
 
     client = MlflowClient(postgres, postgres)
     client.create_experiment("in-s3", artifact_location=f"s3://{BUCKET}/mlflow")
-    tracker = Tracker.start(TrackingConfig(uri=postgres, experiment="in-s3"), "weekly", {"r": 8}, {}, tmp_path)
+    tracker = Tracker.start(TrackingConfig(uri=postgres, experiment="in-s3"), "weekly", {"r": 8}, {}, tmp_path.as_uri())
     tracker.log_data(DataSet("evaluation", "test", f"s3://{BUCKET}/manifest.json", "a" * 64, {"query_ad": 2}))
     tracker.log_metrics({"test/macro": 0.75}, 7)
     registry = Registry("in-s3", postgres)
