@@ -1,4 +1,5 @@
-"""One run over two Ray nodes in network namespaces of their own, shards from S3; one node dies in the middle."""
+"""One run over two Ray nodes in network namespaces of their own, which share S3 alone: shards from there, the run's
+folder there. S3 goes away in the middle, and then one node for good."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.contracts import CheckpointManifest
 from pipeline.ingestion import publish
+from pipeline.mirror import Mirror
 from tests.pipeline.s3_server import BUCKET, S3Server
 from tests.pipeline.training.running_job import (
     RunningJob,
@@ -69,49 +71,74 @@ def _kill_all(name: str) -> None:
 
 
 def _start_node(name: str, log: Path, *arguments: str) -> None:
+    """Start a node that keeps its files in a folder of its own."""
     command = ["ip", "netns", "exec", name, str(Path(sys.executable).with_name("ray")), "start", "--num-cpus=1"]
     command += ["--object-store-memory=100000000", f"--node-ip-address={NODES[name]}", "--disable-usage-stats"]
+    environment = os.environ | {"MTL_LORA_CACHE": str(log.parent / name)}
     with log.open("ab") as out:
-        done = subprocess.run([*command, *arguments], stdout=out, stderr=out, timeout=90)
+        done = subprocess.run([*command, *arguments], stdout=out, stderr=out, timeout=90, env=environment)
     assert done.returncode == 0, log.read_text()[-3000:]
 
 
-def test_run_goes_on_without_the_node_that_died(tmp_path: Path, network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _await(job: RunningJob, there: Callable[[], bool]) -> None:
+    job.wait_for(lambda: int(there()), "it is not in the bucket", 150)
+
+
+def test_run_goes_on_through_an_outage_of_s3_and_without_the_node_that_died(
+    tmp_path: Path, network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = S3Server(tmp_path / "s3", HOST)
     server.start()
+    head, other = NODES
     variables = server.environment() | {
         "RAY_AUTH_MODE": "disabled",
         "GLOO_SOCKET_IFNAME": "eth0",
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "3",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # Ray may ask for the dead node's worker once more
         "DS_ACCELERATOR": "cpu",
     }
     for key, value in variables.items():
         monkeypatch.setenv(key, value)
     prepare_ground(tmp_path)
+    steps, seen = 20, Mirror(f"s3://{BUCKET}/runs/two_nodes", tmp_path / "seen")
     config = write_config(
-        tmp_path, "two_nodes", manifest=publish(tmp_path / "shards", f"s3://{BUCKET}/two_nodes"), min_workers=1
+        tmp_path,
+        "two_nodes",
+        manifest=publish(tmp_path / "shards", f"s3://{BUCKET}/two_nodes"),
+        min_workers=1,
+        max_steps=steps,
     )
-    head, other = NODES
+    where = (f"run_root=s3://{BUCKET}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
     try:
         _start_node(head, tmp_path / "nodes.log", "--head", f"--port={PORT}", "--include-dashboard=false")
         _start_node(other, tmp_path / "nodes.log", f"--address={NODES[head]}:{PORT}")
         prefix = ("ip", "netns", "exec", head)
-        with RunningJob(config, address=f"{NODES[head]}:{PORT}", prefix=prefix) as job:
-            job.await_step(1, 5)
-            first = max((job.folder / "checkpoints").glob("step-*"))
-            assert CheckpointManifest.read(first / "manifest.json").num_ranks == 2
+        monkeypatch.setenv("MTL_LORA_CACHE", str(tmp_path / head))
+        with RunningJob(config, *where, address=f"{NODES[head]}:{PORT}", prefix=prefix) as job:
+            _await(job, lambda: seen.fetch("checkpoints/step-00000004/manifest.json"))
+            server.kill()
+            assert CheckpointManifest.read(seen.folder / "checkpoints/step-00000004/manifest.json").num_ranks == 2
+            time.sleep(4)
+            server.start()
+            _await(job, lambda: seen.fetch("checkpoints/step-00000008/manifest.json"))
             killed = time.monotonic()
             _kill_all(other)
-            job.await_progress(9)
+            _await(job, lambda: seen.fetch("checkpoints/step-00000012/manifest.json"))
             assert time.monotonic() - killed < 120
             assert job.end() == 0, job.tail()
-        last = max((job.folder / "checkpoints").glob("step-*"))
-        assert CheckpointManifest.read(last / "manifest.json").num_ranks == 1
-        assert ledger_is_the_global_order(job.folder, 16)
-        assert [row["step"] for row in history(job.folder)] == list(range(1, 17))
-        ranks = [json.loads(line)["rank"] for line in (job.folder / "samples.jsonl").read_text().splitlines()]
-        assert set(ranks[: 16 * 4]) == {0, 1}
+            assert "training goes on from step" in job.log.read_text()
+        run = Mirror(seen.url, tmp_path / "found")
+        run.pull()
+        last = sorted(path.name for path in (run.folder / "checkpoints").glob("step-*"))
+        assert last == ["step-00000016", "step-00000020"]
+        assert CheckpointManifest.read(run.folder / "checkpoints" / last[-1] / "manifest.json").num_ranks == 1
+        assert ledger_is_the_global_order(run.folder, steps)
+        assert [row["step"] for row in history(run.folder)] == list(range(1, steps + 1))
+        ranks = [row["rank"] for row in map(json.loads, (run.folder / "samples.jsonl").read_text().splitlines())]
+        assert set(ranks[: 8 * 16]) == {0, 1}
         assert set(ranks[-16:]) == {0}
+        assert list((tmp_path / other).glob("runs/*/ranks/*/checkpoints"))  # where the dead node left its part
+        assert not list((tmp_path / head).glob("runs/*/ranks/*"))
     finally:
         server.kill()
