@@ -132,6 +132,43 @@ def test_what_says_that_a_folder_is_whole_goes_last_and_is_deleted_first(
     assert one.names("") == []
 
 
+def test_what_is_gone_goes_when_what_takes_its_place_is_there(
+    two: tuple[Mirror, Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = two
+    write(one.folder, {"checkpoints/step-1/manifest.json": b"1"})
+    one.push()
+    (one.folder / "checkpoints/step-1/manifest.json").unlink()
+    write(one.folder, {"checkpoints/step-2/manifest.json": b"2", "checkpoints/best": b"step-2"})
+    done: list[str] = []
+    send, remove = Mirror._sent, Mirror.remove
+    monkeypatch.setattr(Mirror, "_sent", lambda self, name: (done.append(f"+{name}"), send(self, name))[1])
+    monkeypatch.setattr(Mirror, "remove", lambda self, name: (done.append(f"-{name}"), remove(self, name))[1])
+    one.push()
+    assert done == ["+checkpoints/step-2/manifest.json", "+checkpoints/best", "-checkpoints/step-1/manifest.json"]
+
+
+def test_an_object_that_came_in_part_is_never_taken(
+    two: tuple[Mirror, Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    write(one.folder)
+    one.push()
+    fs, _ = filesystem(one.url)
+    whole, calls = type(fs).get_file, []
+
+    def cut_off(self: object, source: str, target: str) -> None:
+        calls.append(source)
+        whole(self, source, target)
+        if len(calls) == 1:
+            Path(target).write_bytes(Path(target).read_bytes()[:3])
+
+    monkeypatch.setattr(type(fs), "get_file", cut_off)
+    assert other.fetch("adapter/adapter.safetensors")
+    assert len(calls) == 2
+    assert read(other.folder) == {"adapter/adapter.safetensors": b"tensors"}
+
+
 def test_names_with_dots_travel_when_they_are_asked_for(two: tuple[Mirror, Mirror]) -> None:
     one, other = two
     write(one.folder, {"checkpoints/.stop": b"", ".ray/x": b"1", ".version-3/adapter.safetensors": b"t"})
