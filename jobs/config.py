@@ -42,7 +42,7 @@ _OPERATION = (
 """Keys of ``training`` that may change while a run is under way: ranks come and go, the samples of a step stay."""
 
 
-_LATER = {"mixing_learning_rate": None, "orthogonality": 0.0}
+_LATER = {"mixing_learning_rate": None, "head_learning_rate": None, "orthogonality": 0.0}
 """Keys of ``training`` that came after runs had been trained without them: unused, they change no digest."""
 
 

@@ -149,6 +149,7 @@ def parameter_groups(
     weight_decay: float,
     task_learning_rate: float | None = None,
     mixing_learning_rate: float | None = None,
+    head_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups: weight decay for the shared matrices, none for what tasks own.
 
@@ -157,8 +158,9 @@ def parameter_groups(
     Args:
         model: an adapted model, or a module that holds one beside other parameters.
         weight_decay: of the shared matrices.
-        task_learning_rate: of what each task owns (Λ and w); None for the optimizer's common rate.
+        task_learning_rate: of what each task owns (Λ, w and its head); None for the optimizer's common rate.
         mixing_learning_rate: of the mixing logits w and the temperature; None for that of all a task owns.
+        head_learning_rate: of the heads; None for that of all a task owns.
 
     Returns:
         The groups that are not empty: shared matrices, then all others; what tasks own apart where it has a rate.
@@ -175,11 +177,13 @@ def parameter_groups(
     own = [p for p in trainable if id(p) in owned]
     vectors = [p for p in trainable if id(p) not in owned and p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}]
-    if mixing_learning_rate is not None:
-        mixing = {id(p) for m in layers if isinstance(m, MTLLoRALinear) for p in (m.lora_mixing, m.lora_temperature)}
-        apart = [p for p in own + vectors if id(p) in mixing]
-        own, vectors = ([p for p in group if id(p) not in mixing] for group in (own, vectors))
-        groups += [{"params": apart, "weight_decay": 0.0, "lr": mixing_learning_rate}]
+    mixing = {id(p) for m in layers if isinstance(m, MTLLoRALinear) for p in (m.lora_mixing, m.lora_temperature)}
+    heads = {id(p) for m in layers if isinstance(m, TaskHeads) for p in m.parameters()}
+    for ids, rate in ((mixing, mixing_learning_rate), (heads, head_learning_rate)):
+        if rate is not None:
+            apart = [p for p in own + vectors if id(p) in ids]
+            own, vectors = ([p for p in group if id(p) not in ids] for group in (own, vectors))
+            groups += [{"params": apart, "weight_decay": 0.0, "lr": rate}]
     if task_learning_rate is None:
         groups += [{"params": own + vectors, "weight_decay": 0.0}]
     else:

@@ -68,9 +68,11 @@ class TrainingConfig(Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Largest learning rate, after the warm-up."""
     task_learning_rate: float | None = Field(default=None, gt=0)
-    """Of what each task has of its own (Λ and w); null: ``learning_rate``."""
+    """Of what each task has of its own (Λ, w and its head); null: ``learning_rate``."""
     mixing_learning_rate: float | None = Field(default=None, gt=0)
     """Of the mixing logits w alone; null: that of all that a task has of its own."""
+    head_learning_rate: float | None = Field(default=None, gt=0)
+    """Of an encoder's heads, which begin at nothing; null: that of all that a task has of its own."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled decay, on the matrices that tasks share (A and B); never on what a task owns (Λ and w), which
     would fade while the task is absent."""

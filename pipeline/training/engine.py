@@ -92,6 +92,7 @@ def parameter_groups(
     weight_decay: float,
     task_learning_rate: float | None = None,
     mixing_learning_rate: float | None = None,
+    head_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return :func:`mtl_lora.parameter_groups`, its error as bad input of the run.
 
@@ -99,7 +100,9 @@ def parameter_groups(
         InputError: nothing is trainable.
     """
     try:
-        return mtl_lora.parameter_groups(module, weight_decay, task_learning_rate, mixing_learning_rate)
+        return mtl_lora.parameter_groups(
+            module, weight_decay, task_learning_rate, mixing_learning_rate, head_learning_rate
+        )
     except MTLLoRAError as error:
         raise InputError(f"adapter: {error}") from error
 
@@ -190,7 +193,13 @@ class Engine:
             return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=num_steps)
 
         _import_muon()
-        groups = parameter_groups(module, config.weight_decay, config.task_learning_rate, config.mixing_learning_rate)
+        groups = parameter_groups(
+            module,
+            config.weight_decay,
+            config.task_learning_rate,
+            config.mixing_learning_rate,
+            config.head_learning_rate,
+        )
         optimizer = AdamW(groups, lr=config.learning_rate)
         self.engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, bfloat16)

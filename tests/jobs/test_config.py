@@ -149,7 +149,8 @@ def test_digest_tells_what_decides_the_adapter(tmp_path: Path) -> None:
     one = load_config(Path("demo"), [f"run_root={tmp_path}"])
     assert one.digest() == load_config(Path("demo"), [f"run_root={tmp_path}", "tracking.experiment=x"]).digest()
     assert one.digest() != load_config(Path("demo"), [f"run_root={tmp_path}", "seed=1"]).digest()
-    for used in ("training.orthogonality=0.1", "training.mixing_learning_rate=0.1", "adapter.mixing_spread=1"):
+    rates = ("training.mixing_learning_rate=0.1", "training.head_learning_rate=0.1")
+    for used in ("training.orthogonality=0.1", *rates, "adapter.mixing_spread=1"):
         assert one.digest() != load_config(Path("demo"), [f"run_root={tmp_path}", used]).digest()
 
 

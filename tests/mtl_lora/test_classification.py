@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from mtl_lora import build_adapter
+from mtl_lora import build_adapter, parameter_groups
 from mtl_lora.classification import export_classifier, merge_classifier
 from mtl_lora.errors import ExportMismatchError, MTLLoRAError
 from tests.mtl_lora.conftest import clone
@@ -135,3 +135,28 @@ def test_a_folder_that_does_not_reproduce_the_logits_is_not_put_in_place(tmp_pat
     with pytest.raises(ExportMismatchError):
         export_classifier(model, "b", tmp_path / "b", _classifier("bert", "b"), _inputs())
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["before"]
+
+
+@pytest.mark.parametrize("method", ["mtl_lora", "lora"])
+@pytest.mark.parametrize(
+    ("rates", "of_heads", "of_transforms"),
+    [
+        ({}, None, None),
+        ({"head_learning_rate": 3.0}, 3.0, None),
+        ({"task_learning_rate": 2.0}, 2.0, 2.0),
+        ({"head_learning_rate": 3.0, "task_learning_rate": 2.0, "mixing_learning_rate": 4.0}, 3.0, 2.0),
+    ],
+)
+def test_heads_take_the_rate_of_their_own_else_that_of_what_a_task_owns(method, rates, of_heads, of_transforms):
+    model, _ = _adapted("bert", method)
+    groups = parameter_groups(model, 0.1, **rates)
+    found = {id(p): group for group in groups for p in group["params"]}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(found) == len(trainable)
+    for p in model.task_heads.parameters():
+        assert (found[id(p)].get("lr"), found[id(p)]["weight_decay"]) == (of_heads, 0.0)
+    for layer in model.adapted_layers().values():
+        assert found[id(layer.lora_A)].get("lr") is None
+        if method == "mtl_lora":
+            assert found[id(layer.lora_transform)].get("lr") == of_transforms
+            assert found[id(layer.lora_mixing)].get("lr") == rates.get("mixing_learning_rate", of_transforms)
