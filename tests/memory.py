@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def anonymous_bytes() -> int:
-    """Return what this process holds itself: neither libraries nor mapped files."""
-    with Path("/proc/self/status").open() as lines:
+def anonymous_bytes(process: int | str = "self") -> int:
+    """Return what a process holds itself: neither libraries nor mapped files; this one, or the one of a number."""
+    with Path(f"/proc/{process}/status").open() as lines:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from pipeline.training.loop import TrainingJob
 from pipeline.training.memory import rank_memory
 from tests.benchmarks.large_files import LAYOUT, scaled_layout
 from tests.benchmarks.timing import hardware, row, versions
+from tests.memory import anonymous_bytes
 from tests.pipeline.training.layouts import layout_folder
 from tests.processes import launch_ranks
 
@@ -194,9 +197,52 @@ def files(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def driver(folder: Path) -> list[dict[str, Any]]:
+    """Train, score and export with a base of two layers and with the whole one: what the run's own process holds."""
+    told = folder / "driver.json"
+    if not told.is_file():
+        told.write_text(
+            json.dumps({str(layers): _driver_peak(folder / f"driver-{layers}", layers) for layers in (2, 30)})
+        )
+    peaks = json.loads(told.read_text())
+    counts = {
+        layers: count_model(empty_base(BaseModelConfig(num_layers=layers)), AdapterConfig(), synthetic_ads_tasks())
+        for layers in (2, 30)
+    }
+    more = 4 * ((counts[30].linear + counts[30].plain) - (counts[2].linear + counts[2].plain))
+    share = (peaks["30"] - peaks["2"]) / more
+    return [
+        row(
+            "driver of a run, prepare to export: memory it takes more for a larger base, over what the base has more",
+            "0 within 0.1",
+            share,
+            abs(share) <= 0.1,
+            peak_mib={f"{layers} layers": peak >> 20 for layers, peak in peaks.items()},
+            more_mib=more >> 20,
+        )
+    ]
+
+
+def _driver_peak(folder: Path, layers: int) -> int:
+    """Return the most anonymous memory of the process of a whole run, its workers apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = [f"run_root={folder}", "name=driver", f"model.num_layers={layers}", "data.synthetic.rows_per_day=40"]
+    sets += ["data.synthetic.days=4", "training.max_steps=2", "training.global_batch_size=8"]
+    with (folder / "log").open("w") as log:
+        run = [sys.executable, "-m", "jobs", "retrain", "--config", "demo", *sets]
+        process, most = subprocess.Popen(run, stdout=log, stderr=log), 0
+        while process.poll() is None:
+            with contextlib.suppress(OSError, StopIteration):  # it has just ended
+                most = max(most, anonymous_bytes(process.pid))
+            time.sleep(0.01)
+    if process.returncode not in (0, 3):  # 3: trained, scored and exported, and held back by the gates
+        raise RuntimeError(f"the run must end, got {process.returncode}: {(folder / 'log').read_text()[-2000:]}")
+    return most
+
+
 def run() -> dict[str, Any]:
-    """Measure ranks of two processes, a base in fewer bits, and files of 16 GB; MTL_LORA_LARGE names a folder in which
-    what was measured stays, so that a run that was cut off goes on."""
+    """Measure ranks of two processes, a base in fewer bits, files of 16 GB and a run's own process; MTL_LORA_LARGE
+    names a folder in which what was measured stays, so that a run that was cut off goes on."""
     kept = os.environ.get("MTL_LORA_LARGE")
     folder = Path(kept or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +250,7 @@ def run() -> dict[str, Any]:
         if not (folder / "manifest.json").is_file():
             ads = SyntheticAdsConfig(rows_per_day=60, days=4)
             prepare(DataConfig(synthetic=ads), synthetic_ads_tasks(), folder, 0)
-        rows = [*partitioned(folder), *quantized(folder), *files(folder)]
+        rows = [*partitioned(folder), *quantized(folder), *files(folder), *driver(folder)]
     finally:
         if kept is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -223,7 +269,7 @@ def run() -> dict[str, Any]:
         ),
         "rows": rows,
         "not_measured": (
-            "accelerators, more than two ranks, offloading to a disk, the memory of the driver of a whole run; "
+            "accelerators, more than two ranks, offloading to a disk; "
             "tests/pipeline/training/device_cases.py counts the host's waits"
         ),
     }
