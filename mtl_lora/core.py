@@ -242,23 +242,23 @@ class AdapterCore(nn.Module):
         ids = self._ids_for(task_ids)
         if ids.dim() == 2:
             raise RoutingError("generate takes one task id a prompt, got ids a token; give shape (batch,)")
-        router, outer = self.router, self.router.allows_expansion
-        router.allows_expansion = True
-        try:
-            with router.route(ids), router.fixed_weights():
+        router = self.router
+        with router.route(ids), router.fixed_weights():
+            outer, router.allows_expansion = router.allows_expansion, True
+            try:
                 return self.base_model.generate(*args, **kwargs)  # type: ignore[operator]
-        finally:
-            router.allows_expansion = outer
+            finally:
+                router.allows_expansion = outer
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Run as the base inside: layers skip their adapters."""
-        outer = self.router.is_disabled
-        self.router.is_disabled = True
-        try:
-            yield
-        finally:
-            self.router.is_disabled = outer
+        with self.router.exclusive():
+            outer, self.router.is_disabled = self.router.is_disabled, True
+            try:
+                yield
+            finally:
+                self.router.is_disabled = outer
 
     def __getattr__(self, name: str) -> Any:
         """Look names up in the base too, so that ``config``, ``device`` and the like are at hand."""

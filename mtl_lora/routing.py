@@ -6,7 +6,8 @@ returned and perhaps another one has run. Each autograd node carries the sequenc
 router notes the range of numbers of each forward; a layer that runs inside a backward looks up the node being
 evaluated and finds the ids of the forward that the node belongs to, however many forwards came since.
 
-Limits. Sequence numbers count a thread's nodes, so one model's forwards must run in one thread. A layer inside a
+Limits. Sequence numbers count a thread's nodes, so one model's forwards with gradients must run in one thread; without
+gradients several threads may ask one model, whose forwards wait for each other. A layer inside a
 compiled region reads the newest forward's ids: where compiled layers stand inside checkpoints that are not compiled
 with them, run each backward before the next forward.
 """
@@ -14,8 +15,9 @@ with them, run each backward before the next forward.
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,6 +86,8 @@ class _Pass:
 class Router:
     """Holds the ids of the running forward and of those whose backward may still come; shared by all layers.
 
+    Forwards of several threads, as in a server, wait for each other: a layer looks up here whose ids are running.
+
     Attributes:
         ids: ids of the newest forward, kept after it returns; None before the first.
         is_disabled: whether the adapter is switched off, so that layers behave as the base.
@@ -101,6 +105,7 @@ class Router:
         self._passes: deque[_Pass] = deque(maxlen=_REMEMBERED_FORWARDS)
         self._recomputed = threading.local()
         self._tokens: Tensor | None = None
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, bool]:
         """Copies and pickles carry no running forward."""
@@ -110,19 +115,24 @@ class Router:
         self.__init__()  # type: ignore[misc]
         self.is_disabled = state["is_disabled"]
 
+    def exclusive(self) -> AbstractContextManager[Any]:
+        """Let no other thread's forward run inside; a traced one, which is of one thread, needs no lock."""
+        return nullcontext() if torch.compiler.is_compiling() else self._lock
+
     @contextmanager
     def route(self, ids: Tensor) -> Iterator[None]:
         """Make ``ids`` those of the forward inside; a nested forward gives the outer one its ids back."""
-        outer, running = self.ids, self._start(ids)
-        self.ids, self._depth, self._indicator = ids, self._depth + 1, None
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if running is not None:
-                running.last = torch.autograd._get_sequence_nr()
-            if self._depth:
-                self.ids = outer
+        with self.exclusive():
+            outer, running = self.ids, self._start(ids)
+            self.ids, self._depth, self._indicator = ids, self._depth + 1, None
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if running is not None:
+                    running.last = torch.autograd._get_sequence_nr()
+                if self._depth:
+                    self.ids = outer
 
     def _start(self, ids: Tensor) -> _Pass | None:
         """Remember a forward whose backward may come; a traced one needs none, ids being inputs of its graph."""
@@ -144,12 +154,13 @@ class Router:
     @contextmanager
     def fixed_weights(self) -> Iterator[None]:
         """Let layers keep their folded matrices until the end; for loops of inference such as decoding."""
-        outer = self.kept_folds
-        self.kept_folds = {} if outer is None else outer
-        try:
-            yield
-        finally:
-            self.kept_folds = outer
+        with self.exclusive():
+            outer = self.kept_folds
+            self.kept_folds = {} if outer is None else outer
+            try:
+                yield
+            finally:
+                self.kept_folds = outer
 
     def indicator(self, ids: Tensor, num_tasks: int, dtype: torch.dtype) -> Tensor:
         """Return (M, T, 1), 1 where a row is of a task, for ids (M,); the same tensor for all layers of a forward."""

@@ -6,6 +6,7 @@ Axes as in :mod:`pipeline.modeling.packing`: M nodes, E examples, C classes, P a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -240,6 +241,8 @@ class Reply:
 class Scorer:
     """Class probabilities of samples, in packed batches.
 
+    Several threads may ask one, as those of a server do: tokenizer and model serve one of them at a time.
+
     Args:
         model: scores classes, in evaluation mode afterwards.
         encoder: tokenises for it.
@@ -249,6 +252,7 @@ class Scorer:
     def __init__(self, model: ClassScorer, encoder: SampleEncoder, batch_tokens: int = 2048) -> None:
         self.model, self.encoder, self.batch_tokens = model.eval(), encoder, batch_tokens
         self.device = next(model.parameters()).device
+        self._one_at_a_time = threading.Lock()
 
     def probabilities(
         self, samples: Sequence[Sample], progress: Callable[[int], None] | None = None
@@ -306,7 +310,7 @@ class Scorer:
 
         encoder: Any = self.encoder  # one of encoders takes no such task
         asked = [samples[i] for i in mine]
-        with self.model.fixed_weights():
+        with self._one_at_a_time, self.model.fixed_weights():
             answers = written_tokens(self.model.generate, encoder, asked, self.batch_tokens, self.device, progress)
         for i, tokens in zip(mine, answers, strict=True):
             found[i] = text_of(tokens, self.encoder.spec_of(samples[i]).generation, encoder.tokenizer)
@@ -337,6 +341,15 @@ class Scorer:
         progress: Callable[[int], None] | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return of each sample its class probabilities, fp64, and its row of what else is answered, fp32."""
+        with self._one_at_a_time:
+            return self._each_alone(samples, answer, progress)
+
+    def _each_alone(
+        self,
+        samples: Sequence[Sample],
+        answer: Callable[[Batch], tuple[Tensor, Tensor]],
+        progress: Callable[[int], None] | None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
         examples = self.encoder.encode(samples)
         results = [(np.empty(0), np.empty(0))] * len(examples)
         for chunk in micro_batches(examples, self.batch_tokens):

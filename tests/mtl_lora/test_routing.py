@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -226,3 +228,23 @@ def test_a_copied_or_pickled_model_routes_by_itself(model):
         assert {layer.router for layer in twin.adapted_layers().values()} == {twin.router}
         assert model.router.ids.tolist() == [0, 2]
         assert torch.equal(twin(x, task_ids=[0, 2]), expected)
+
+
+def test_forwards_of_several_threads_each_have_their_own_ids(model):
+    for layer in model.adapted_layers().values():  # another thread may run between any two layers
+        layer.register_forward_pre_hook(lambda *_: time.sleep(1e-3))
+    tasks = [0, 1, 2, None]
+    inputs = torch.randn(2, 4, 6, dtype=torch.float64)
+
+    def ask(task):
+        with torch.no_grad():
+            if task is not None:
+                return model(inputs, task_ids=task)
+            with model.disable_adapter():
+                return model(inputs, task_ids=0)
+
+    alone = {task: ask(task) for task in tasks}
+    asked = tasks * 8
+    with ThreadPoolExecutor(8) as pool:
+        for task, found in zip(asked, pool.map(ask, asked), strict=True):
+            assert torch.equal(found, alone[task])

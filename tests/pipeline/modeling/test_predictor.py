@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,17 @@ def test_an_answer_is_explained_by_the_likelihoods_it_comes_from(predictor: Pred
         assert tuple(explained) == answer
         assert len(likelihoods) == len(answer[-1]) and max(likelihoods) < 0
         assert np.exp(likelihoods) / np.exp(likelihoods).sum() == pytest.approx(answer[-1], abs=1e-6)
+
+
+def test_several_threads_get_what_each_asked_alone(predictor: Predictor) -> None:
+    frames = [
+        pd.DataFrame([{"task": "pick", **GOOD, "question": f"is it {n}" * (1 + n % 5), "size": str(n)}] * (1 + n % 3))
+        for n in range(24)
+    ]
+    alone = [predictor.predict(frame) for frame in frames]
+    with ThreadPoolExecutor(8) as threads:
+        for found, wanted in zip(threads.map(predictor.predict, frames), alone, strict=True):
+            pd.testing.assert_frame_equal(found, wanted)
 
 
 def test_a_model_that_writes_has_its_text_beside_the_columns_of_all(tmp_path: Path) -> None:

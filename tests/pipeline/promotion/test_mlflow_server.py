@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def test_mlflows_server_answers_mixed_tasks_and_refuses_what_is_none(store: str,
             refused = ask(wrong)
             assert refused.status_code == 400 and words in refused.text
         assert ask(ROWS[:1]).status_code == 200
+        several = [ROWS, ROWS[:1], ROWS[1:], ROWS[::-1]] * 8
+        with ThreadPoolExecutor(8) as clients:  # its threads call one model at the same time
+            for rows, answer in zip(several, clients.map(ask, several), strict=True):
+                assert answer.status_code == 200, answer.text
+                for row, found in zip(rows, answer.json()["predictions"], strict=True):
+                    assert found["score"] == pytest.approx(wanted[ROWS.index(row)]["score"], abs=1e-5)
     finally:
         kill_tree(server)
 
