@@ -201,6 +201,7 @@ class Trainer:
                 self._save(done, best=is_best)
             if last:
                 self.checkpoints.settle()
+                self._await_all()  # who leaves first would end the one that still sends
                 return is_over
         return True
 
@@ -306,10 +307,15 @@ class Trainer:
         # All ranks must leave at the same step, whichever of them was told to.
         return bool(reduce_sum(torch.tensor([float(self.callbacks.stops())], device=self.device)) > 0)
 
+    def _await_all(self) -> None:
+        """Wait for the other ranks' part on object storage."""
+        if self.store is not None:
+            reduce_sum(torch.zeros(1, device=self.device))
+
     def _save(self, step: int, best: bool = False) -> None:
         if self.store is not None:
             self.store.saving(step)
-            reduce_sum(torch.zeros(1, device=self.device))  # every rank has
+        self._await_all()
         tensors, values = self.engine.save()
         state = {"step": step, "engine": values, "mixture": self.mixture_losses.state_dict()}
         if self.validation is not None:
