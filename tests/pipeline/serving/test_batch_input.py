@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
@@ -177,6 +178,16 @@ def test_the_samples_of_shards_are_scored_under_their_keys(tmp_path: Path) -> No
         found.append([(row[1], sample.task, sample.fields) for row, sample in samples])
     assert found[0] == [(sample.key, sample.task, sample.fields) for sample in stored]
     assert found[1] == found[0]
+
+
+def test_a_stretch_arrives_as_it_was_sent_with_its_images_and_what_was_put_aside() -> None:
+    samples = [
+        Sample(key="1", task="clicks", fields={"text": "a"}, label=0, image=b"\x89PNG"),
+        Sample(key="2", task="topic", fields={"text": "\u6f22"}, label=0, choices=("x", "y"), weight=0.5),
+    ]
+    rejected = [(3, "field 'text' is missing", {"day": dt.date(2026, 1, 5), "image": b"\xff"})]
+    stretch = Stretch(4, 2, True, 77, [(1, "r1", ["k"]), (2, None, [None])], samples, rejected)
+    assert Stretch.load(stretch.dump()) == stretch
 
 
 def test_what_explains_writes_a_column_more(tmp_path: Path) -> None:
