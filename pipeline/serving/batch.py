@@ -27,6 +27,8 @@ from pipeline.serving.batch_output import LIKELIHOODS, WORK, Output, ScoredFile,
 
 _READER_CPUS, _ACTOR_CPUS = 0.1, 0.9
 """Of one core both: readers wait for scorers, and neither may keep the other from starting."""
+_MORE_READERS = 1
+"""Than scorers: enough that none waits for rows, and each is a process that takes memory and time to start."""
 _JUDGED_ROWS = 1000
 """From so many rows on the share of those that were put aside is judged while the work goes on."""
 
@@ -142,7 +144,10 @@ class _Scoring:
         reader = Reader(self.job.tasks, self.job.task, self.job.keep, self.job.data)
         read = partial(_read, reader, dict(enumerate(self.files)), self.parts)
         stretches = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
-            read, batch_size=1, num_cpus=_READER_CPUS
+            read,
+            batch_size=1,
+            num_cpus=_READER_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=self.job.num_workers + _MORE_READERS),
         )
         answers = stretches.map_batches(
             _Scorer,

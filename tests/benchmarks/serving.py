@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from pipeline.contracts import Sample
@@ -38,6 +40,7 @@ from tests.processes import free_port, kill_tree
 LAYERS, CLIENTS = 6, 32
 FILES, ROWS_A_FILE = 32, 128
 NULL_ROWS, NULL_FILES = int(os.environ.get("MTL_LORA_BENCH_ROWS", "5000000")), 20
+_ROW_GROUP = 50_000
 RESULT = Path(__file__).parent / "results" / "serving.json"
 
 
@@ -143,10 +146,7 @@ def score_memory() -> list[dict[str, Any]]:
         folder = Path(name)
         (folder / "in").mkdir()
         for number in range(NULL_FILES):
-            with (folder / f"in/{number:03d}.jsonl").open("w") as file:
-                for i in range(NULL_ROWS // NULL_FILES):
-                    text = f"query {i} of a length like those that are asked {'x' * (i % 40)}"
-                    file.write(f'{{"id": "{number}-{i}", "task": "clicks", "text": "{text}"}}\n')
+            _write_null_rows(folder / f"in/{number:03d}.parquet", number)
         begun = time.perf_counter()
         running = subprocess.Popen([sys.executable, "-c", _NULL, f"{folder}/in", f"{folder}/out"], stdout=sys.stderr)
         try:
@@ -170,6 +170,18 @@ def score_memory() -> list[dict[str, Any]]:
             f"score, {NULL_ROWS:,} rows of a null model: rows a second, start included", "-", NULL_ROWS / seconds, None
         ),
     ]
+
+
+def _write_null_rows(path: Path, number: int) -> None:
+    """Write a file of rows for the null model, a row group at a time."""
+    count = NULL_ROWS // NULL_FILES
+    with pq.ParquetWriter(path, pa.schema([(name, pa.string()) for name in ("id", "task", "text")])) as writer:
+        for first in range(0, count, _ROW_GROUP):
+            rows = range(first, min(first + _ROW_GROUP, count))
+            texts = [f"query {i} of a length like those that are asked {'x' * (i % 40)}" for i in rows]
+            writer.write_table(
+                pa.table({"id": [f"{number}-{i}" for i in rows], "task": ["clicks"] * len(rows), "text": texts})
+            )
 
 
 def _peaks(running: subprocess.Popen[bytes]) -> tuple[float, float]:

@@ -1,9 +1,10 @@
 """Twelve weeks of synthetic Ads data with drift through the real loop: registry, Ray cluster, MLflow server, faults.
 
 Run with ``make season``; ``python -m tests.season --short`` is four weeks on a cut model: the mechanics alone, no claim
-on what was learnt. Every retraining is the ``mtl-lora retrain`` command in a process of its own. What must hold is
-asserted as the weeks pass; at the end ``runs/season/season.html`` shows each task's metric a week for the retrained
-model, for the first one left alone, and the best attainable, with the ledger of champions.
+on what was learnt. Every retraining is the ``mtl-lora retrain`` command in a process of its own, and after each week its
+champion scores a day's input by ``mtl-lora score`` (in the short season after the last one). What must hold is checked
+as the weeks pass; at the end ``runs/season/season.html`` shows each task's metric a week for the retrained model, for
+the first one left alone, and the best attainable, with the ledger of champions.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from pipeline.promotion.registry import Registry
 from pipeline.stream import read_split
 from pipeline.synthetic import SyntheticAdsConfig, synthetic_ads_tasks, write_partition
 from tests.processes import free_port, kill_tree
+from tests.season.daily_scores import score_day
 from tests.season.page import LAST_WEEKS, Week, write_page
 
 START = dt.date(2026, 1, 5)
@@ -310,6 +312,10 @@ def run(season: Season, events: Sequence[Event]) -> None:
         if event != Event.NOTHING:
             season.bring(7, {Event.BAD: malformed, Event.FLIPPED: flipped}.get(event))
         _week(season, week, event)
+        if not season.short or week == len(events):
+            day, champion = season.brought - dt.timedelta(days=1), season.champion()
+            found = score_day(season.folder, day, season.registry().name, champion, season.registry().uri)
+            say(f"week {week}: {found.rows} rows of {day} scored by {found.model}, {found.rejected} put aside")
     season.stop_server()
 
 

@@ -27,4 +27,5 @@ def test_short_season(tmp_path: Path) -> None:
     season = json.loads((tmp_path / "season" / "season.json").read_text())
     assert [week["verdict"] for week in season["weeks"]] == ["PROMOTE", "PROMOTE", "PROMOTE", "NOTHING_NEW"]
     assert season["samples_trained_once"] > 0
+    assert len(list((tmp_path / "season" / "daily").glob("*/_manifest.json"))) == 1
     assert "data:image" in (tmp_path / "season" / "season.html").read_text()

@@ -132,7 +132,7 @@ def test_a_bad_request_is_told_the_rule_and_nothing_of_the_server(
 
 
 def test_nonsense_is_refused_and_nothing_else(server: Server) -> None:
-    some = islice(nonsense(0, ["query_ad", "pick"]), 300)
+    some = islice(nonsense(0, ["query_ad", "pick"]), 2000)
     with requests.Session() as session:
         for method, path, body, headers in some:
             found = session.request(method, server.url + path, data=body, headers=headers, timeout=10)
