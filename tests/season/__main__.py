@@ -1,8 +1,8 @@
 """Twelve weeks of synthetic Ads data with drift through the real loop: registry, Ray cluster, MLflow server, faults.
 
 Run with ``make season``; ``python -m tests.season --short`` is four weeks on a cut model: the mechanics alone, no claim
-on what was learnt. Every retraining is the ``mtl-lora retrain`` command in a process of its own, and after each week its
-champion scores a day's input by ``mtl-lora score`` (in the short season after the last one). What must hold is checked
+on what was learnt. Every retraining is the ``mtl-lora retrain`` command in a process of its own. After each week its
+champion scores a day's input by ``mtl-lora score`` (in the short season after the last one). What must hold is asserted
 as the weeks pass; at the end ``runs/season/season.html`` shows each task's metric a week for the retrained model, for
 the first one left alone, and the best attainable, with the ledger of champions.
 """
