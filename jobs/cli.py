@@ -126,6 +126,22 @@ def init(
 
 
 @app.command()
+def doctor(config: ConfigFile = Path("demo"), overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check versions, compiler, GPU, cluster, registry, storage, clock, disk and ports; say what to fix."""
+    from dataclasses import asdict
+
+    from jobs.config import load_config
+    from jobs.doctor.diagnosis import diagnose
+    from jobs.tables import show_diagnosis
+
+    found = diagnose(load_config(config, overrides or ()))
+    if not as_json:
+        show_diagnosis(found)
+    finish({"findings": [asdict(each) for each in found]}, as_json)
+    raise typer.Exit(1 if any(each.status == "fail" for each in found) else 0)
+
+
+@app.command()
 def prepare(
     config: ConfigFile,
     overrides: Overrides = None,

@@ -69,6 +69,16 @@ def cluster(config: RayConfig, log_to_driver: bool = True) -> Iterator[str]:
         yield _dashboard()
 
 
+def capacity(config: RayConfig) -> dict[str, float]:
+    """Join or start the cluster, and return what it has: ``CPU``, ``GPU``, ``memory`` in bytes.
+
+    Raises:
+        InputError: the named cluster does not answer.
+    """
+    with cluster(config, log_to_driver=False):
+        return dict(ray.cluster_resources())
+
+
 @contextlib.contextmanager
 def _own_folder() -> Iterator[str]:
     """Give a local cluster a folder of its own: Ray's jobs and its housekeeping look there for the address of their

@@ -14,7 +14,7 @@ import pytest
 from jobs.cli import main
 
 VERBS = ["plan", "prepare", "train", "evaluate", "compare", "export", "promote", "rollback", "lineage", "report"]
-VERBS += ["retrain", "tune", "bench", "demo", "submit", "schedule", "status", "logs", "stop", "list"]
+VERBS += ["retrain", "tune", "bench", "doctor", "demo", "submit", "schedule", "status", "logs", "stop", "list"]
 
 
 @dataclass(frozen=True)

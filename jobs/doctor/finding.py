@@ -1,0 +1,50 @@
+"""What a check finds."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import masked
+
+Status = Literal["ok", "warn", "fail"]
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING|WEBHOOK")
+_SECRET_PART = re.compile(
+    r"(?i)\b((?:password|passwd|pwd|token|secret|sig|signature|access_key|odbc_connect)=)[^&\s'\"]+"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis.
+
+    Args:
+        what: was looked at.
+        found: there.
+        status: ``ok``, ``warn`` where a run works but worse, ``fail`` where it cannot.
+        remedy: what to do; empty where nothing is.
+    """
+
+    what: str
+    found: str
+    status: Status = "ok"
+    remedy: str = ""
+
+    def without_secrets(self) -> Finding:
+        """Return it without passwords of URLs, in their queries too, and without the values of secret variables."""
+        return Finding(self.what, _plain(self.found), self.status, _plain(self.remedy))
+
+
+def _plain(text: str) -> str:
+    # The longest first: one secret may be the beginning of another.
+    secrets = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 4}
+    for value in sorted(secrets, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return _SECRET_PART.sub(r"\1***", masked(text))
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in one line of at most 300 characters, its kind where it says nothing."""
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
