@@ -132,11 +132,11 @@ def doctor(config: ConfigFile = Path("demo"), overrides: Overrides = None, as_js
 
     from jobs.config import load_config
     from jobs.doctor.diagnosis import diagnose
-    from jobs.tables import show_diagnosis
+    from jobs.doctor.finding import show
 
     found = diagnose(load_config(config, overrides or ()))
     if not as_json:
-        show_diagnosis(found)
+        show(found)
     finish({"findings": [asdict(each) for each in found]}, as_json)
     raise typer.Exit(1 if any(each.status == "fail" for each in found) else 0)
 

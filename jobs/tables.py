@@ -12,13 +12,12 @@ from rich.table import Table
 from pipeline.contracts import Comparison, Difference, EvaluationReport, PromotionDecision, TaskResult
 from pipeline.ingestion.drift import DriftReport
 from pipeline.modeling.size_plan import AdapterSizes, MethodSize
-from pipeline.progress import console, say, sparkline, tell
+from pipeline.progress import console, say, sparkline
 
 _WIDTH = 140
 """Columns of a table that is written where no terminal is."""
 
 if TYPE_CHECKING:
-    from jobs.doctor.finding import Finding
     from pipeline.serving.batch_output import ScoreManifest
     from pipeline.training.memory import MemoryPlan
 
@@ -46,14 +45,6 @@ def show_plan(numbers: dict[str, Any]) -> None:
     if (sizes := numbers["adapter"]) is not None:
         show_sizes(AdapterSizes.model_validate(sizes))
     _show_cost(numbers["training"])
-
-
-def show_diagnosis(found: Sequence[Finding]) -> None:
-    """Show what was looked at, what was found, and what to do."""
-    for each in found:
-        tell(f"{each.status:<4}  {each.what}: {each.found}" + (f"; {each.remedy}" if each.remedy else ""))
-    counts = {status: sum(each.status == status for each in found) for status in ("ok", "warn", "fail")}
-    tell(", ".join(f"{number} {status}" for status, number in counts.items()))
 
 
 def show_memory(found: MemoryPlan) -> None:

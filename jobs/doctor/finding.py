@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import masked
+from pipeline.progress import tell
 
 Status = Literal["ok", "warn", "fail"]
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|ACCOUNT_KEY|CONNECTION_STRING|WEBHOOK")
@@ -48,3 +50,11 @@ def _plain(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return what an error says in one line of at most 300 characters, its kind where it says nothing."""
     return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def show(found: Sequence[Finding]) -> None:
+    """Show what was looked at, what was found, and what to do."""
+    for each in found:
+        tell(f"{each.status:<4}  {each.what}: {each.found}" + (f"; {each.remedy}" if each.remedy else ""))
+    counts = {status: sum(each.status == status for each in found) for status in ("ok", "warn", "fail")}
+    tell(", ".join(f"{number} {status}" for status, number in counts.items()))
