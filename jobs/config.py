@@ -245,8 +245,10 @@ class RunConfig(Settings):
         for key, unused in _LATER.items():
             if parts["training"][key] == unused:
                 del parts["training"][key]
-        if (kept := parts["training"].pop("kept_states")) and kept["precision"] != "exact":
-            parts["training"]["kept_states"] = kept["precision"]  # exact ones change no bit, wherever they are
+        # Exact ones change no bit, wherever they are; but images then go through the base one by one.
+        shown = any(task.image_field for task in self.tasks)
+        if (kept := parts["training"].pop("kept_states")) and (shown or kept["precision"] != "exact"):
+            parts["training"]["kept_states"] = kept["precision"]
         parts["adapter"] = self.adapter.identity()
         parts["training"]["warm_start"] = as_named(parts["training"]["warm_start"], self._store, self.run_root)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

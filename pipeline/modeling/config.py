@@ -85,7 +85,8 @@ Precision = Literal["exact", "int8"]
 
 
 class KeptStatesConfig(Settings):
-    """Where the hidden states that enter the first adapted layer are kept between epochs, runs and weeks."""
+    """Where the hidden states that enter the first adapted layer, or the features of images, are kept between epochs,
+    runs and weeks."""
 
     folder: str | None = None
     """None: ``mtl-lora/states`` in ``MTL_LORA_CACHE`` or the user's cache folder. All ranks of a machine, and all runs

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtl_lora import AdapterModel
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import InputError
 from pipeline.images import png_of
 from pipeline.modeling.architecture import short
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.image_encoding import ImageTextEncoder, is_prefix_model
+from pipeline.modeling.image_features import ImageFeatures
 from pipeline.modeling.image_inputs import row_arguments
 from pipeline.modeling.packed_attention import is_packed
 from pipeline.modeling.packing import Batch, Example, pack
@@ -116,6 +118,34 @@ def _objection(model: Any, batch: Batch, own: Sequence[Tensor]) -> str:
         if not agree(model, own_2V, found_PV[places]):
             return f"logits differ by up to {(own_2V - found_PV[places]).abs().max():.2g}"
     return ""
+
+
+@torch.no_grad()
+def find_image_features(adapted: AdapterModel, processor: Any) -> ImageFeatures | str:
+    """Return what makes the features of images, each image alone, or why a model is not itself with them.
+
+    Args:
+        adapted: an image-text model as it will be trained, whole.
+        processor: its own.
+    """
+    model: Any = adapted.base_model
+    batch = pack(_examples(processor, with_text=False)).to(model.device)
+    training, scorer = adapted.training, LabelScorer(adapted)
+    adapted.eval()
+    try:
+        found = ImageFeatures(model, batch.images[0])
+        own_PV, _ = scorer.answer_logits(batch)
+        scorer.features = found
+        given_PV, _ = scorer.answer_logits(batch)
+    except Exception as error:  # noqa: BLE001 - see choose_image_rows
+        return short(error)
+    finally:
+        adapted.train(training)
+    if found.is_trained:
+        return "what makes them is trained"
+    if not agree(model, own_PV, given_PV):
+        return f"its logits are others with them, by up to {(own_PV - given_PV).abs().max():.2g}"
+    return found
 
 
 def _refused(model: Any, config: BaseModelConfig, reason: str) -> InputError:

@@ -23,6 +23,7 @@ from pipeline.errors import InputError
 from pipeline.modeling import packed_attention
 from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.frozen_part import FrozenPart
+from pipeline.modeling.image_features import ImageFeatures
 from pipeline.modeling.image_inputs import ImageInputs, image_arguments
 from pipeline.modeling.packing import Batch, micro_batches
 
@@ -62,12 +63,15 @@ class ClassScorer(nn.Module):
 
     Attributes:
         frozen: makes the states that the model begins with above its frozen layers; None: it runs as a whole.
+        features: makes what the language model reads of images, each by itself; None: the model does, of a batch's
+            together.
     """
 
     def __init__(self, adapted: nn.Module) -> None:
         super().__init__()
         self.adapted = adapted
         self.frozen: FrozenPart | None = None
+        self.features: ImageFeatures | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Return log-probabilities of the classes, (E, C), ``-inf`` where an example has no such class."""
@@ -180,7 +184,11 @@ class LabelScorer(ClassScorer):
             input_ids, attention_mask, task_ids, answer = batch.padded()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             images, kinds = batch.row_images()
-        inputs |= kinds | image_arguments(images, batch.input_ids.device, model.dtype)
+        inputs |= kinds
+        if self.features is not None:
+            inputs |= self.features.arguments(images)
+        else:
+            inputs |= image_arguments(images, batch.input_ids.device, model.dtype)
         with self._begun(batch, task_ids):
             return answer_logits(model, inputs, answer)
 

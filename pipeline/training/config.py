@@ -93,8 +93,9 @@ class TrainingConfig(Settings):
     between them. Not with ZeRO 3."""
     kept_states: KeptStatesConfig | None = None
     """Keep on disk the hidden states that enter the first adapted layer, where the adapter leaves layers below it
-    frozen: each sample's are then computed once for all epochs, runs and weeks, with the same losses; null: anew each
-    time."""
+    frozen: each sample's are then computed once for all epochs, runs and weeks, with the same losses. Where tasks have
+    images, the features that the frozen vision tower and its connector make of each one alone, the same whether read or
+    computed, and up to rounding those of a batch's images together; null: anew each time."""
     validation: ValidationConfig | None = None
     """Measure on a validation split while training; null: the last adapter is the one handed on."""
     conflict_steps: int | None = Field(default=None, ge=1)

@@ -36,7 +36,7 @@ from pipeline.training.engine import (
     reduce_sum,
 )
 from pipeline.training.finite import FiniteGuard
-from pipeline.training.frozen import frozen_part
+from pipeline.training.frozen import frozen_part, kept_features
 from pipeline.training.mixture_losses import MixtureLosses
 from pipeline.training.objective import Objective
 from pipeline.training.run_store import RunStore, StoredCheckpoints
@@ -149,9 +149,11 @@ class Trainer:
         self.num_steps = job.training.num_steps(self.stream.epoch_samples)
         scorer = class_scorer(self.adapter)
         with returned_when_freed(stays):  # it is proven on rows that are long for a proof's sake
-            self.frozen = scorer.frozen = frozen_part(
-                self.adapter, job.base, job.training.kept_states, job.training.zero_stage
-            )
+            asked, stage = job.training.kept_states, job.training.zero_stage
+            if any(task.image_field for task in job.tasks):
+                scorer.features = kept_features(self.adapter, job.base, asked, stage)
+                asked = None
+            self.frozen = scorer.frozen = frozen_part(self.adapter, job.base, asked, stage)
         objective = Objective(scorer, [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
             checkpoint_layers(base)

@@ -260,3 +260,10 @@ def test_exact_kept_states_leave_a_runs_digest_as_it_is_and_8_bit_ones_do_not() 
     assert digest(folder) == digest("training.kept_states.max_bytes=1000") == digest()
     assert digest(folder, "training.kept_states.precision=int8") != digest()
     assert load_config(Path("demo"), [folder]).training.kept_states.path().is_absolute()  # type: ignore[union-attr]
+
+
+def test_kept_features_of_images_are_part_of_a_runs_digest_and_not_where_they_are_kept() -> None:
+    def digest(*settings: str) -> str:
+        return load_config(Path("image_text"), list(settings)).digest()
+
+    assert digest("training.kept_states.folder=states") == digest("training.kept_states.max_bytes=1000") != digest()

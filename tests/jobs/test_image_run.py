@@ -57,7 +57,7 @@ def _write_records(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The prepared run; beside its folder the ranks' runs ``images_whole`` and ``images_cut``."""
+    """The prepared run; beside its folder the ranks' runs ``images_…``."""
     root = tmp_path_factory.mktemp("images")
     _write_records(root / "in")
     base = BaseModelConfig(base=str(tiny_image_text_folder(root / "base", "fast_vlm")), dtype="float32", max_length=64)
@@ -77,17 +77,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run_stage(run, "prepare")
     (root / "tasks.json").write_text(json.dumps([task.model_dump(mode="json") for task in TASKS]))
     runs = ["images_whole:2:float32:4", "images_cut:2:float32:2", "images_cut:2:float32:4"]
+    runs += ["images_anew:2:float32:4", "images_kept:2:float32:2", "images_kept:2:float32:4"]
     run_ranks(WORKER, [root, config.manifest_path, base.base, *runs], 2)
     return run
 
 
-def test_images_resume_bit_for_bit_on_two_ranks(run: Run) -> None:
+@pytest.mark.parametrize("names", [("images_whole", "images_cut"), ("images_anew", "images_kept")])
+def test_images_resume_bit_for_bit_on_two_ranks_their_features_kept_or_made_anew(
+    run: Run, names: tuple[str, str]
+) -> None:
     root = run.config.run_root.parent
-    logs = [(root / name / "history.jsonl").read_text().splitlines() for name in ("images_whole", "images_cut")]
+    logs = [(root / name / "history.jsonl").read_text().splitlines() for name in names]
     losses = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) == 4
+    kept = {folder.name: any(folder.rglob("*.states")) for folder in root.glob("states_*")}
+    assert kept == {"states_1": False, f"states_{1 << 30}": True}
     for name in ("optimizer.safetensors", "adapter/adapter_model.safetensors", "state.json"):
-        ends = [root / made / "checkpoints" / "step-00000004" / name for made in ("images_whole", "images_cut")]
+        ends = [root / made / "checkpoints" / "step-00000004" / name for made in names]
         assert ends[0].read_bytes() == ends[1].read_bytes(), name
 
 

@@ -1,7 +1,8 @@
 """One rank of short runs, one after the other: ``resume_worker.py FOLDER MANIFEST BASE RUN:STAGE:DTYPE:STOP ...``.
 
 A run named ``texts…`` or ``images…`` has the tasks of ``FOLDER/tasks.json`` and is validated; others have those of the
-synthetic ads.
+synthetic ads. One named ``…_kept`` keeps states beside, one named ``…_anew`` would
+and has no room for any.
 
 Each run trains in ``FOLDER/RUN`` from its newest checkpoint to the step STOP, at which its last rank is told to stop.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from pipeline.contracts import TaskSpec
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.modeling.config import KeptStatesConfig
 from pipeline.synthetic import synthetic_ads_tasks
 from pipeline.training.config import TrainingConfig, ValidationConfig
 from pipeline.training.loop import Trainer, TrainingJob
@@ -55,6 +57,8 @@ def main() -> None:
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     for run in sys.argv[4:]:
         name, stage, dtype, stop = run.split(":")
+        room = {"kept": 1 << 30, "anew": 1}.get(name.rpartition("_")[2])
+        kept = KeptStatesConfig(folder=str(folder / f"states_{room}"), max_bytes=room) if room else None
         writes = name.startswith(("texts", "images"))
         (folder / name).mkdir(exist_ok=True)
         job = TrainingJob(
@@ -71,6 +75,7 @@ def main() -> None:
                 checkpoint_steps=100,
                 log_steps=1,
                 learning_rate=1e-2,
+                kept_states=kept,
                 validation=ValidationConfig(every_steps=2, split="test", samples_per_task=5) if writes else None,
             ),
             seed=3,
