@@ -7,6 +7,7 @@ answers are those of finished runs of suite ``image_text``, ``RUNS/image_text`` 
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import tempfile
@@ -42,6 +43,19 @@ def images_a_second(folder: Path) -> Row:
     return row(measure, ">= 1.0", value, value >= 1.0, images_per_s=round(rate))
 
 
+def _trained(run: Path) -> dict[str, Any]:
+    """Return for how many steps and epochs a run was trained, all tasks together."""
+    manifest = ShardManifest.read(run / "shards" / "manifest.json")
+    train_samples = sum(manifest.samples_of(task.name, "train") for task in manifest.tasks)
+    last = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+    return {
+        "steps": last["step"],
+        "samples_read": last["samples"],
+        "train_samples": train_samples,
+        "epochs": round(last["samples"] / train_samples, 2),
+    }
+
+
 def answers(runs: Path) -> list[Row]:
     """Return the rows of what the finished runs answered."""
     found = {name: runs / name / "evaluation.json" for name in (SEEN, BLANK)}
@@ -51,11 +65,19 @@ def answers(runs: Path) -> list[Row]:
     vqa, captions, nlvr = (tasks[name] for name in ("easy_vqa", "easy_captions", "nlvr"))
     accuracy = vqa.accuracy or 0.0
     right = captions.more["exact_match"] or 0.0
+    manifest = ShardManifest.read(runs / SEEN / "shards" / "manifest.json")
     rows = [
-        row("easy_vqa accuracy, images of test alone", ">= 0.90", accuracy, accuracy >= 0.90, ci95=vqa.ci95),
+        row(
+            "easy_vqa accuracy, images of test alone",
+            ">= 0.90",
+            accuracy,
+            accuracy >= 0.90,
+            ci95=vqa.ci95,
+            n=vqa.n,
+            **_trained(runs / SEEN),
+        ),
         row("easy_captions exact match", ">= 0.80", right, right >= 0.80, ci95=captions.ci95),
     ]
-    manifest = ShardManifest.read(runs / SEEN / "shards" / "manifest.json")
     counts: dict[str, int] = {}
     for shard in manifest.shards_of("nlvr", "test"):
         for label, count in shard.label_counts.items():
@@ -66,7 +88,8 @@ def answers(runs: Path) -> list[Row]:
     if found[BLANK].is_file():
         blank = EvaluationReport.read(found[BLANK]).tasks["easy_vqa"].accuracy or 0.0
         gain = accuracy - blank
-        rows.append(row("easy_vqa accuracy over the same run with grey images", ">= 0.15", gain, gain >= 0.15))
+        measure = "easy_vqa accuracy over the same run with grey images"
+        rows.append(row(measure, ">= 0.15", gain, gain >= 0.15, accuracy=blank, **_trained(runs / BLANK)))
     return rows
 
 
