@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from jobs.config import load_config
 from pipeline.contracts import EvaluationReport, ShardManifest
 from pipeline.images import decoded
 from pipeline.stream import MixedStream
@@ -53,6 +54,25 @@ def _trained(run: Path) -> dict[str, Any]:
         "samples_read": last["samples"],
         "train_samples": train_samples,
         "epochs": round(last["samples"] / train_samples, 2),
+    }
+
+
+def settings(run: Path) -> dict[str, Any]:
+    """Return what a finished run was told that its answers depend on; none where it is not there."""
+    if not (run / "evaluation.json").is_file():
+        return {}
+    config = load_config(run / "config.yaml")
+    base = json.loads((Path(config.model.base) / "config.json").read_text())
+    return {
+        "base": {name: base["text_config"][name] for name in ("hidden_size", "num_hidden_layers")}
+        | {"image_tokens": base["image_seq_length"], "vision": base["vision_config"]["model_type"]},
+        "model": config.model.model_dump(mode="json", include={"dtype", "max_length"}),
+        "adapter": config.adapter.model_dump(mode="json", include={"method", "r", "lora_alpha", "target_modules"}),
+        "mixture": config.mixture.model_dump(mode="json"),
+        "data": config.data.model_dump(mode="json", include={"duplicates", "overlap", "conflicts"}),
+        "training": config.training.model_dump(
+            mode="json", include={"global_batch_size", "max_steps", "learning_rate", "num_workers"}
+        ),
     }
 
 
@@ -98,11 +118,13 @@ def run() -> dict[str, Any]:
     before = hardware()
     with tempfile.TemporaryDirectory() as name:
         rows = [images_a_second(Path(name))]
-    rows += answers(Path(os.environ.get("MTL_LORA_IMAGE_RUNS", "runs")))
+    runs = Path(os.environ.get("MTL_LORA_IMAGE_RUNS", "runs"))
+    rows += answers(runs)
     return {
         "question": __doc__,
         "command": "python -m tests.benchmarks image_text",
         "runs": COMMAND,
+        "settings": {name: settings(runs / name) for name in (SEEN, BLANK)},
         "protocol": (
             "seed 0; images: in turns in one process, medians of ratios a round; answers: of finished runs, with every "
             "image grey beside"
