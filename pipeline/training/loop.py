@@ -149,10 +149,10 @@ class Trainer:
         self.num_steps = job.training.num_steps(self.stream.epoch_samples)
         scorer = class_scorer(self.adapter)
         with returned_when_freed(stays):  # it is proven on rows that are long for a proof's sake
-            kept, stage = job.training.kept_states, job.training.zero_stage
+            states, stage = job.training.kept_states, job.training.zero_stage
             if any(task.image_field for task in job.tasks):
-                scorer.features, kept = kept_features(self.adapter, job.base, kept, stage), None
-            self.frozen = scorer.frozen = frozen_part(self.adapter, job.base, kept, stage)
+                scorer.features, states = kept_features(self.adapter, job.base, states, stage), None
+            self.frozen = scorer.frozen = frozen_part(self.adapter, job.base, states, stage)
         objective = Objective(scorer, [t.name for t in job.tasks], job.training)
         if job.training.activation_checkpointing:
             checkpoint_layers(base)
