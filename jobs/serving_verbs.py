@@ -144,6 +144,8 @@ def serve(
         config = ServerConfig(**known)
     except ValidationError as error:
         raise InputError("; ".join(str(one["msg"]).removeprefix("Value error, ") for one in error.errors())) from error
+    # Ray sets its workers back behind all other processes, which would answer first while somebody waits for these.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with cluster(RayConfig(address=address)):
         run_server(config, host, port)
         say(

@@ -211,10 +211,13 @@ def _peaks(running: subprocess.Popen[bytes]) -> tuple[float, float]:
 
 @contextmanager
 def _mlflow(registry: Registry) -> Iterator[str]:
-    """Yield the address of ``mlflow models serve``."""
+    """Yield the address of ``mlflow models serve``, which computes on as many threads as ours does."""
     port = free_port()
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
     arguments = ["mlflow", "models", "serve", "-m", f"models:/{registry.name}@champion", "--env-manager", "local"]
-    with process([*arguments, "-p", str(port)], f"http://127.0.0.1:{port}/ping", MLFLOW_TRACKING_URI=registry.uri):
+    with process(
+        [*arguments, "-p", str(port)], f"http://127.0.0.1:{port}/ping", MLFLOW_TRACKING_URI=registry.uri, **threads
+    ):
         yield f"http://127.0.0.1:{port}/invocations"
 
 
@@ -244,6 +247,7 @@ def serve_speed(seconds: float = 25.0) -> list[dict[str, Any]]:
             gain >= 3,
             ours=round(ours.per_second, 1),
             theirs=round(theirs.per_second, 1),
+            threads={"ours": os.cpu_count(), "theirs": os.cpu_count()},
         ),
         row(
             "the same: p99 over theirs",
@@ -263,6 +267,7 @@ def _filled(pairs: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
 
 
 def _latency(registry: Registry, url: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    torch.set_num_threads(os.cpu_count() or 1)  # as the server's model
     with tempfile.TemporaryDirectory() as folder:
         predictor = Predictor.load(registry.download(1, Path(folder) / "model"), "cpu")
 

@@ -217,6 +217,7 @@ def test_what_was_done_is_counted(server: Server) -> None:
 
 def test_a_lost_model_is_told_as_unavailable_at_worst_and_comes_back(server: Server) -> None:
     (model,) = replicas()
+    assert model.nice() == os.nice(0)  # and was not set back behind others before
     model.kill()
     deadline = time.monotonic() + 90
     found: list[int] = []
