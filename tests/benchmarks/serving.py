@@ -317,7 +317,8 @@ def merged(parts: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "protocol": (
             f"SmolLM2 cut to {LAYERS} layers (one where faults are tried) under an adapter of the four synthetic Ads "
             "tasks; server, clients and model share the machine's cores; speeds of score while all actors work, in "
-            f"pieces of {ROWS_A_FILE} rows; parts are measured one at a time on a machine that does nothing else"
+            f"pieces of {ROWS_A_FILE} rows; parts are measured one at a time, on a machine that others used as well where "
+            "a row says so"
         ),
         "rows": rows,
         "not_measured": [name for name in PARTS if name not in {line["part"] for line in rows}],
