@@ -26,6 +26,7 @@ from jobs.cluster.ray_jobs import Jobs, run_job
 from jobs.config import RunConfig
 from jobs.run import Run
 from pipeline.errors import InputError
+from pipeline.orchestration.environment import OWN_CLUSTER, address_of
 from pipeline.progress import TOKEN, console, say
 from pipeline.tracking import TrackingConfig
 
@@ -48,6 +49,8 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
         path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
     environment = _environment(())
+    if address_of(config.ray.address) in ("", "local"):
+        environment[OWN_CLUSTER] = "1"
     with LogView(environment[TOKEN], run.folder.job_log, str(run.folder.job_log)) as view:
         code = run_job(config.ray, shlex.join(command), environment, view.show)
         view.ended(code)

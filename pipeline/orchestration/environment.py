@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+OWN_CLUSTER = "MTL_LORA_OWN_CLUSTER"
+"""Variable of a job whose cluster was started for it alone, and ends with it."""
 
 # The controller asks workers this often whether they live and what they report.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -22,3 +24,11 @@ def inside_job() -> bool:
 def address_of(configured: str) -> str:
     """Return the address of the cluster to join, the one configured or else RAY_ADDRESS; empty where there is none."""
     return configured or os.environ.get("RAY_ADDRESS", "")
+
+
+def is_on_lasting_cluster(configured: str) -> bool:
+    """Whether this process can join a cluster that outlives it: that of its job, or one named by an address of Ray's
+    own, not by its dashboard's."""
+    address = address_of(configured)
+    is_named = address not in ("", "local") and not address.startswith("http")
+    return OWN_CLUSTER not in os.environ and (inside_job() or is_named)

@@ -29,6 +29,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
 from pipeline.mirror import Mirror, SharedFolder, here
+from pipeline.orchestration.metrics import TrainingMetrics
 from pipeline.orchestration.placement import scaling
 from pipeline.progress import say
 from pipeline.storage import filesystem
@@ -223,6 +224,19 @@ def _train_rank(settings: dict[str, Any]) -> None:
         store.close()
     if not finished and not is_asked:
         raise PreemptedError("a rank was told to stop, all have saved; training goes on with other workers")
+
+
+class _MeasuredCallbacks(RunCallbacks):
+    """A rank's surroundings, in which rank 0 exports its history as metrics, too."""
+
+    def started(self, step: int, num_steps: int) -> None:
+        super().started(step, num_steps)
+        if self.world.rank == 0:
+            self.metrics = TrainingMetrics(self.run_folder.name, self.run_folder / CHECKPOINTS)
+
+    def log(self, row: dict[str, Any]) -> None:
+        super().log(row)
+        self.metrics.log(row)
 
 
 class PreemptedError(RuntimeError):

@@ -194,6 +194,11 @@ class Registry:
         chain = self.ledger.chain()
         return self.version(chain[-1].version) if chain else None
 
+    def champion_since(self) -> float | None:
+        """Return when the champion became champion by the ledger, in seconds since 1970; None where there is none."""
+        chain = self.ledger.chain()
+        return chain[-1].time.timestamp() if chain else None
+
     def promote(
         self, reference: int | str, decision: PromotionDecision, before: Callable[[], int | None] = lambda: None
     ) -> Entry:
