@@ -8,7 +8,7 @@ TORCH ?= auto
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env locks locks-check demo test test-slow cuda check bench season clean
+.PHONY: help env locks locks-check demo test test-slow test-nightly cuda check bench season clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -37,7 +37,10 @@ test: env ## the fast tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: env ## real clusters, two-process training, servers, kills, the weekly loop: half an hour
-	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE) --durations=20
+	$(BIN)/python -m pytest -m "slow and not nightly" $(SIDE_BY_SIDE) --durations=20
+
+test-nightly: env ## the longest of the slow tests: the whole season, a kill after every stage
+	$(BIN)/python -m pytest -m nightly $(SIDE_BY_SIDE) --durations=20
 
 cuda: env ## what must hold on a GPU, on this machine's; where there is none, on a device in name only and on the CPU
 	$(BIN)/python -m pytest tests/pipeline/training/test_device.py

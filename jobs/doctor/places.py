@@ -28,6 +28,8 @@ _HEAD_S = 5.0
 def storage(config: RunConfig) -> Iterator[Finding]:
     """Read and write where the run will."""
     yield local_folder("run_root", config.run_root)
+    if config.store_root is not None:
+        yield bucket("run_root", config.store_root)
     yield disk(config)
     if config.publish:
         yield bucket("publish", config.publish)
@@ -126,7 +128,9 @@ def clock(config: RunConfig) -> Iterator[Finding]:
 def clock_servers(config: RunConfig) -> list[str]:
     """Return the addresses whose answers bear a date: of tracking and of storage."""
     found = [config.tracking.uri] if config.tracking.uri.startswith("http") else []
-    places = [str(p) for p in (config.publish, config.manifest, config.data.root) if p and is_remote(p)]
+    places = [
+        str(p) for p in (config.store_root, config.publish, config.manifest, config.data.root) if p and is_remote(p)
+    ]
     if any(place.startswith("s3:") for place in places):
         found.append(os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com")
     if any(place.startswith("gs:") for place in places):

@@ -24,6 +24,7 @@ from jobs.weekly import champion as champions
 from jobs.weekly.plan import NothingNew, RetrainingPlan, gather_digests, gather_facts, plan_retraining
 from pipeline.contracts import PromotionDecision, write_atomic
 from pipeline.errors import HeldBack, InputError
+from pipeline.orchestration.environment import is_on_lasting_cluster
 from pipeline.progress import say
 from pipeline.promotion.policy import hold_untrained
 from pipeline.promotion.registry import Registry
@@ -243,3 +244,7 @@ def _failures_noticed(config: RunConfig) -> Iterator[None]:
 def _notice(config: RunConfig, event: Event, reasons: list[str], **links: Any) -> None:
     with root_file(config, NOTICES) as log:
         notify(config.notices, log, event, reasons, model=config.promotion.model_name, **links)
+    if is_on_lasting_cluster(config.ray.address):
+        from pipeline.orchestration.metrics import tell_of_model  # imports Ray
+
+        tell_of_model(config.ray, config.promotion.model_name, outcome=event)

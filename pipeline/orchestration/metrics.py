@@ -51,7 +51,8 @@ class TrainingMetrics:
 
     Args:
         run: its name.
-        checkpoints: folder of the run that outlives its ranks; their starts are counted there.
+        checkpoints: folder of the run, where the starts of its ranks are counted; with a bucket as ``run_root``
+            those on this machine.
     """
 
     def __init__(self, run: str, checkpoints: Path) -> None:

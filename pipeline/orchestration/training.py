@@ -198,7 +198,7 @@ def _train_rank(settings: dict[str, Any]) -> None:
     if failed.is_file():
         return  # Ray starts lost workers again whatever they were lost to: the driver raises what is written there
     around = (job.training.hang_timeout_s, settings["tracker"], _node_drains, store)
-    with RunCallbacks(run_folder, world, *around) as callbacks:
+    with _MeasuredCallbacks(settings["run_folder"].name, run_folder, world, *around) as callbacks:
         from pipeline.training.loop import Trainer
 
         try:
@@ -229,14 +229,20 @@ def _train_rank(settings: dict[str, Any]) -> None:
 class _MeasuredCallbacks(RunCallbacks):
     """A rank's surroundings, in which rank 0 exports its history as metrics, too."""
 
+    def __init__(self, run: str, *around: Any) -> None:
+        super().__init__(*around)
+        self.run = run
+        self.metrics: TrainingMetrics | None = None
+
     def started(self, step: int, num_steps: int) -> None:
         super().started(step, num_steps)
         if self.world.rank == 0:
-            self.metrics = TrainingMetrics(self.run_folder.name, self.run_folder / CHECKPOINTS)
+            self.metrics = TrainingMetrics(self.run, self.run_folder / CHECKPOINTS)
 
     def log(self, row: dict[str, Any]) -> None:
         super().log(row)
-        self.metrics.log(row)
+        if self.metrics is not None:
+            self.metrics.log(row)
 
 
 class PreemptedError(RuntimeError):

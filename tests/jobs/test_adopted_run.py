@@ -28,6 +28,7 @@ def _other_layouts(folder: Path) -> None:
     write_tar(folder / "train-0005.tar", sorted(members_of(rows), key=lambda member: member[0][-3:]))
 
 
+@pytest.mark.nightly
 def test_two_ranks_train_on_tars_of_several_tools_in_the_global_order(tmp_path: Path) -> None:
     write_shards(tmp_path / "in" / "train-%04d.tar", texts(48), 20)
     write_tar(tmp_path / "in" / "test.tar", members_of(texts(12, start=100)))

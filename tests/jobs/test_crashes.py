@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STAGES = ("shards/manifest.json", "checkpoints/*", "adapter/predictor.json", "evaluation.json", "decision.json")
 
 
+@pytest.mark.nightly
 def test_killed_after_every_stage_the_end_is_the_same(tmp_path: Path) -> None:
+    _ends_as_the_unbroken_one(tmp_path, STAGES, at_least=4)  # one stage may be over before the kill comes
+
+
+def test_killed_in_training_and_before_its_promotion_the_end_is_the_same(tmp_path: Path) -> None:
+    _ends_as_the_unbroken_one(tmp_path, ("checkpoints/*", "decision.json"), at_least=1)
+
+
+def _ends_as_the_unbroken_one(tmp_path: Path, stages: Sequence[str], at_least: int) -> None:
     ends = []
     for folder in (tmp_path / "broken", tmp_path / "unbroken"):
         folder.mkdir()
         bring(folder / "partitions", 0, 3)
         path = settings(folder, training={"num_workers": 1}, evaluation={"num_workers": 1})
-        killed = [stage for stage in STAGES if kill_at(path, stage)] if folder.name == "broken" else []
+        killed = [stage for stage in stages if kill_at(path, stage)] if folder.name == "broken" else []
         out = retrain(path)
         assert '"verdict"' in out
         ends.append((_state(path), _digest(champion_folder(path) / "adapter" / "adapter_model.safetensors")))
         if folder.name == "broken":
-            assert len(killed) >= 4, killed  # one stage may be over before the kill comes
+            assert len(killed) >= at_least, killed
     assert ends[0] == ends[1]
 
 

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.nightly
 def test_short_season(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.season", "--short", "--folder", str(tmp_path / "season")]
     with (tmp_path / "log").open("w") as log:

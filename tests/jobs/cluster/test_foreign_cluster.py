@@ -122,6 +122,7 @@ def test_work_of_every_week_is_done_again(address: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.nightly
 def test_train_runs_on_a_cluster_that_someone_else_started(address: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
     verb = [str(BIN / "mtl-lora"), "train", "--config", "demo", f"run_root={tmp_path}/runs", "name=foreign", *SMALL]

@@ -86,6 +86,7 @@ def test_terminated_driver_saves_and_killed_cluster_is_survived(root: Path, whol
     _equals(job.folder, whole)
 
 
+@pytest.mark.nightly
 def test_a_killed_rank_on_an_encoder(root: Path, address: str) -> None:
     changes = ("model.base=minilm-l6", "model.num_layers=2", "training.max_steps=8", "training.checkpoint_steps=3")
     with RunningJob(write_config(root, "encoder-whole"), *changes, address=address) as whole:
