@@ -147,7 +147,7 @@ class _Scoring:
             read,
             batch_size=1,
             num_cpus=_READER_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=self.job.num_workers + _MORE_READERS),
+            compute=ray.data.TaskPoolStrategy(size=min(self.job.num_workers + _MORE_READERS, len(units))),
         )
         answers = stretches.map_batches(
             _Scorer,
