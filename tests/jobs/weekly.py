@@ -45,10 +45,10 @@ def bring(root: Path, first: int, count: int, tasks: int = 4) -> None:
         (root / day.isoformat() / "_SUCCESS").touch()
 
 
-def settings(folder: Path, tasks: int = 4, **more: Any) -> Path:
+def settings(folder: Path, tasks: int = 4, root: str = "", **more: Any) -> Path:
     config = {
         "name": "weekly",
-        "run_root": str(folder / "runs"),
+        "run_root": root or str(folder / "runs"),
         "data": {"source": "records", "root": str(folder / "partitions"), "max_rejected_share": 0.2},
         "tasks": [task.model_dump(mode="json") for task in synthetic_ads_tasks()[:tasks]],
         "model": {"num_layers": 2},
