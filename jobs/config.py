@@ -198,6 +198,11 @@ class RunConfig(Settings):
                 f"model.quantization must be null with training.zero_stage 3, which splits plain weights alone, got "
                 f"{self.model.quantization!r}; choose zero_stage 0, 1 or 2, or leave model.quantization out"
             )
+        if self.training.conflict_steps and self.adapter.method == "lora_per_task":
+            raise ValueError(
+                "training.conflict_steps must be null with adapter.method lora_per_task, whose tasks share nothing "
+                f"whose gradients could conflict, got {self.training.conflict_steps}; leave it out"
+            )
         if self.retraining is not None and (self.data.source != "records" or self.data.windows):
             raise ValueError(
                 "retraining reads daily partitions: data.source must be 'records' and data.windows empty, "

@@ -71,6 +71,9 @@ def write_figures(config: StudyConfig, work: Work) -> None:
 
 
 def _measuring_conflict(trial: StudyTrial) -> StudyTrial:
+    """Return a run that measures cosines, too, where its tasks share anything."""
+    if trial.job.adapter.method == "lora_per_task":
+        return trial
     training = trial.job.training.model_copy(update={"conflict_steps": _CONFLICT_STEPS})
     return replace(trial, job=replace(trial.job, training=training))
 

@@ -154,6 +154,13 @@ def test_digest_tells_what_decides_the_adapter(tmp_path: Path) -> None:
         assert one.digest() != load_config(Path("demo"), [f"run_root={tmp_path}", used]).digest()
 
 
+def test_conflict_between_tasks_that_share_nothing_is_refused(tmp_path: Path) -> None:
+    asked = [f"run_root={tmp_path}", "training.conflict_steps=5"]
+    with pytest.raises(InputError, match="conflict_steps must be null with adapter"):
+        load_config(Path("demo"), [*asked, "adapter.method=lora_per_task"])
+    assert load_config(Path("demo"), [*asked, "adapter.method=moelora"]).training.conflict_steps == 5
+
+
 def test_a_dollar_before_a_field_is_a_price(tmp_path: Path) -> None:
     path = _records(tmp_path, '  spam:\n    template: "Price ${text_a}:"\n    label_words: [" no", " yes"]')
     config = load_config(path, [f"run_root={tmp_path}"])
