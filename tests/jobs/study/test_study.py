@@ -46,7 +46,7 @@ def _ground(root: Path) -> Path:
         "set": {"adapter.size": {"like": "lora", "r": 4}, "training.max_steps": 3, "training.global_batch_size": 8},
         "suites": {"one": {"config": str(root / "suite.yaml"), "shares_heads": True}},
         "arms": {
-            "lora_word": {"prompt": "task_word", "set": {"adapter.method": "lora"}},
+            "lora_word": {"prompt": "task_word", "set": {"adapter.method": "lora_per_task"}},  # shares nothing
             "mtl": {"set": {"adapter.method": "mtl_lora", "adapter.num_up_projections": 2}},
         },
         "reference": ["lora_word"],
