@@ -71,7 +71,9 @@ def settings(run: Path) -> dict[str, Any]:
         "mixture": config.mixture.model_dump(mode="json"),
         "data": config.data.model_dump(mode="json", include={"duplicates", "overlap", "conflicts"}),
         "training": config.training.model_dump(
-            mode="json", include={"global_batch_size", "max_steps", "learning_rate", "num_workers"}
+            mode="json",
+            include=dict.fromkeys(("global_batch_size", "max_steps", "learning_rate", "num_workers"), True)
+            | {"kept_states": {"precision"}},
         ),
     }
 

@@ -21,7 +21,7 @@ from pipeline.training.frozen import kept_features
 from tests.pipeline.modeling.test_image_text import READ, SAID, SEEN, samples
 from tests.pipeline.modeling.tiny_image_text import tiny_image_text_folder
 
-TAKEN = ("llava", "fast_vlm", "idefics3", "gemma3")
+TAKEN = ("llava", "fast_vlm", "idefics3", "smolvlm", "gemma3")
 REFUSED = ("qwen2_5_vl", "qwen3_vl")
 """Families whose language models read more of an image than its features."""
 
