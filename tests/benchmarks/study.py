@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs.study.figures import FIGURES
 from pipeline.contracts import write_atomic
 from tests.benchmarks.timing import hardware, row, versions
 
@@ -43,8 +44,34 @@ def result(config: str, folder: Path) -> dict[str, Any]:
         "protocol": " ".join(found["notes"]),
         "cost": {suite["name"]: _cost(folder, suite["name"]) for suite in suites},
         "untrained": {suite["name"]: round(_mean(suite["untrained"]), 4) for suite in suites},
+        **_figures(folder),
         "rows": rows,
     }
+
+
+def _figures(folder: Path) -> dict[str, Any]:
+    """Return the numbers of a study's figures, where they were drawn: the points of the planes stay on its page."""
+    path = folder / FIGURES
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    told: dict[str, Any] = {
+        "command": "mtl-lora study ... --figures",
+        "features": {
+            arm["title"]: {key: round(arm[key], 3) for key in ("silhouette", "probe")}
+            for arm in found["features"]["arms"]
+        },
+        "sharing": {
+            arm["title"]: {
+                "gradient_cosine": {pair: round(value, 3) for pair, value in arm["cosine"].items()},
+                "mixing": {task: [round(weight, 3) for weight in of] for task, of in arm["mixing"].items()},
+            }
+            for arm in found["sharing"]["arms"]
+        },
+    }
+    if "latency" in found:
+        told["latency"] = found["latency"]
+    return {"figures": {**told, "notes": [found[key]["note"] for key in ("features", "sharing")]}}
 
 
 def _reach(suites: list[dict[str, Any]]) -> list[dict[str, Any]]:
