@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,10 @@ def base() -> Path:
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_server: S3Server) -> Mirror:
     """A root of all runs in a bucket, and a machine's cache."""
-    server = S3Server(tmp_path / "s3")
-    server.start()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("MTL_LORA_CACHE", str(tmp_path / "one"))
-    yield Mirror(f"s3://{BUCKET}/runs", tmp_path / "bucket")
-    server.kill()
+    return Mirror(f"s3://{BUCKET}/runs", tmp_path / "bucket")
 
 
 def test_three_weeks_on_two_machines_that_share_a_bucket(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,16 +24,6 @@ TRACKING = ("tracking.uri=http://mlflow:5000",)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MTL_LORA_CACHE", str(tmp_path / "one"))
     return tmp_path
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3")
-    server.start()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.kill()
 
 
 def _config(folder: Path, *overrides: str, root: str = ROOT) -> RunConfig:
@@ -92,7 +81,7 @@ def test_verbs_that_need_a_disk_say_so(machine: Path) -> None:
 
 
 def test_a_file_of_the_root_and_a_folder_of_any_run_are_found_on_another_machine(
-    machine: Path, bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+    machine: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Run(_config(machine))
     with root_file(one.config, "notices.jsonl") as log:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,16 +37,6 @@ def two(tmp_path: Path) -> tuple[Mirror, Mirror]:
     """Two machines' copies of one folder."""
     url = str(tmp_path / "storage" / "run")
     return Mirror(url, tmp_path / "one"), Mirror(url, tmp_path / "two")
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3")
-    server.start()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.kill()
 
 
 def test_what_one_machine_sends_another_fetches(two: tuple[Mirror, Mirror]) -> None:
@@ -214,7 +203,7 @@ def test_each_url_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert one.parent == tmp_path / "runs"
 
 
-def test_a_real_bucket_holds_what_is_sent(tmp_path: Path, bucket: S3Server) -> None:
+def test_a_real_bucket_holds_what_is_sent(tmp_path: Path, s3_server: S3Server) -> None:
     one = Mirror(f"s3://{BUCKET}/mirrored", tmp_path / "one")
     other = Mirror(one.url, tmp_path / "two")
     write(one.folder)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,16 +36,6 @@ with cluster(stored.ray):
 GATES = {"beat_base": False, "gain": "none", "margin": 1.0, "min_samples": 1, "min_rarer_class": 1}
 
 
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3")
-    server.start()
-    for name, value in server.environment().items():
-        monkeypatch.setenv(name, value)
-    yield server
-    server.kill()
-
-
 def _config(root: Path) -> Path:
     tiny_base(root / "base", width=64)
     path = write_config(root, "stored", max_steps=8, checkpoint_steps=2)
@@ -71,7 +60,7 @@ def _steps(names: list[str]) -> list[str]:
 
 
 def test_a_killed_run_in_a_bucket_goes_on_on_another_machine_to_the_bits_of_one_on_a_disk(
-    tmp_path: Path, server: S3Server
+    tmp_path: Path, s3_server: S3Server
 ) -> None:
     config = _config(tmp_path)
     files, _ = filesystem(f"s3://{RUN}")
