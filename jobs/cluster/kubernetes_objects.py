@@ -10,7 +10,7 @@ LABELS = {"app.kubernetes.io/part-of": "mtl-lora"}
 RUN_FILE = "run.yaml"
 """Name of the configuration in its ConfigMap."""
 RUN_ROOT = "/app/runs"
-"""Folder of all runs in the containers, on the storage that they share."""
+"""Folder of all runs in the containers: on the storage that they share, or a container's own of runs in a bucket."""
 _COMPONENT = "app.kubernetes.io/component"
 _OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
 _USER = 1000
@@ -26,7 +26,7 @@ def pod(
     gpus: int = 0,
     component: str = "submitter",
     shared_memory: int = 0,
-    shares_runs: bool = False,
+    runs: dict[str, Any] | None = None,
     mounts: Sequence[dict[str, Any]] = (),
     env: Sequence[dict[str, Any]] = (),
     secrets: Sequence[str] = (),
@@ -43,7 +43,7 @@ def pod(
         gpus: devices.
         component: what it is, by which the network's rules and the disruption budgets find it.
         shared_memory: bytes of ``/dev/shm``, where Ray keeps objects; they count as the container's memory.
-        shares_runs: whether it has the configuration and the folder of runs.
+        runs: the volume of the folder of runs, where it has that and the configuration.
         mounts: further ones.
         env: variables, none of them secret.
         secrets: names of Secrets whose keys become variables.
@@ -54,9 +54,9 @@ def pod(
         size = f"{-(-shared_memory // 2**20)}Mi"
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}})
         places.append({"name": "shm", "mountPath": "/dev/shm"})
-    if shares_runs:
+    if runs is not None:
         volumes.append({"name": "config", "configMap": {"name": "mtl-lora-run"}})
-        volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": "mtl-lora-runs"}})
+        volumes.append({"name": "runs", **runs})
         places.append({"name": "config", "mountPath": "/config", "readOnly": True})
         places.append({"name": "runs", "mountPath": RUN_ROOT})
     whole = f"{memory // 2**20}Mi"
@@ -130,17 +130,26 @@ def account() -> list[dict[str, Any]]:
     ]
 
 
+SHARED_RUNS = {"persistentVolumeClaim": {"claimName": "mtl-lora-runs"}}
+"""Volume of the folder of runs where all nodes share one."""
+
+
 def storage(size: int) -> dict[str, Any]:
     """Return the claim of the folder of runs, which all nodes read and write."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "mtl-lora-runs", "labels": LABELS},
+        "metadata": {"name": SHARED_RUNS["persistentVolumeClaim"]["claimName"], "labels": LABELS},
         "spec": {
             "accessModes": ["ReadWriteMany"],
             "resources": {"requests": {"storage": f"{size // 2**30}Gi"}},
         },
     }
+
+
+def working_copies(size: int) -> dict[str, Any]:
+    """Return the volume of a container's working copies of runs in a bucket; ``MTL_LORA_CACHE`` names its folder."""
+    return {"emptyDir": {"sizeLimit": f"{size // 2**30}Gi"}}
 
 
 def network() -> list[dict[str, Any]]:

@@ -16,12 +16,14 @@ from jobs.cluster.kubernetes_objects import (
     LABELS,
     RUN_FILE,
     RUN_ROOT,
+    SHARED_RUNS,
     account,
     disruption,
     network,
     of_name,
     pod,
     storage,
+    working_copies,
 )
 from jobs.cluster.sizing import Sizing, sizing
 from jobs.config import RunConfig
@@ -44,9 +46,9 @@ _QUEUED_S = 86400
 def manifests(config: RunConfig, size: Sizing, image: str) -> dict[str, str]:
     """Return the files of a deployment, by their path.
 
-    The configuration is the one that is given, but for its folder of runs, which is the containers', the registry,
-    which their environment names, and the shards, which are each week's. Other paths in it must mean the same in all
-    containers.
+    The configuration is the one that is given, but for its folder of runs, which is the containers' where it is no URL,
+    the registry, which their environment names, and the shards, which are each week's. Other paths in it must mean the
+    same in all containers. Runs in a bucket need no storage that the nodes share.
 
     Args:
         config: of the run that is scheduled.
@@ -55,11 +57,12 @@ def manifests(config: RunConfig, size: Sizing, image: str) -> dict[str, str]:
     """
     files = {
         "base/account.yaml": account(),
-        "base/storage.yaml": [storage(size.volume_bytes)],
         "base/network.yaml": network(),
         "base/disruption.yaml": disruption(),
-        "base/kustomization.yaml": [_base()],
     }
+    if size.shares_volume:
+        files["base/storage.yaml"] = [storage(size.volume_bytes)]
+    files["base/kustomization.yaml"] = [_base([Path(path).name for path in files])]
     for overlay in OVERLAYS:
         job = ray_job(size, overlay, image)
         files[f"{overlay}/rayjob.yaml"] = [job]
@@ -72,7 +75,9 @@ def manifests(config: RunConfig, size: Sizing, image: str) -> dict[str, str]:
             files[f"{overlay}/rayservice.yaml"] = [ray_service(config, size, overlay, image)]
         files[f"{overlay}/kustomization.yaml"] = [_overlay()]
     tracking = config.tracking.model_copy(update={"uri": ""})
-    there = config.model_copy(update={"run_root": Path(RUN_ROOT), "tracking": tracking, "manifest": None})
+    there = config.model_copy(update={"tracking": tracking, "manifest": None})
+    if size.shares_volume:
+        there = there.model_copy(update={"run_root": Path(RUN_ROOT)})
     return {path: _NOTE + _yaml(documents) for path, documents in files.items()} | {f"base/{RUN_FILE}": there.as_yaml()}
 
 
@@ -210,7 +215,10 @@ def _cluster(
     """Return the one spec of a cluster."""
     gpus = overlay in ("gpu", "kueue")
     count = size.workers if workers is None else workers
-    common: dict[str, Any] = {"shared_memory": size.object_store_bytes, "shares_runs": True, "secrets": secrets}
+    runs = SHARED_RUNS if size.shares_volume else working_copies(size.volume_bytes)
+    common: dict[str, Any] = {"shared_memory": size.object_store_bytes, "runs": runs, "secrets": secrets}
+    if not size.shares_volume:
+        common["env"] = [{"name": "MTL_LORA_CACHE", "value": RUN_ROOT}]
     head = pod("ray-head", image, None, cpu="2", memory=size.head_bytes, component="head", **common)
     memory = size.gpu_worker_bytes if gpus else size.worker_bytes
     worker = pod(
@@ -253,11 +261,11 @@ def _zone(config: RunConfig) -> str:
     return "Etc/UTC" if config.schedule.timezone == "UTC" else config.schedule.timezone
 
 
-def _base() -> dict[str, Any]:
+def _base(resources: list[str]) -> dict[str, Any]:
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
-        "resources": ["account.yaml", "storage.yaml", "network.yaml", "disruption.yaml"],
+        "resources": resources,
         "configMapGenerator": [{"name": "mtl-lora-run", "files": [RUN_FILE]}],
         # RayJobs are made from a text, in which kustomize finds no name to put a hash behind.
         "generatorOptions": {"disableNameSuffixHash": True},

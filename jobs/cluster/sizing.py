@@ -30,7 +30,8 @@ class Sizing:
         head_bytes: memory of the head. Its driver loads no base, but has room for one: files that it registers count
             as its memory until they are written.
         object_store_bytes: of each node, inside its memory.
-        volume_bytes: of the storage that all nodes share.
+        volume_bytes: of the folder of runs.
+        shares_volume: whether it is one for all nodes; of runs in a bucket each container has working copies alone.
         deadline_s: after which a run is taken for hung.
     """
 
@@ -41,6 +42,7 @@ class Sizing:
     head_bytes: int
     object_store_bytes: int
     volume_bytes: int
+    shares_volume: bool
     deadline_s: int
 
 
@@ -64,6 +66,7 @@ def sizing(config: RunConfig, planned: TrainingPlan) -> Sizing:
         head_bytes=_rounded((base + _PROCESS_BYTES) * _SPARE + store + _PROCESS_BYTES),
         object_store_bytes=store,
         volume_bytes=_rounded((planned.kept_bytes + _SHARDS_BYTES) * _KEPT_RUNS),
+        shares_volume=config.store_root is None,
         deadline_s=max(_LEAST_DEADLINE_S, math.ceil(3 * (planned.seconds + planned.validation_seconds) / 3600) * 3600),
     )
 

@@ -201,6 +201,30 @@ def test_what_is_named_is_there() -> None:
         assert named | {spec.get("serviceAccountName", "mtl-lora-submitter")} <= made
 
 
+def test_runs_in_a_bucket_need_no_storage_that_nodes_share() -> None:
+    config = _config("run_root=s3://bucket/runs", "tracking.uri=https://mlflow.example")
+    files = _rendered(config)
+    assert "PersistentVolumeClaim" not in "".join(files.values()) and "persistentVolumeClaim" not in str(files)
+    assert yaml.safe_load(files["base/kustomization.yaml"])["resources"] == [
+        "account.yaml",
+        "network.yaml",
+        "disruption.yaml",
+    ]
+    assert yaml.safe_load(files["base/run.yaml"])["run_root"] == "s3://bucket/runs"
+    cluster = yaml.safe_load(files["cpu/raycluster.yaml"])["spec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": group["template"]["spec"]},
+            kubernetes_validate.latest_version(),
+            strict=True,
+        )
+        (container,) = group["template"]["spec"]["containers"]
+        (cache,) = [entry["value"] for entry in container["env"] if entry["name"] == "MTL_LORA_CACHE"]
+        (mount,) = [mount for mount in container["volumeMounts"] if mount["mountPath"] == cache]
+        volume = next(v for v in group["template"]["spec"]["volumes"] if v["name"] == mount["name"])
+        assert "emptyDir" in volume and not mount.get("readOnly")
+
+
 def test_the_disruption_budgets_and_policies_find_pods() -> None:
     labels = [template["metadata"]["labels"] for _, template in _pods()]
     for path in ("base/disruption.yaml", "base/network.yaml"):
