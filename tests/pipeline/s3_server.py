@@ -15,6 +15,7 @@ import pytest
 BUCKET = "shards"
 ACCESS_KEY, SECRET_KEY = "tester", "tester-secret"
 _STARTUP_S = 60
+_PARTS = ("master", "volume", "filer", "s3")
 
 
 class S3Server:
@@ -29,7 +30,9 @@ class S3Server:
             "actions": ["Admin", "Read", "List", "Tagging", "Write"],
         }
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-        self._ports = dict(zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True))
+        free = _free_ports(2 * len(_PARTS))  # all at once, so that no port is drawn twice
+        self._ports = dict(zip(_PARTS, free[: len(_PARTS)], strict=True))
+        self._grpc_ports = dict(zip(_PARTS, free[len(_PARTS) :], strict=True))
         self.url = f"http://{host}:{self._ports['s3']}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -49,10 +52,7 @@ class S3Server:
         command = [str(weed()), "server", f"-dir={self.folder}", f"-ip={self.host}", f"-ip.bind={self.host}", "-s3"]
         command += [f"-s3.config={self.folder / 's3.json'}", f"-s3.port={ports['s3']}", "-volume.max=20"]
         command += [f"-{name}.port={ports[name]}" for name in ("master", "volume", "filer")]
-        command += [
-            f"-{name}.port.grpc={port}"
-            for name, port in zip(("master", "volume", "filer", "s3"), _free_ports(4), strict=True)
-        ]
+        command += [f"-{name}.port.grpc={port}" for name, port in self._grpc_ports.items()]
         command += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # their fixed ports admit one server a machine
         with (self.folder / "log").open("ab") as log:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -59,8 +60,9 @@ def _steps(names: list[str]) -> list[str]:
     return sorted({name.split("/")[1] for name in names if name.startswith("checkpoints/step-")})
 
 
-def test_a_killed_run_in_a_bucket_goes_on_on_another_machine_to_the_bits_of_one_on_a_disk(
-    tmp_path: Path, s3_server: S3Server
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)])
+def test_a_run_in_a_bucket_goes_on_on_another_machine_to_the_bits_of_one_on_a_disk(
+    end: signal.Signals, tmp_path: Path, s3_server: S3Server
 ) -> None:
     config = _config(tmp_path)
     files, _ = filesystem(f"s3://{RUN}")
@@ -69,9 +71,14 @@ def test_a_killed_run_in_a_bucket_goes_on_on_another_machine_to_the_bits_of_one_
         while not files.exists(f"{RUN}/checkpoints/step-00000002/manifest.json"):
             assert first.poll() is None, (tmp_path / "one.log").read_text()[-3000:]
             time.sleep(0.05)
+        if end == signal.SIGTERM:
+            first.send_signal(end)
+            assert first.wait(120) == 128 + end, (tmp_path / "one.log").read_text()[-3000:]
     finally:
         kill_tree(first)
     assert not files.exists(f"{RUN}/adapter/predictor.json")
+    newest = max(_steps([path.removeprefix(f"{RUN}/") for path in files.find(RUN) if path.endswith("/manifest.json")]))
+    assert ("stopped by SIGTERM, saved" in (tmp_path / "one.log").read_text()) == (end == signal.SIGTERM)
 
     second = _start(config, tmp_path, "two")
     try:
@@ -80,7 +87,7 @@ def test_a_killed_run_in_a_bucket_goes_on_on_another_machine_to_the_bits_of_one_
         kill_tree(second)
     log = (tmp_path / "two.log").read_text()
     assert code == 0, log[-4000:]
-    assert "training goes on from step" in log
+    assert f"training goes on from step {int(newest.removeprefix('step-'))}" in log
 
     disk = tmp_path / "disk" / "stored"
     there = [path.removeprefix(f"{RUN}/") for path in files.find(RUN)]
