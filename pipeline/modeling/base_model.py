@@ -323,8 +323,14 @@ def load_base(
             reason = choose_image_rows(model, config, load_processor(config))
         else:
             reason = choose_rows(model, config)
-    if reason is not None and not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
-        say(f"{config.base}: rows are padded, {reason}")
+    if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        if reason is not None:
+            say(f"{config.base}: rows are padded, {reason}")
+        if config.dtype == "bfloat16" and not native_bfloat16():
+            say(
+                "WARNING: model.dtype bfloat16 is emulated by this processor, many times slower than float32; "
+                "model.dtype: auto takes what is native"
+            )
     return model
 
 

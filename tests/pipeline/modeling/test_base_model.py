@@ -73,6 +73,22 @@ def test_auto_dtype_is_bfloat16_only_where_it_is_native() -> None:
     assert resolve_dtype("bfloat16") is torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("dtype", "native", "warns"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("auto", False, 0)]
+)
+def test_emulated_bfloat16_is_said(
+    small_base: BaseModelConfig,
+    dtype: str,
+    native: bool,
+    warns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("pipeline.modeling.base_model.native_bfloat16", lambda: native)
+    load_base(small_base.model_copy(update={"dtype": dtype}))
+    assert capsys.readouterr().err.count("model.dtype bfloat16 is emulated") == warns
+
+
 TASK = TaskSpec(name="t", template="Text: {text}\nAnswer:", label_words=(" no", " yes"))
 
 
