@@ -5,6 +5,7 @@ synthetic ads. One named ``…_kept`` keeps states beside, one named ``…_anew`
 and has no room for any.
 
 Each run trains in ``FOLDER/RUN`` from its newest checkpoint to the step STOP, at which its last rank is told to stop.
+After ``--`` come the runs of a further folder, in the same form: a process starts more slowly than it trains.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from pipeline.contracts import TaskSpec
@@ -52,10 +55,9 @@ def read_tasks(path: Path) -> tuple[TaskSpec, ...]:
     return tuple(TaskSpec.model_validate(task) for task in json.loads(path.read_text()))
 
 
-def main() -> None:
-    folder, manifest, base = map(Path, sys.argv[1:4])
+def train(folder: Path, manifest: Path, base: Path, runs: Sequence[str]) -> None:
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
-    for run in sys.argv[4:]:
+    for run in runs:
         name, stage, dtype, stop = run.split(":")
         room = {"kept": 1 << 30, "anew": 1}.get(name.rpartition("_")[2])
         kept = KeptStatesConfig(folder=str(folder / f"states_{room}"), max_bytes=room) if room else None
@@ -82,6 +84,13 @@ def main() -> None:
         )
         finished = Trainer(job, world, Callbacks(folder / name, world, int(stop)), folder / name / "checkpoints").run()
         assert finished == (int(stop) == STEPS)
+
+
+def main() -> None:
+    for is_end, group in groupby(sys.argv[1:], key="--".__eq__):
+        if not is_end:
+            folder, manifest, base, *runs = group
+            train(Path(folder), Path(manifest), Path(base), runs)
 
 
 if __name__ == "__main__":
