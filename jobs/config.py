@@ -267,11 +267,11 @@ class RunConfig(Settings):
     def as_yaml(self) -> str:
         """Return the configuration as YAML, to be read by :func:`load_config`.
 
-        A tracking URI that the environment gave, or the default one, is left open: whoever reads the file has his own,
-        and a password in it is not written.
+        A tracking URI that the environment gave, or the default one, is left open: whoever reads the file has his own.
+        So is one with a password, which stands in no file: :attr:`pipeline.tracking.TrackingConfig.is_secret`.
         """
         values = self._as_given()
-        if self.tracking.uri == TrackingConfig().resolved(self.run_root).uri:
+        if self.tracking.is_secret or self.tracking.uri == TrackingConfig().resolved(self.run_root).uri:
             values["tracking"]["uri"] = ""
         return yaml.safe_dump(values, sort_keys=False, width=120)
 

@@ -49,6 +49,11 @@ class TrackingConfig(Settings):
         """The URI without a password, for eyes and files."""
         return masked(self.uri)
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether the URI holds a password: it then travels by the environment alone."""
+        return self.shown != self.uri
+
 
 PARENT = "mlflow.parentRunId"
 """Tag with the id of the run that a run is a part of."""

@@ -48,7 +48,7 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
         run_stage(run, "prepare")
         path = config.write()
     command = [sys.executable, "-m", "jobs.cli", verb, "--config", str(path), *extra]
-    environment = _environment(())
+    environment = _environment(config.tracking, ())
     if address_of(config.ray.address) in ("", "local"):
         environment[OWN_CLUSTER] = "1"
     with LogView(environment[TOKEN], run.folder.job_log, str(run.folder.job_log)) as view:
@@ -57,13 +57,18 @@ def run_as_job(verb: str, config: RunConfig, extra: Sequence[str] = ()) -> tuple
     return code, view.result
 
 
-def _environment(secrets: Sequence[str]) -> dict[str, str]:
-    """Return the job's variables; of secrets, among them a tracking URI with a password, the name alone."""
+def _environment(tracking: TrackingConfig, secrets: Sequence[str]) -> dict[str, str]:
+    """Return the job's variables; of secrets, among them a tracking URI with a password, the name alone.
+
+    A cluster that this process starts has such a URI from this process's environment, which takes it from here.
+    """
     found = {TOKEN: token_hex(8), "PYTHONUNBUFFERED": "1"}
     if console.is_terminal:  # tables as wide as they are shown
         found["COLUMNS"] = str(console.width)
+    if tracking.is_secret:
+        os.environ["MLFLOW_TRACKING_URI"] = tracking.uri
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if uri and TrackingConfig(uri=uri).shown == uri:
+    if uri and not TrackingConfig(uri=uri).is_secret:
         found["MLFLOW_TRACKING_URI"] = uri
     elif uri:
         secrets = (*secrets, "MLFLOW_TRACKING_URI")
@@ -106,7 +111,11 @@ def submit(
         python = sys.executable if _is_this_machine(address) else "python"
         command = shlex.join([python, "-m", "jobs.cli", verb, "--config", "config.yaml", *extra])
         job_id, attached = jobs.submit(
-            command, _environment(secrets), job_id, Path(folder), is_done_once=_is_done_once(verb, config)
+            command,
+            _environment(config.tracking, secrets),
+            job_id,
+            Path(folder),
+            is_done_once=_is_done_once(verb, config),
         )
     say(f"job {job_id} {'is there already; attaching' if attached else 'submitted'}")
     found = {"job": job_id, "attached": attached}
