@@ -24,6 +24,10 @@ BY_BASE = "by_base"
 another base model often wants another rate. Overrides stand over both."""
 
 
+_CONFUSED = (TypeError, ValueError, KeyError, AttributeError, AssertionError, RecursionError, OverflowError)
+"""How OmegaConf and YAML's constructors end on values that nobody writes: nesting without end, dates that are none."""
+
+
 def read_resolved(path: Path, overrides: Sequence[str], kind: str = "") -> Any:
     """Return the values of a configuration's file, or of a packaged one, overridden and with interpolations resolved.
 
@@ -74,7 +78,7 @@ def _read_whole(path: Path, extending: tuple[Path, ...] = ()) -> DictConfig:
     below = [_read_whole(file, (*extending, path.resolve())) for file in files]
     try:
         whole = OmegaConf.merge(*below, raw)
-    except (TypeError, OmegaConfBaseException) as error:
+    except (OmegaConfBaseException, *_CONFUSED) as error:
         raise InputError(
             f"a key must hold the same kind of value (a mapping, a list) in {path} as in {names}: {error}; write it as "
             "there"
@@ -100,9 +104,14 @@ def _for_base(raw: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         if override.startswith(("model.base=", "model=")):
             _override(named, override)
-    base = OmegaConf.select(named, "model.base")
     del raw[BY_BASE]
-    whole = OmegaConf.merge(raw, every.get(base, {}))
+    try:
+        whole = OmegaConf.merge(raw, every.get(OmegaConf.select(named, "model.base"), {}))
+    except (OmegaConfBaseException, *_CONFUSED) as error:
+        raise InputError(
+            f"{BY_BASE} must hold the same kind of value (a mapping, a list) a key as the rest of the file, it does "
+            f"not: {error}; write model: {{base: …}} and the settings as they stand there"
+        ) from error
     return whole if isinstance(whole, DictConfig) else raw
 
 
@@ -125,7 +134,7 @@ def _read_yaml(path: Path) -> DictConfig:
         raise InputError(
             f"between ${{ and }} must stand a plain name or an interpolation in {path}: {reason}; fix it"
         ) from error
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError, *_CONFUSED) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"{path} must be YAML in which no key (no task) comes twice: {reason}; fix it") from error
     if not isinstance(raw, DictConfig):
@@ -154,7 +163,7 @@ def _override(raw: DictConfig, override: str) -> None:
         parsed = OmegaConf.from_dotlist([f"value={value}"])  # as in a file, dates stay text
         plain = OmegaConf.to_container(parsed, resolve=False)
         OmegaConf.update(raw, key, plain["value"] if isinstance(plain, dict) else None, force_add=True)
-    except (yaml.YAMLError, OmegaConfBaseException, TypeError, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, *_CONFUSED) as error:
         raise InputError(f"override {override!r} cannot be applied: {error}; write key.sub=value") from error
 
 
@@ -169,7 +178,7 @@ def _interpolated(raw: DictConfig) -> Any:
     templates = {place: task.pop("template") for place, task in _tasks_in(values) if "template" in task}
     try:
         values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, *_CONFUSED) as error:
         reason = str(error).replace("\n", " ")
         raise InputError(f"an interpolation must have a value, got {reason}; set it, or write the value") from error
     if "${" in json.dumps(values, default=str):

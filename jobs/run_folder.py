@@ -156,8 +156,17 @@ class RunFolder:
 
     @property
     def binding(self) -> dict[str, Any]:
-        """What the folder is bound to: ``config_sha256``, ``mlflow_uri`` and ``mlflow_run_id``; empty at first."""
+        """What the folder is bound to: ``config_sha256``, ``mlflow_uri`` and ``mlflow_run_id``; empty at first.
+
+        Raises:
+            InputError: the file that says it is damaged.
+        """
         if not self._binding.is_file():
             return {}
-        known: dict[str, Any] = json.loads(self._binding.read_text())
-        return known
+        try:
+            return dict(json.loads(self._binding.read_bytes()))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{self._binding} must say what the folder is bound to, as JSON, it does not: {error}; choose another "
+                "name=… or remove the folder"
+            ) from error

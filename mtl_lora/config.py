@@ -107,6 +107,9 @@ class MTLLoRAConfig:
             object.__setattr__(self, "target_modules", _as_names(self.target_modules, "target_modules"))
         self._check_tasks()
         self._check_patterns()
+        for field in ("use_rslora", "learn_temperature", "train_layer_norms"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigError(f"{field} must be true or false, got {getattr(self, field)!r}; false is usual")
         for field in ("r", "num_up_projections"):
             value = getattr(self, field)
             if not _is_count(value):
@@ -224,7 +227,7 @@ class MTLLoRAConfig:
         """Build from :meth:`to_dict`'s result; an unknown field is an error.
 
         Raises:
-            ConfigError: a field is unknown or missing.
+            ConfigError: a field is unknown or missing, or holds a value of another kind.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
@@ -232,4 +235,9 @@ class MTLLoRAConfig:
             raise ConfigError(f"every field must be known, got {unknown}; the fields are {sorted(known)}")
         if "task_names" not in fields:
             raise ConfigError("task_names must be given, got no such field; name the tasks in the order of ids")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:  # as a value of another kind ends
+            raise ConfigError(f"every field must hold a value of its kind: {error}; see {cls.__name__}") from error

@@ -17,6 +17,13 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([^/\\\x00-\x1f]+)")
 _REMEDY = "copy the folder anew from where it was written, or write it again"
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -54,7 +61,7 @@ def write_hashes(folder: str | os.PathLike[str], *names: str, written_in: Path |
         before = _read(target) or {}
     except AdapterFileError:  # a damaged list is replaced; files that only it knew of become unlisted
         before = {}
-    listed = {name: digest for name, digest in before.items() if (target / name).is_file()}
+    listed = {name: digest for name, digest in before.items() if _is_file(target / name)}
     for name in names:
         staged = None if written_in is None else written_in / name
         listed[name] = _digest(target / name if staged is None or not staged.is_file() else staged)
@@ -78,7 +85,7 @@ def check_hashes(folder: str | os.PathLike[str], *names: str) -> None:
     listed = _read(source)
     if listed is None:
         return
-    gone = sorted(name for name in listed if not (source / name).is_file())
+    gone = sorted(name for name in listed if not _is_file(source / name))
     if gone:
         raise AdapterFileError(f"{source / gone[0]} must be there, for {HASHES_FILE} lists it; {_REMEDY}")
     for name in names or listed:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.errors import InputError
 from pipeline.generation import TEXT_METRICS, WRITTEN_LABEL_METRICS, GenerationConfig
@@ -177,7 +177,7 @@ class TaskSpec(Contract):
                 values.setdefault("template", "")
             brings = kind in ("choice", "generation")
             values["label_field"] = values.get("label_field") or ("answer" if brings else "label")
-            default = _METRIC_OF_KIND.get(kind, "accuracy")
+            default = _METRIC_OF_KIND.get(str(kind), "accuracy")  # what is no text is refused with the other values
             if kind == "generation":
                 values.setdefault("answer_by", "generation")
             elif values.get("answer_by") == "generation":
@@ -460,8 +460,8 @@ class ShardInfo(Contract):
     """Where the tar lies, if others wrote it; several tasks may share one."""
     task: TaskName
     split: str
-    samples: int = Field(ge=1)
-    bytes: int = Field(ge=1)
+    samples: int = Field(ge=1, le=1 << 53)
+    bytes: int = Field(ge=1, le=1 << 53)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Of the tar; of an adopted one of its place, size and stamp, while the index has a checksum of each sample."""
     index_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -562,12 +562,22 @@ class MacroResult(Contract):
     """What is averaged: each task with its metric."""
 
 
+def _check_scored(data: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(data.get("keys_sha256") or {}, dict):
+        raise ValueError(f"data.keys_sha256 must hold a digest a task, got {str(data['keys_sha256'])[:80]!r}")
+    return data
+
+
+ScoredData = Annotated[dict[str, Any], AfterValidator(_check_scored)]
+"""Which samples were scored: ``manifest_sha256``, ``split``, and ``keys_sha256`` by task."""
+
+
 class EvaluationReport(Contract):
     """``evaluation.json``: what one model scored on one test set."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     model: str
-    data: dict[str, Any]
+    data: ScoredData
     """``manifest_sha256`` and ``split`` of the samples scored."""
     tasks: dict[str, TaskResult]
     macro: MacroResult
@@ -611,7 +621,7 @@ class Comparison(Contract):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     candidate: str
     reference: str
-    data: dict[str, Any]
+    data: ScoredData
     tasks: dict[str, TaskDifference]
     macro: Difference
     """Unweighted mean of the tasks' differences."""

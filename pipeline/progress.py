@@ -119,8 +119,10 @@ def received(line: str, token: str) -> Message | None:
         return None
     try:
         fields = json.loads(line.removeprefix(head))
-        return _KINDS[fields.pop("kind")](**fields)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        message = _KINDS[fields.pop("kind")](**fields)
+        str(message)  # as it will be shown
+        return message
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # cut off, or run into another line: whoever reads the log sees it as it is
 
 

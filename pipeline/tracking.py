@@ -23,7 +23,7 @@ from typing import Any, Self
 from urllib.parse import urlparse
 
 from pipeline.contracts import write_atomic
-from pipeline.errors import masked
+from pipeline.errors import InputError, masked
 from pipeline.progress import say
 from pipeline.settings import Settings
 
@@ -267,11 +267,28 @@ _CLOSE_S = 20.0
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a history; a last line that was cut off is left out."""
+    """Return the rows of a history; a last line that was cut off is left out.
+
+    Raises:
+        InputError: a line is no row.
+    """
     if not path.is_file():
         return []
-    with path.open() as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    with path.open("rb") as file:
+        return [_row(path, number, line) for number, line in enumerate(file, 1) if line.endswith(b"\n")]
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = dict(json.loads(line))
+        if type(row.get("step")) is not int:
+            raise ValueError(f"its step is {row.get('step')!r}")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"a history must hold a JSON object with a whole step a line, line {number} of {path} is none: {error}; "
+            "delete the file, it is written anew from the last checkpoint on"
+        ) from error
+    return row
 
 
 def send_history(tracker: Tracker, path: Path) -> None:

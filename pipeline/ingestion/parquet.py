@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.ingestion.row_groups import check_chunks
 from pipeline.record import column_of, fields_found
 
 BATCH_BYTES = 32 << 20
@@ -63,6 +64,7 @@ def parquet_rows(
     try:
         file = pq.ParquetFile(raw, buffer_size=_READ_BYTES)
         wanted = _wanted(file.schema_arrow.names, columns, name)
+        check_chunks(file)
         leaves = _leaves(file.metadata, wanted)
         as_dictionary = [leaf.path for leaf in leaves if leaf.has_dictionary]
         options = {"metadata": file.metadata, "buffer_size": _READ_BYTES}

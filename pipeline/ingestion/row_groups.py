@@ -14,7 +14,12 @@ def row_group_stretches(raw: Any, least_bytes: int) -> list[tuple[int, int]]:
     Raises:
         OSError: it is no whole Parquet file.
     """
-    metadata = _metadata(raw)
+    try:
+        file = pq.ParquetFile(raw)
+        check_chunks(file)
+    except pa.ArrowException as error:
+        raise OSError(f"not a whole Parquet file: {error}") from error
+    metadata = file.metadata
     found, start, held = [], 0, 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -35,6 +40,16 @@ def rows_before(raw: Any, row_group: int) -> int:
         return 0
     metadata = _metadata(raw)
     return sum(metadata.row_group(number).num_rows for number in range(row_group))
+
+
+def check_chunks(file: pq.ParquetFile) -> None:
+    """Refuse what no chunk of a column can say of itself, before its metadata is asked for: that ends the process.
+
+    Opening every chunk, and reading none, raises what it finds. ``iter_batches`` of the file itself takes no 0. A
+    ``ColumnChunkMetaData`` that raised instead would replace this.
+    """
+    for number in range(file.metadata.num_row_groups):
+        next(file.reader.iter_batches(0, [number], column_indices=None, use_threads=False), None)
 
 
 def _metadata(raw: Any) -> Any:

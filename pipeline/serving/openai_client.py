@@ -19,6 +19,8 @@ from pipeline.modeling.packing import Example
 from pipeline.record import Rejected, choices_of, texts_of
 from pipeline.serving.exported_task import ExportedTask
 
+_FINITE = 1e300
+
 
 class LabelClient:
     """Class probabilities of one exported task from a completions server.
@@ -100,10 +102,15 @@ class LabelClient:
 
     def _score(self, example: Example, word: Sequence[int], logprobs: Sequence[float | None]) -> float:
         answer = logprobs[len(example.prompt) : len(example.prompt) + len(word)]
-        if len(answer) < len(word) or None in answer:
+        if len(answer) < len(word):
             raise InputError(
-                f"{self.url} must echo the log-probabilities of the {len(example.prompt) + len(word)} tokens that it "
-                f"was sent, got {len(logprobs)}; use a server that takes echo with logprobs, as vLLM does"
+                f"{masked(self.url)} must echo the log-probabilities of the {len(example.prompt) + len(word)} tokens "
+                f"that it was sent, got {len(logprobs)}; use a server that takes echo with logprobs, as vLLM does"
+            )
+        if not all(isinstance(each, int | float) and -_FINITE < each < _FINITE for each in answer):
+            raise InputError(
+                f"{masked(self.url)} must echo finite log-probabilities, got {str(answer)[:200]} for a label word; use "
+                "a server that takes echo with logprobs, as vLLM does"
             )
         total = float(np.sum(np.asarray(answer, dtype=np.float64)))
         return total / len(word) if example.length_normalized else total
@@ -132,8 +139,8 @@ class LabelClient:
             )
         try:
             choices = sorted(answer.json()["choices"], key=lambda choice: choice["index"])
-            found = [choice["logprobs"]["token_logprobs"] for choice in choices]
-        except (ValueError, KeyError, TypeError) as error:
+            found = [list(choice["logprobs"]["token_logprobs"]) for choice in choices]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{masked(self.url)} must answer with choices that hold logprobs.token_logprobs, got "
                 f"{answer.text[:300]}; use a server that takes echo with logprobs, as vLLM does"

@@ -69,6 +69,11 @@ def open_manifest(path: str | Path, split: str, patience_s: float = 300.0) -> Op
 def _tables(shards: Sequence[ShardInfo], split: str, tasks: Sequence[str]) -> tuple[dict[str, ShardTable], set[str]]:
     found: dict[str, list[ShardInfo]] = {task: [] for task in tasks}
     for shard in shards:
+        if shard.task not in found:
+            raise InputError(
+                f"every shard must be of a task of the manifest, {shard.path} is of {shard.task!r}, which is none of "
+                f"{sorted(found)}; prepare the data anew"
+            )
         if shard.split == split:
             found[shard.task].append(shard)
     return {task: ShardTable.of(own) for task, own in found.items()}, {shard.split for shard in shards}

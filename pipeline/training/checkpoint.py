@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,9 +25,11 @@ from pipeline.errors import InputError
 from pipeline.modeling.adapter import AdapterConfig
 from pipeline.modeling.base_model import BaseModelConfig, fingerprint
 from pipeline.progress import say
+from pipeline.storage import join
 
 ADAPTER, OPTIMIZER, STATE, MANIFEST = "adapter", "optimizer.safetensors", "state.json", "manifest.json"
 _PREFIX, _BEST = "step-", "best"
+_NAME = re.compile(rf"{_PREFIX}\d{{8,19}}", re.ASCII)
 
 
 def adapter_sha256(adapter: AdapterConfig, base: BaseModelConfig, tasks: Sequence[TaskSpec]) -> str:
@@ -148,7 +152,13 @@ class Checkpoints:
 
     def _marked(self) -> Path | None:
         mark = self.root / _BEST
-        return self.root / mark.read_text().strip() if mark.is_file() else None
+        if not mark.is_file():
+            return None
+        name = mark.read_bytes().decode("ascii", "replace").strip()
+        if _NAME.fullmatch(name) is None:  # a name of ours: no other place is ever looked at
+            say(f"WARNING: {mark} must name a checkpoint beside it, got {name[:80]!r}: not used")
+            return None
+        return self.root / name
 
     def folder(self, step: int) -> Path:
         """Return the folder of a step's checkpoint, there or not."""
@@ -179,7 +189,10 @@ class Checkpoints:
 
     def _check(self, folder: Path) -> None:
         for name, expected in self._manifest(folder).files.items():
-            path = folder / name
+            try:
+                path = Path(join(folder, name))
+            except InputError as error:
+                raise _DamageError(str(error)) from error
             if not path.is_file():
                 raise _DamageError(f"{name} is missing")
             if _sha256(path) != expected:
@@ -193,8 +206,18 @@ class Checkpoints:
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors, on CPU, and the plain state of a checkpoint."""
-    return load_file(folder / OPTIMIZER), json.loads((folder / STATE).read_text())
+    """Return the tensors, on CPU, and the plain state of a checkpoint.
+
+    Raises:
+        InputError: a file cannot be read, though it has the hash of its manifest.
+    """
+    try:
+        return load_file(folder / OPTIMIZER), dict(json.loads((folder / STATE).read_bytes()))
+    except (OSError, ValueError, TypeError, SafetensorError, KeyError) as error:
+        raise InputError(
+            f"a checkpoint must hold tensors and a state as they were saved, {folder} does not: {error}; delete it, "
+            "the run goes on from an earlier one"
+        ) from error
 
 
 class _DamageError(Exception):
