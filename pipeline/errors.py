@@ -29,12 +29,12 @@ class HeldBack(Exception):
 _ADDRESS = re.compile(
     # scheme://user:password@, the password up to the first @, over spaces and slashes, and to the last @ of its word;
     # or a user alone, which is a token where the scheme is http
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<user>[^/@:\s'\"]*)(?P<rest>:(?:(?!://)[^\n])*?@(?:[^\s'\"@]*@)*|@)",
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,30})://(?P<user>[^/@:\s'\"]*)(?P<rest>:(?:(?!://)[^\n])*?@(?:[^\s'\"@]*@)*|@)",
     re.IGNORECASE,
 )
 _PORT = re.compile(r":\d{1,5}[/?#\s'\",;)\]]")
 _VALUE = re.compile(
-    r"([\w%-]*(?:password|passwd|pwd|token|secret|signature|\bsig|credential|(?:access|account|api|shared)[_-]?key)=)"
+    r"((?:password|passwd|pwd|token|secret|signature|(?<![a-z])sig|credential|(?:access|account|api|shared)[_-]?key)=)"
     r"[^&;\s'\"]+(?:[^&;=\n'\"]*(?=[&;]))?",
     re.IGNORECASE,
 )
@@ -68,8 +68,11 @@ def _without_password(found: re.Match[str]) -> str:
     return f"{found['scheme']}://{found['user']}:***@"
 
 
+_LONGEST_NAME = 200
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, else the list of known names."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:_LONGEST_NAME], known, n=1)  # which takes time by the square of its length
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"

@@ -210,7 +210,9 @@ def scan_tar(file: BinaryIO, name: str) -> ShardIndex:
                 if kind in row:
                     raise InputError(f"a shard must hold each member once, {name} has {member.name!r} twice")
                 row[kind] = (member.offset_data, member.size)
-    except (tarfile.TarError, EOFError) as error:
+    except InputError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # sizes that lead nowhere
         raise InputError(f"a shard must be a whole tar, {name} is damaged: {error}; prepare it anew") from error
     for key, row in rows.items():
         if "json" not in row:

@@ -157,12 +157,12 @@ def read_entry(number: int, tags: Mapping[str, str], created_ms: int) -> Entry:
 
     Raises:
         KeyError: a tag is missing.
-        ValueError: a tag holds something else.
+        ValueError: a tag holds something else, or a number below 0.
     """
     action, sha256 = tags["action"], tags.get("sha256")
     if action not in get_args(Action):
         raise ValueError(f"action must be one of {get_args(Action)}, got {action!r}")
-    return Entry(
+    found = Entry(
         number=number,
         after=int(tags["after"]),
         action=cast(Action, action),
@@ -177,3 +177,7 @@ def read_entry(number: int, tags: Mapping[str, str], created_ms: int) -> Entry:
         sha256=sha256,
         intact=sha256 is None or sha256 == signature(tags),
     )
+    numbers = (found.after, found.version, found.previous or 0, found.lease or 0, found.anchor or 0)
+    if min(numbers) < 0:
+        raise ValueError(f"versions and entries are counted from 1, got {min(numbers)}")
+    return found

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+import numpy as np
+
 from pipeline.contracts import ShardInfo
 from pipeline.errors import InputError
 from pipeline.retry import PATIENCE_S, persistently
@@ -19,6 +21,8 @@ from pipeline.stream.cache import CacheConfig, CacheFullError, ShardCache
 from pipeline.stream.shard_table import ShardTable
 
 CHUNK_BYTES = 8 << 20
+BLOCK_BYTES = 512
+"""Of a tar: a member's header alone takes one."""
 _ASKING = 16
 SIZED_SHARDS = 200_000
 """Up to so many shards, the size of each is looked at when a stream is opened: a second's system calls."""
@@ -239,6 +243,12 @@ def check_shards(files: ShardFiles, tables: Sequence[ShardTable], root: str) -> 
     found = files.sizes(names, names_alone=shards > SIZED_SHARDS) if shards else {}
     missing, other = [], []
     for table in tables:
+        if (crowded := np.flatnonzero(table.samples > table.bytes // BLOCK_BYTES)).size:
+            at = int(crowded[0])
+            raise InputError(
+                f"a sample must have {BLOCK_BYTES} bytes of its tar at least, the manifest says of {table.paths[at]} "
+                f"{table.samples[at]} samples in {table.bytes[at]} bytes; prepare the data anew"
+            )
         for path, size in zip(table.paths, table.bytes.tolist(), strict=True):
             there = found.get(path)
             if there is None:

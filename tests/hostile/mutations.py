@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def mutated_bytes(rng: random.Random, data: bytes) -> bytes:
 
 def mutated_value(rng: random.Random, value: Any, others: Sequence[Any] = VALUES) -> Any:
     """Return a value of mappings, lists and plain values with one to three places changed; the original stays."""
-    whole = [json.loads(json.dumps(value))]
+    whole = [copy.deepcopy(value)]
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = list(_places(whole))
         if not places:
@@ -62,18 +63,18 @@ def mutated_value(rng: random.Random, value: Any, others: Sequence[Any] = VALUES
         if kind == 0 and parent is not whole:
             del parent[key]
         elif kind == 1 and isinstance(parent, dict):
-            parent[_name(rng, str(key))] = parent[key] if rng.random() < 0.5 else parent.pop(key)
+            parent[_name(rng, str(key))] = copy.deepcopy(parent[key]) if rng.random() < 0.5 else parent.pop(key)
         elif kind == 2 and isinstance(parent, list) and parent is not whole:
-            parent.insert(key, rng.choice(parent))
+            parent.insert(key, copy.deepcopy(rng.choice(parent)))
         elif kind == 3:
             other_parent, other = rng.choice(places)
-            parent[key] = json.loads(_plain(other_parent[other]))
+            parent[key] = copy.deepcopy(other_parent[other])
         elif kind == 4 and isinstance(parent[key], str):
             parent[key] = mutated_bytes(rng, parent[key].encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
         elif kind == 5:
             parent[key] = _deep(rng, parent[key])
         else:
-            parent[key] = rng.choice(others)
+            parent[key] = copy.deepcopy(rng.choice(others))  # what is put in may be changed by the next turn
     return whole[0]
 
 

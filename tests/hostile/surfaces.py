@@ -567,7 +567,7 @@ def ledger(folder: Path) -> Put:
             elif rng.random() < 0.5:
                 tags[name] = rng.choice(texts)
             else:
-                tags[name] = mutated_bytes(rng, tags[name].encode()).decode("utf-8", "replace")
+                tags[name] = mutated_bytes(rng, tags[name].encode("utf-8", "replace")).decode("utf-8", "replace")
             if is_ledger and rng.random() < 0.5 and {"action", "version", "why"} <= tags.keys():
                 try:
                     tags["sha256"] = signature(tags)  # whoever edits may know how it is made
@@ -584,7 +584,7 @@ def ledger(folder: Path) -> Put:
             return True
         chain = champions(book.standing())
         for entry in chain:
-            assert entry.version >= 0 and (entry.anchor is None or entry.anchor > 0)
+            assert entry.version >= 0 and (entry.anchor is None or entry.anchor >= 0)
         return bool(chain)
 
     return put

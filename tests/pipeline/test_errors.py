@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from pipeline.errors import masked
+from pipeline.errors import did_you_mean, masked
 
 SECRET = "hunter2hunter2"
 
@@ -45,6 +47,19 @@ def test_values_of_secret_variables_are_masked_wherever_they_stand(monkeypatch: 
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET[:7])
     assert masked(f"Bearer {SECRET}, {SECRET[:7]}") == "Bearer ***, ***"
+
+
+@pytest.mark.parametrize("piece", ["a", "a://b:", "a://b:c", "password=", "://", "@", "odbc_connect=a", "sig", "a:@ "])
+def test_a_megabyte_is_masked_in_a_moment(piece: str) -> None:
+    begun = time.process_time()
+    masked(piece * ((1 << 20) // len(piece)))
+    assert time.process_time() - begun < 2
+
+
+def test_the_nearest_to_a_megabyte_of_name_is_found_in_a_moment() -> None:
+    begun = time.process_time()
+    assert "known" in did_you_mean("ab" * (1 << 19), ["clicks", "ab" * 2000])
+    assert time.process_time() - begun < 2
 
 
 @pytest.mark.parametrize(
