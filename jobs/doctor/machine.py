@@ -1,4 +1,4 @@
-"""Checks of this machine: versions, compiler, processors, memory, GPU, ports, shared memory."""
+"""Checks of this machine: versions, compiler, processors, memory, GPU, ports, shared memory, targets of notices."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jobs.config import RunConfig
 from jobs.doctor.finding import Finding, Status, first_line
+from jobs.notices import NoticesConfig, targets
 
 LOCKS = Path(__file__).resolve().parents[2] / "infra" / "locks"
 SHARED_MEMORY = Path("/dev/shm")
@@ -36,6 +37,7 @@ def machine(config: RunConfig) -> Iterator[Finding]:
     yield memory()
     yield gpu()
     yield shared_memory(config, SHARED_MEMORY)
+    yield notices(config.notices)
 
 
 def python_version(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
@@ -155,6 +157,14 @@ def shared_memory(config: RunConfig, place: Path) -> Finding:
     if free < need:
         return Finding(what, f"{_gibibytes(free)} free, Ray's object store takes {_gibibytes(need)}", "warn", remedy)
     return Finding(what, f"{_gibibytes(free)} free")
+
+
+def notices(config: NoticesConfig) -> Finding:
+    """Whether what the environment names can be targets of notices; nothing is sent."""
+    found, refused = targets(config)
+    if refused:
+        return Finding("notices", "; ".join(refused), "warn", f"set {config.webhook_env} anew")
+    return Finding("notices", ", ".join(found) or f"{config.webhook_env} is not set: they are logged alone")
 
 
 def ports() -> Iterator[Finding]:
