@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
+import promql_parser
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.orchestration import metric_names
 from pipeline.orchestration.environment import OWN_CLUSTER, is_on_lasting_cluster
-from pipeline.orchestration.metric_names import OF_MODELS, OF_TRAINING, MetricName
+from pipeline.orchestration.metric_names import OF_MODELS, OF_TRAINING, RESTARTS, MetricName
 
 GRAFANA = Path(__file__).resolve().parents[3] / "infra" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboard.json").read_text())
@@ -58,6 +59,28 @@ def test_queries_group_by_tags_that_the_metrics_have() -> None:
         for grouping, rest in re.findall(r"by \(([^)]*)\) \(([^)]*)", expression):
             for name in _asked(rest) & NAMES:
                 assert set(grouping.split(", ")) <= tags[name], expression
+
+
+@pytest.mark.parametrize("expression", [*QUERIES, *(rule["expr"] for rule in RULES)])
+def test_every_query_is_promql(expression: str) -> None:
+    promql_parser.parse(re.sub(r"\$__\w*interval", "5m", expression))
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in RULES if "increase(" in rule["expr"]], ids=lambda rule: rule["alert"]
+)
+def test_the_first_event_of_a_series_raises_its_alert(rule: dict[str, str]) -> None:
+    """The series begins at 1, which is no increase: a series that is new within the window counts whole."""
+    either = promql_parser.parse(rule["expr"])
+    assert isinstance(either, promql_parser.BinaryExpr)
+    assert str(either.op) == "or"
+    grown, begun = (" ".join(str(side).split()) for side in (either.lhs, either.rhs))
+    selector, window = re.findall(r"increase\((\w+\{[^}]*\})\[(\w+)\]\)", grown)[0]
+    assert begun == grown.replace(f"increase({selector}[{window}])", f"{selector} unless {selector} offset {window}")
+
+
+def test_no_alert_asks_how_a_series_changes_that_each_start_begins_anew() -> None:
+    assert [rule["alert"] for rule in RULES if re.search(rf"(delta|changes)\({RESTARTS.exported}", rule["expr"])] == []
 
 
 def test_every_alert_says_what_to_do_and_names_are_unique() -> None:
