@@ -26,6 +26,7 @@ USED_BY_NAME = {
     "adlfs": ("fsspec.registry", "adlfs.AzureBlobFileSystem"),
     "bitsandbytes": ("transformers.integrations.bitsandbytes", "import bitsandbytes"),
     "boto3": ("mlflow.store.artifact.s3_artifact_repo", "import boto3"),
+    "botocore": ("infra/mlflow/services.py", "from botocore"),
     "gcsfs": ("fsspec.registry", "gcsfs.GCSFileSystem"),
     "gguf": ("transformers.modeling_gguf_pytorch_utils", "from gguf import"),
     "import-linter": ("Makefile", "/lint-imports"),
