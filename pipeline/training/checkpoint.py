@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from pipeline.contracts import CheckpointManifest, TaskSpec, write_atomic
 from pipeline.errors import InputError
-from pipeline.modeling.adapter import AdapterConfig
-from pipeline.modeling.base_model import BaseModelConfig, fingerprint
 from pipeline.progress import say
 from pipeline.storage import join
+
+if TYPE_CHECKING:
+    from pipeline.modeling.adapter import AdapterConfig
+    from pipeline.modeling.base_model import BaseModelConfig
 
 ADAPTER, OPTIMIZER, STATE, MANIFEST = "adapter", "optimizer.safetensors", "state.json", "manifest.json"
 _PREFIX, _BEST = "step-", "best"
@@ -34,6 +36,8 @@ _NAME = re.compile(rf"{_PREFIX}\d{{8,19}}", re.ASCII)
 
 def adapter_sha256(adapter: AdapterConfig, base: BaseModelConfig, tasks: Sequence[TaskSpec]) -> str:
     """Return the digest of what a checkpoint's tensors belong to: the adapter, its tasks and the base's weights."""
+    from pipeline.modeling.base_model import fingerprint  # loads transformers, which Ray Train's controller needs not
+
     parts = {
         "adapter": adapter.identity(),
         "base": fingerprint(base),

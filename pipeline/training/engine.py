@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,17 +15,23 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
-import deepspeed
-from deepspeed import utils as zero
-from deepspeed.accelerator import get_accelerator
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
 import mtl_lora
 from mtl_lora import MTLLoRAError
 from pipeline.errors import InputError
 from pipeline.training.config import TrainingConfig, deepspeed_config
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+# DeepSpeed's autotuner, of which nothing is used here, takes MLflow where it is found: seconds of each rank's start.
+_is_hidden = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
+try:
+    import deepspeed
+    from deepspeed import utils as zero
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+finally:
+    if _is_hidden:
+        del sys.modules["mlflow"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

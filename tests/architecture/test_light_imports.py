@@ -24,6 +24,17 @@ def test_a_configuration_needs_no_framework(module: str) -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.parametrize(
+    ("module", "needless"),
+    [("pipeline.orchestration.training", "transformers"), ("pipeline.training.loop", "mlflow")],
+    ids=["controller", "rank"],
+)
+def test_what_starts_with_training_loads_nothing_that_it_does_not_use(module: str, needless: str) -> None:
+    code = f"import sys, {module}; print({needless!r} in sys.modules); import {needless}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"
+
+
 BEFORE_RAY = """
 import importlib.abc, os, sys
 
