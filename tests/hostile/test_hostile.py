@@ -78,7 +78,14 @@ def unpickles(_: random.Random) -> bool:
 
 
 def takes_long(_: random.Random) -> bool:
-    time.sleep(2)
+    begun = time.process_time()
+    while time.process_time() < begun + 3:
+        pass
+    return True
+
+
+def hangs(_: random.Random) -> bool:
+    time.sleep(5)
     return True
 
 
@@ -96,11 +103,13 @@ def takes_much(_: random.Random) -> bool:
         (runs_a_program, "started"),
         (unpickles, "unpickled"),
         (takes_long, "longer than"),
+        (hangs, "longer than"),
         (takes_much, "MemoryError"),
     ],
 )
 def test_each_way_to_break_the_law_is_seen(put: Any, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driving, "LONGEST_S", 0.5)
+    monkeypatch.setattr(driving, "HANGS_S", 2.0 if put is hangs else 60.0)
     with own_folder() as folder:
         found = looked_at("breaks", put, folder, range(1))
     assert [fault in each for each in found.faults] == [True], found.faults
