@@ -8,7 +8,7 @@ TORCH ?= auto
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env locks locks-check demo test test-slow test-nightly cuda check bench season clean
+.PHONY: help env locks locks-check demo test test-slow test-nightly cuda check bench season audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -58,6 +58,13 @@ season: env ## twelve weeks of synthetic Ads data with every fault, through the 
 
 bench: env ## the benchmark tables with goals and ratios, as JSON
 	$(BIN)/python -m tests.benchmarks
+
+audit: $(BIN)/uv ## look every locked package up in the known weaknesses; one that cannot be looked up fails
+	$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --disable-pip --require-hashes -r infra/locks/runtime.lock || { echo "rule: each locked package must be found in the advisories, and without a weakness; some are not, see above. Remedy: make locks UPGRADE=--upgrade, or run this where the advisories can be reached" >&2; exit 2; }
+
+sbom: $(BIN)/uv ## what is locked as CycloneDX, into runs/sbom.json
+	mkdir -p runs
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements infra/locks/cpu.lock --output-reproducible -o runs/sbom.json
 
 clean: ## delete runs and caches, keep the environment
 	rm -rf runs .cache .pytest_cache .mypy_cache .ruff_cache

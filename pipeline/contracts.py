@@ -8,8 +8,8 @@ from __future__ import annotations
 import bisect
 import json
 import os
+import secrets
 import string
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -81,20 +81,23 @@ class Contract(BaseModel):
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, synced, then renamed over it."""
+    """Write a whole file or nothing: a temporary file beside it, synced, then renamed over it.
+
+    Who may read it is what the user's umask says, as of any file: ``umask 077`` keeps a run to its user.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

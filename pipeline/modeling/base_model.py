@@ -367,6 +367,7 @@ def _whole(config: BaseModelConfig, settings: Any, **options: Any) -> Any:
             resolve_base(config),
             config=settings,
             trust_remote_code=False,
+            use_safetensors=True,  # a pickle beside them is never looked at
             output_loading_info=True,
             **{"dtype": resolve_dtype(config.dtype), **options},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 
 from pipeline.contracts import EvaluationReport, TaskSpec
@@ -29,9 +30,9 @@ def model_card(
     lines = [
         f"# {name}",
         "",
-        f"A multi-task adapter (MTL-LoRA, arXiv 2410.09437) of {provenance.base or 'a frozen model'}. It answers "
-        f"{len(tasks)} tasks, mixed in one call: `predict` takes a DataFrame with a `task` column and the texts "
-        "that the task reads.",
+        f"A multi-task adapter (MTL-LoRA, arXiv 2410.09437) of {_cell(provenance.base) or 'a frozen model'}. It "
+        f"answers {len(tasks)} tasks, mixed in one call: `predict` takes a DataFrame with a `task` column and the "
+        "texts that the task reads.",
         "",
         "## Tasks",
         "",
@@ -39,11 +40,12 @@ def model_card(
         "|---|---|---|---|",
     ]
     for task in tasks:
-        words = ", ".join(word.strip() for word in task.class_names[:8]) + (" …" if len(task.class_names) > 8 else "")
-        fields = ", ".join(f"`{field}`" for field in task.text_fields)
+        names = [_cell(word.strip()) for word in task.class_names[:8]]
+        words = ", ".join(names) + (" …" if len(task.class_names) > 8 else "")
+        fields = ", ".join(f"`{_cell(field)}`" for field in task.text_fields)
         lines.append(f"| {task.name} | {task.kind} | {fields} | {words or _UNNAMED.get(task.kind, '')} |")
     lines += ["", "## Evaluation", "", *_evaluation(report), "", "## Made from", ""]
-    lines += [f"- {name.replace('_', ' ')}: {text}" for name, text in provenance.shown().items()]
+    lines += [f"- {name.replace('_', ' ')}: {_cell(text)}" for name, text in provenance.shown().items()]
     lines += ["", "## Limits", ""]
     lines += [f"- {limit}" for limit in limits] or [
         "- The scores are probabilities among the task's own answers; a text of another kind still gets one of them.",
@@ -52,13 +54,18 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
+def _cell(text: str) -> str:
+    """Return a text as it stands in a table of Markdown: no markup, no further column and no further line."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;")
+
+
 def _evaluation(report: EvaluationReport | None) -> list[str]:
     if report is None:
         return ["Not evaluated."]
     lines = ["| task | metric | value | 95 % interval | samples |", "|---|---|---|---|---|"]
     for name, result in report.tasks.items():
         value = "undefined" if result.value is None else f"{result.value:.4f}"
-        interval = result.reason or "" if result.ci95 is None else f"{result.ci95[0]:.4f} – {result.ci95[1]:.4f}"
+        interval = _cell(result.reason or "") if result.ci95 is None else f"{result.ci95[0]:.4f} – {result.ci95[1]:.4f}"
         lines.append(f"| {name} | {result.metric} | {value} | {interval} | {result.n} |")
     if report.macro.value is not None:
         lines += ["", f"Macro mean {report.macro.value:.4f}, over {report.macro.averages}."]

@@ -119,8 +119,8 @@ def run() -> dict[str, Any]:
         "hardware": hardware(),
         "versions": versions("pyarrow", "pillow", "pydantic", "omegaconf", "safetensors", "numpy"),
         "protocol": (
-            f"one process; an input may take {LONGEST_S:g} s of processor time and {MOST_BYTES >> 20} MiB, touch no file outside its "
-            "folder, start no program and unpickle nothing; refusals are the product's typed errors"
+            f"one process; an input may take {LONGEST_S:g} s of processor time and {MOST_BYTES >> 20} MiB, touch no "
+            "file outside its folder, start no program and unpickle nothing; refusals are the product's typed errors"
         ),
         "rows": [row("inputs in all", f">= {sum(SHARES.values())}", inputs, inputs >= sum(SHARES.values())), *rows],
         "run_s": round(time.monotonic() - begun, 1),

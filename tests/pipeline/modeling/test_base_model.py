@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,25 @@ def test_folders_that_cannot_be_a_base_are_refused_before_their_weights_are_read
             check_base(config, [TASK])
     with pytest.raises(InputError, match=words):
         load_base(config)
+
+
+class Harm:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (eval, ("open('harmed', 'w')",))
+
+
+def test_pickled_weights_are_refused_and_never_looked_at_beside_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tiny_folder(tmp_path / "base", "llama")
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Harm()))
+    config = BaseModelConfig(base=str(folder), max_length=64)
+    assert load_base(config) is not None
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.base must"):
+        load_base(config)
+    assert not (tmp_path / "harmed").exists()
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
