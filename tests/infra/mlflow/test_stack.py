@@ -20,9 +20,10 @@ from pipeline.promotion.integrity import digests
 from pipeline.promotion.lineage import lineage
 from pipeline.promotion.registry import Registry
 from tests.infra.mlflow.conftest import destroy
+from tests.jobs.weekly import bring, registry_of, retrain, settings
 from tests.pipeline.promotion.conftest import made_from, promote, write_moved_adapter
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +138,29 @@ def test_an_older_schema_is_refused_and_migrated(made: Callable[[], Settings]) -
     with pytest.raises(InputError, match=rf"installed MLflow, {latest}, it has {older}; .*: migrate"):
         services.start_mlflow(stack)
     assert backup.migrate(stack) == (older, latest)
+
+
+@pytest.mark.nightly
+def test_a_restored_stack_goes_on_with_the_next_week(
+    made: Callable[[], Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = made()
+    services.start(first)
+    small: dict[str, Any] = {"model": {"num_layers": 1}, "training": {"max_steps": 2}}
+    path = settings(tmp_path, tasks=1, tracking={"uri": first.tracking_uri}, **small)
+    bring(tmp_path / "partitions", 0, 3, tasks=1)
+    assert '"verdict": "PROMOTE"' in retrain(path)
+    said = answers(registry_of(path))
+    backup.backup(first, tmp_path / "kept")
+    destroy(first)
+
+    second = made()
+    backup.restore(second, tmp_path / "kept")
+    services.start(second)
+    path = settings(tmp_path, tasks=1, tracking={"uri": second.tracking_uri}, **small)
+    assert answers(registry_of(path)) == said
+    bring(tmp_path / "partitions", 3, 3, tasks=1)
+    assert '"verdict": "PROMOTE"' in retrain(path)
+    champion = registry_of(path).champion()
+    assert champion is not None
+    assert (champion.number, champion.provenance.parent) == (2, 1)
