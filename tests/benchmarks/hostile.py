@@ -95,7 +95,10 @@ def run() -> dict[str, Any]:
             if worker.exitcode is None or worker.exitcode > 0:
                 raise RuntimeError(f"the harness itself failed, its process ended with {worker.exitcode}")
             _note_death(path, surface, number, worker.exitcode)
-    known = _read(path)
+    return _result(_read(path)) | {"run_s": round(time.monotonic() - begun, 1)}
+
+
+def _result(known: dict[str, Any]) -> dict[str, Any]:
     rows = [
         row(
             f"faults, {name}",
@@ -123,5 +126,4 @@ def run() -> dict[str, Any]:
             "file outside its folder, start no program and unpickle nothing; refusals are the product's typed errors"
         ),
         "rows": [row("inputs in all", f">= {sum(SHARES.values())}", inputs, inputs >= sum(SHARES.values())), *rows],
-        "run_s": round(time.monotonic() - begun, 1),
     }
