@@ -35,7 +35,7 @@ def test_every_arm_of_a_packaged_study_is_a_sound_configuration(name: str) -> No
 
 @pytest.mark.parametrize(
     ("name", "suite"),
-    [(name, suite) for name in ("scarce", "standard", "tasks") for suite in load_study(Path(name)).suites],
+    [(name, suite) for name in ("few", "scarce", "standard", "tasks") for suite in load_study(Path(name)).suites],
 )
 def test_the_arms_of_a_comparison_are_of_equal_size(name: str, suite: str) -> None:
     from pipeline.modeling.adapter import adapter_as_trained

@@ -72,7 +72,7 @@ def test_killed_terminated_and_hung_workers(root: Path, address: str, whole: Pat
 def test_terminated_driver_saves_and_killed_cluster_is_survived(root: Path, whole: Path) -> None:
     config = write_config(root, "driver")
     with RunningJob(config) as job:  # a cluster of its own
-        job.await_step(0, 5)
+        job.await_step(0, 2)  # with steps left when the signal arrives
         job.process.send_signal(signal.SIGTERM)
         assert job.end() == 128 + signal.SIGTERM, job.tail()
     saved = max(int(p.name[5:]) for p in (job.folder / "checkpoints").glob("step-*"))
