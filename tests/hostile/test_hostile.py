@@ -19,7 +19,7 @@ from tests.hostile.drive import Found, Put, drive, own_folder
 from tests.hostile.mutations import as_json, mutated_value
 from tests.hostile.surfaces import SURFACES
 
-INPUTS = {name: max(share // 150, 260) for name, share in SHARES.items()}
+INPUTS = {name: max(share // 110, 350) for name, share in SHARES.items()}
 """Ten thousand together."""
 
 
