@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(autouse=True)
-def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_WORKERS", "1")
+    yield
+    mlflow.set_tracking_uri("")  # which it keeps in the environment, for all tests that follow
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def answers(registry: Registry) -> list[dict[str, Any]]:
