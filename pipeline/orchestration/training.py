@@ -29,12 +29,21 @@ from ray.train.v2._internal.execution.context import get_train_context
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
 from pipeline.mirror import Mirror, SharedFolder, here
+from pipeline.orchestration.environment import is_on_lasting_cluster
 from pipeline.orchestration.metrics import TrainingMetrics
 from pipeline.orchestration.placement import scaling
 from pipeline.progress import say
 from pipeline.storage import filesystem
 from pipeline.tracking import Tracker
-from pipeline.training.callbacks import CHECKPOINTS, HISTORY, RunCallbacks, failed_file, listen_to_sigterm, stop_file
+from pipeline.training.callbacks import (
+    CHECKPOINTS,
+    HISTORY,
+    LOADING_S,
+    RunCallbacks,
+    failed_file,
+    listen_to_sigterm,
+    stop_file,
+)
 from pipeline.training.failures import failure_file, forget, repeated
 from pipeline.training.run_store import RunStore, Watch, fetch_ledger, forget_ranks
 from pipeline.world import World
@@ -72,6 +81,8 @@ def train(
     config = job.training
     placement = scaling(config, ray.cluster_resources())
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(config.hang_timeout_s)
+    if not is_on_lasting_cluster(""):  # a cluster that ends with this process drains no node
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={
@@ -82,7 +93,7 @@ def train(
             "warm_start": warm_start,
         },
         torch_config=_WorkerConfig(
-            backend="nccl" if placement.use_gpu else "gloo", timeout_s=math.ceil(config.hang_timeout_s)
+            backend="nccl" if placement.use_gpu else "gloo", timeout_s=math.ceil(max(config.hang_timeout_s, LOADING_S))
         ),
         scaling_config=placement,
         run_config=RunConfig(

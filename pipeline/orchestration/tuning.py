@@ -1,7 +1,8 @@
 """Trials side by side under Ray Tune: each trains in one process, those that fall behind are ended early.
 
-Every trial has a run folder with checkpoints. After a kill, Tune's own state says which are over; a folder that says
-so itself is believed first, since that state is written only every few seconds.
+Every trial has a run folder with checkpoints, and the folders alone say where a search is: after a kill all trials are
+begun anew, report what they have measured, those that are over first, and go on from there. Tune's own state is never
+restored: its parts are written one after the other every few seconds, and a kill between two of them loses trials.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.orchestration.environment import inside_job  # noqa: F401 - sets what Ray reads before it is imported
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
 
 import ray
 from ray import tune
@@ -73,7 +74,7 @@ def run_trials(
 
     Args:
         trials: numbered by their place.
-        state: folder of Tune's state; the same one goes on after a kill.
+        state: folder for Tune's own use, emptied first.
         metric: of the history's ``validation``, the higher the better.
         grace_and_reduction: of successive halving, steps and factor; None: no trial is ended early.
         max_concurrent: most at a time; None: as many as there are CPUs or GPUs.
@@ -99,35 +100,28 @@ def run_trials(
             grace_period=grace,
             reduction_factor=reduction,
         )
-    name = f"tune-{len(trials)}"
-    told_of = _Told([trial.folder for trial in trials], told)
-    if tune.Tuner.can_restore(str(state / name)):
-        tuner = tune.Tuner.restore(str(state / name), trainable, resume_unfinished=True, restart_errored=True)
-        # Private: callbacks are part of what is restored, where this process's progress is not to be found.
-        restored: Any = tuner._local_tuner
-        restored._run_config.callbacks = [told_of]
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={"trial": tune.grid_search(list(range(len(trials))))},
-            tune_config=tune.TuneConfig(
-                scheduler=scheduler,
-                max_concurrent_trials=max_concurrent,
-                reuse_actors=True,  # a process has its imports and its process group once for all trials that it runs
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(state.resolve()),
-                callbacks=[told_of],
-                failure_config=tune.FailureConfig(max_failures=1),
-                verbose=0,
-            ),
-        )
+    shutil.rmtree(state, ignore_errors=True)
+    over_first = sorted(range(len(trials)), key=lambda number: ended(trials[number].folder) is None)
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search(over_first)},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            max_concurrent_trials=max_concurrent,
+            reuse_actors=True,  # a process has its imports and its process group once for all trials that it runs
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(state.resolve()),
+            callbacks=[_Told([trial.folder for trial in trials], told)],
+            failure_config=tune.FailureConfig(max_failures=1),
+            verbose=0,
+        ),
+    )
     results = tuner.fit()
-    for result in (results[number] for number in range(len(results))):
-        folder = trials[result.config["trial"]].folder if result.config else None
-        if folder is not None and result.error is not None and ended(folder) is None:
-            _end(folder, "failed", str(result.error).strip().splitlines()[-1])
+    for place, number in enumerate(over_first):  # results have the order of the grid
+        folder, error = trials[number].folder, results[place].error
+        if ended(folder) is None:
+            _end(folder, "failed", str(error or "it ended without a word").strip().splitlines()[-1])
 
 
 def _end(folder: Path, state: str, reason: str = "") -> None:
@@ -142,7 +136,7 @@ class _Told(tune.Callback):
         self.folders, self.told = folders, told
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folders": self.folders, "told": _nobody}
+        return {"folders": self.folders}
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if "step" in result:
@@ -153,10 +147,6 @@ class _Told(tune.Callback):
         if ended(folder) is None:
             _end(folder, "stopped")
         self.told(trial.config["trial"], None)
-
-
-def _nobody(trial: int, step: int | None) -> None:
-    return
 
 
 class _TrialCallbacks(RunCallbacks):
@@ -173,6 +163,8 @@ class _TrialCallbacks(RunCallbacks):
 
 
 def _run_trial(pickled: bytes, metric: str) -> None:
+    # A trial that is ended early leaves its process once its rows are sent; by default the next one fails after 2 s.
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
     trial: Trial = pickle.loads(pickled)
     _repeat(trial, metric)
     if ended(trial.folder) is not None:
@@ -191,7 +183,7 @@ def _run_trial(pickled: bytes, metric: str) -> None:
 
 
 def _repeat(trial: Trial, metric: str) -> None:
-    """Report what a trial has measured in earlier calls: Tune's own state may lack it, and others are judged by it."""
+    """Report what a trial has measured in earlier calls: others are judged by it."""
     for row in read_history(trial.folder / HISTORY):
         if "validation" in row:
             _report(row, metric, trial.steps)

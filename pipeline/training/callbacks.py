@@ -21,6 +21,8 @@ from pipeline.world import World
 
 CHECKPOINTS, HISTORY = "checkpoints", "history.jsonl"
 """Names in a run's folder."""
+LOADING_S = 600.0
+"""How long a rank may load before its first step, at least: it takes what the machine and the base take."""
 _CURVE = 20
 """Characters of the loss's course that is shown beside the progress."""
 _terminated = threading.Event()
@@ -53,7 +55,7 @@ class RunCallbacks(contextlib.ExitStack):
     Args:
         run_folder: holds ``checkpoints/``, ``history.jsonl`` and the ledger.
         world: the rank among all.
-        hang_timeout_s: also the longest that loading may take.
+        hang_timeout_s: the longest that a step may take, and loading where it is more than :data:`LOADING_S`.
         tracker: MLflow run that rank 0 writes to.
         leaving: whether this rank's machine is about to go away.
         store: where the run's folder lies on object storage; ``run_folder`` is its working copy then.
@@ -82,12 +84,13 @@ class RunCallbacks(contextlib.ExitStack):
         self._alive()
 
     def _alive(self) -> None:
-        faulthandler.dump_traceback_later(self.hang_timeout_s, exit=True, file=sys.__stderr__ or sys.stderr)
+        limit = max(self.hang_timeout_s, LOADING_S) if self.step is None else self.hang_timeout_s
+        faulthandler.dump_traceback_later(limit, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def started(self, step: int, num_steps: int) -> None:
         """Begin at a step: rows of later ones, which will be written again, are dropped."""
-        self._alive()
         self.start_step = self.step = step
+        self._alive()
         if self.world.rank == 0:
             if step:
                 say(f"training goes on from step {step} of {num_steps}")

@@ -120,7 +120,8 @@ class TrainingConfig(Settings):
     """How often lost workers are replaced, going on from the newest checkpoint; -1: always. A node that Ray
     drains counts too. An error that no restart can fix, such as bad input, ends the run at once."""
     hang_timeout_s: float = Field(default=600.0, gt=0)
-    """A rank that ends no step for so long counts as hung and is replaced; loading must take less, too."""
+    """A rank that ends no step for so long counts as hung and is replaced; loading may take ten minutes, or this where
+    it is more."""
     warm_start: Path | None = None
     """Folder of a trained adapter on the same base to begin with: tasks that it lacks start from the mean of its
     tasks, tasks that are gone are left out."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -99,17 +101,13 @@ def weed() -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
-    # SeaweedFS may take port + 10000 for gRPC, so ports stay below 50000.
-    sockets, ports = [], []
-    for _ in range(count * 20):
-        held = socket.socket()
-        held.bind(("127.0.0.1", 0))
-        sockets.append(held)
-        port = held.getsockname()[1]
-        if port < 50000:
-            ports.append(port)
-        if len(ports) == count:
-            break
-    for held in sockets:
-        held.close()
-    return ports
+    # Apart from those that the system gives to clients and Ray to its workers; another process may draw here too.
+    found: list[int] = []
+    with ExitStack() as held:
+        for port in random.SystemRandom().sample(range(20_000, 32_000), 200):
+            with suppress(OSError):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise AssertionError(f"no {count} free ports")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(autouse=True)
-def one_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import mlflow
-
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKERS", "1")
-    yield
-    mlflow.set_tracking_uri("")  # which it keeps in the environment, for all tests that follow
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def answers(registry: Registry) -> list[dict[str, Any]]:
     """What the champion says of two rows, loaded from the registry."""
     import mlflow
 
-    mlflow.set_tracking_uri(registry.uri)
-    model = mlflow.pyfunc.load_model(f"models:/{registry.name}@champion")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+        model = mlflow.pyfunc.load_model(f"models:/{registry.name}@champion")
     champion = registry.champion()
     assert champion is not None
     task = champion.provenance.tasks[0]

@@ -147,8 +147,10 @@ class RunningJob:
 
     def signal_rank(self, rank: int, number: int, step: int) -> float:
         """Send a signal to a rank once it has trained on a step; return when, on the monotonic clock."""
+        self.await_step(rank, 0)
+        process = self.rank_pid(rank)  # looked up first, which takes longer than a step
         self.await_step(rank, step)
-        os.kill(self.rank_pid(rank), number)
+        os.kill(process, number)
         return time.monotonic()
 
     def begun(self) -> int:
