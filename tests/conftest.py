@@ -21,6 +21,14 @@ settings.register_profile("shared_machine", deadline=None)  # a law is no claim 
 settings.load_profile("shared_machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each slow test time on a slow machine too: its limit is for what hangs."""
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        if item.get_closest_marker("slow") and (limit is None or limit.args[0] < 900):
+            item.add_marker(pytest.mark.timeout(900), append=False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real multi-task suites, which lies beside the repository."""

@@ -48,7 +48,7 @@ def kill_at(path: Path, stage: str) -> bool:
     process = start(path)
     root = load_config(path).run_root
     try:
-        end = time.monotonic() + 300
+        end = time.monotonic() + 900
         while time.monotonic() < end:
             if any(found for one in stage.split("|") for found in _files(root, one)):
                 return process.poll() is None

@@ -106,7 +106,7 @@ def test_champion_answers_mixed_tasks_from_anywhere(run: RunConfig, tmp_path: Pa
         "print(model.predict(rows).to_json())"
     )
     command = [sys.executable, "-c", code, run.tracking.uri]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     answer = pd.DataFrame(json.loads(done.stdout.splitlines()[-1]))
     assert list(answer["task"]) == ["query_vertical", "query_keyword_relevance"]

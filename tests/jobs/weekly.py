@@ -84,7 +84,7 @@ def start(path: Path, *more: str, code: str = DIRECT) -> subprocess.Popen[str]:
 def retrain(path: Path, *more: str, code: int = 0) -> str:
     process = start(path, *more, code=COMMAND if more else DIRECT)
     try:
-        out, _ = process.communicate(timeout=400)
+        out, _ = process.communicate(timeout=900)
     finally:
         kill_tree(process)
     assert process.returncode == code, out[-6000:]

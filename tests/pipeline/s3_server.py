@@ -16,7 +16,7 @@ import pytest
 
 BUCKET = "shards"
 ACCESS_KEY, SECRET_KEY = "tester", "tester-secret"
-_STARTUP_S = 60
+_STARTUP_S = 300
 _PARTS = ("master", "volume", "filer", "s3")
 
 

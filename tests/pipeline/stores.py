@@ -19,7 +19,7 @@ from pipeline.storage import filesystem
 from tests.pipeline.https_server import HttpsServer, certificate
 from tests.pipeline.hub_server import COMMIT, REPO, HubServer
 
-_STARTUP_S = 60
+_STARTUP_S = 300
 _KEY = base64.b64encode(b"tester-secret").decode()
 
 

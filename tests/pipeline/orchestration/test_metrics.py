@@ -119,7 +119,7 @@ def test_ray_exports_what_rank_zero_and_the_models_tell(tmp_path: Path) -> None:
         tell_of_model(RayConfig(), "ads", verdict="HOLD", outcome="HOLD", champion_since=1e9)
         tell_of_model(RayConfig(), "ads", verdict="HOLD")
         url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-        deadline, found = time.monotonic() + 60, dict[str, dict[tuple[str, ...], float]]()
+        deadline, found = time.monotonic() + 400, dict[str, dict[tuple[str, ...], float]]()
         while not found.keys() >= NAMES and time.monotonic() < deadline:
             time.sleep(1)
             with urlopen(url, timeout=10) as answer:

@@ -45,7 +45,7 @@ def stopped_holder(registry: Registry) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", HOLDER, registry.name, registry.uri, str(TTL_S)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while (state := Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[0]) != "T":
             assert state != "Z", holder.communicate()
             assert time.monotonic() < deadline

@@ -72,7 +72,7 @@ def test_mlflows_server_answers_mixed_tasks_and_refuses_what_is_none(store: str,
 
 
 def _wait(server: subprocess.Popen[Any], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while True:
         try:
             if requests.get(url, timeout=2).status_code == 200:

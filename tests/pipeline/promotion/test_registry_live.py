@@ -39,7 +39,7 @@ def server(backend: str, artifacts: Path, log: Path, port: int = 0) -> Iterator[
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=environment)
     try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 240
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 400
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
                 if answer.status == 200:

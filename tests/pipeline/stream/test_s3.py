@@ -185,12 +185,12 @@ def test_a_server_killed_and_restarted_within_an_epoch_costs_time_only(
         seen, go_on = manager.Queue(), manager.Event()
         results = [pool.apply_async(read_epoch, (remote, str(tmp_path), rank, seen, go_on)) for rank in range(2)]
         for _ in range(2):
-            seen.get(timeout=90)
+            seen.get(timeout=300)
         server.kill()
         go_on.set()
         time.sleep(2)
         server.start()
-        parts = [result.get(timeout=240) for result in results]
+        parts = [result.get(timeout=600) for result in results]
     stream = MixedStream(local, 9, 8)
     for rank in range(2):
         expected = [k for s in range(stream.steps_per_epoch) for k in stream.rank_batch(s, World(rank, 2))]

@@ -54,5 +54,5 @@ def test_each_rank_reads_its_part_and_together_they_are_the_base(tmp_path: Path)
     bases = [tiny_base(tmp_path / "llama"), tiny_encoder(tmp_path / "bert")]
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    codes, told = launch_ranks(script, bases, 2, timeout_s=120)
+    codes, told = launch_ranks(script, bases, 2, timeout_s=600)
     assert codes == [0, 0], told

@@ -66,20 +66,17 @@ def test_killed_terminated_and_hung_workers(root: Path, address: str, whole: Pat
     _equals(job.folder, whole)
 
 
-def test_terminated_driver_saves_and_killed_cluster_is_survived(root: Path, whole: Path) -> None:
+def test_a_terminated_command_saves_and_the_same_command_goes_on(root: Path, address: str, whole: Path) -> None:
     config = write_config(root, "driver")
     with RunningJob(config) as job:  # a cluster of its own
         job.await_step(0, 2)  # with steps left when the signal arrives
         job.process.send_signal(signal.SIGTERM)
         assert job.end() == 128 + signal.SIGTERM, job.tail()
     saved = max(int(p.name[5:]) for p in (job.folder / "checkpoints").glob("step-*"))
-    assert saved == history(job.folder)[-1]["step"]
-    with RunningJob(config) as job:
-        job.await_step(0, saved + 2)
-        job.kill_everything()
-    assert not (job.folder / "adapter").exists()
-    with RunningJob(config) as job:
+    assert saved == history(job.folder)[-1]["step"] < 16
+    with RunningJob(config, address=address) as job:
         assert job.end() == 0, job.tail()
+    assert f"training goes on from step {saved} of 16" in job.log.read_text()
     _equals(job.folder, whole)
 
 
@@ -99,7 +96,7 @@ def test_a_killed_rank_on_an_encoder(root: Path, address: str) -> None:
 def test_what_no_restart_can_mend_ends_the_run_at_once(root: Path, address: str) -> None:
     config = write_config(root, "burst", learning_rate=1e30, gradient_clipping=0.0, max_failures=-1)
     with RunningJob(config, address=address) as job:
-        assert job.end(timeout_s=240) == 2, job.tail()
+        assert job.end(timeout_s=600) == 2, job.tail()
     assert "every loss and gradient must be finite" in job.tail()
     assert not list((job.folder / "checkpoints").glob(".failed"))
 

@@ -19,7 +19,7 @@ from tests.pipeline.training.ranks import tiny_base
 from tests.pipeline.training.running_job import write_config
 from tests.processes import kill_tree
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RUN = f"{BUCKET}/runs/stored"
 CODE = """
@@ -73,7 +73,7 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine_to_the_bits_of_one_on_a_di
             time.sleep(0.05)
         if end == signal.SIGTERM:
             first.send_signal(end)
-            assert first.wait(120) == 128 + end, (tmp_path / "one.log").read_text()[-3000:]
+            assert first.wait(200) == 128 + end, (tmp_path / "one.log").read_text()[-3000:]
     finally:
         kill_tree(first)
     assert not files.exists(f"{RUN}/adapter/predictor.json")
@@ -82,7 +82,7 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine_to_the_bits_of_one_on_a_di
 
     second = _start(config, tmp_path, "two")
     try:
-        code = second.wait(300)
+        code = second.wait(700)
     finally:
         kill_tree(second)
     log = (tmp_path / "two.log").read_text()
