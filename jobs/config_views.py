@@ -90,9 +90,10 @@ def schema() -> dict[str, Any]:
         "description": "Settings by the value of model.base: those of the base that is taken stand over the rest.",
     }
     tasks = found["properties"]["tasks"]
-    named = {key: value for key, value in found["$defs"]["TaskSpec"].items() if key != "required"}
+    listed_task = found["$defs"]["TaskSpec"]
+    listed_task |= {"required": ["name"], "anyOf": [{"required": ["template"]}, {"required": ["segments"]}]}
+    named = {key: value for key, value in listed_task.items() if key != "required"}
     named["properties"] = {key: value for key, value in named["properties"].items() if key != "name"}
-    named["required"] = ["template"]
     found["$defs"]["NamedTask"] = named
     listed = {key: tasks.pop(key) for key in ("type", "items", "default") if key in tasks}
     by_name = {"type": "object", "additionalProperties": {"$ref": "#/$defs/NamedTask"}}
