@@ -8,7 +8,7 @@ TORCH ?= auto
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env locks locks-check demo test test-slow test-nightly cuda check bench season audit sbom clean
+.PHONY: help env locks locks-check demo test test-slow test-nightly cuda check docs bench season audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ check: env ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: env ## the documentation with a reference of every key, command and name as pages, into site, without a network
+	$(BIN)/python -m mkdocs build --strict --config-file infra/docs/mkdocs.yml
+
 season: env ## twelve weeks of synthetic Ads data with every fault, through the real loop, into runs/season
 	$(BIN)/python -m tests.season
 
@@ -66,5 +69,5 @@ sbom: $(BIN)/uv ## what is locked as CycloneDX, into runs/sbom.json
 	mkdir -p runs
 	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements infra/locks/cpu.lock --output-reproducible -o runs/sbom.json
 
-clean: ## delete runs and caches, keep the environment
-	rm -rf runs .cache .pytest_cache .mypy_cache .ruff_cache
+clean: ## delete runs, the documentation's pages and caches, keep the environment
+	rm -rf runs site .cache .pytest_cache .mypy_cache .ruff_cache

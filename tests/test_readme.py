@@ -1,4 +1,4 @@
-"""What the README tells a person to type is there, and does what it says."""
+"""What the README and the cookbook tell a person to type is there, and does what it says."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import typer
+import yaml
 
 from jobs import cli
 from jobs.config import load_config
+from jobs.config_views import schema
 from jobs.stages.plan import memory
 from jobs.tables import show_memory
 from pipeline.contracts import TaskSpec
@@ -27,7 +30,8 @@ from tests.pipeline.training.layouts import layout_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+COOKBOOK = (ROOT / "infra/docs/pages/cookbook.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT + COOKBOOK, re.MULTILINE | re.DOTALL)
 LINES = [line.partition(" #")[0].strip() for kind, block in BLOCKS if not kind for line in block.splitlines()]
 COMMANDS = [line.partition(" -- ")[2] if line.startswith("ray ") else line for line in LINES]
 
@@ -141,6 +145,7 @@ def test_each_configuration_prepares_data_of_its_form(mtl_lora: Run, tmp_path: P
     (tmp_path / "c.yaml").write_text(block)
     settings = [f"data.root={root}", f"run_root={tmp_path}/runs"]
     config = load_config(tmp_path / "c.yaml", settings)
+    jsonschema.validate(yaml.safe_load(block), schema())
     if config.data.source == "records" and any(task.image_field for task in config.tasks):
         settings.append(f"model.base={tiny_image_text_folder(tmp_path / 'base', 'fast_vlm')}")
     for task in config.tasks:

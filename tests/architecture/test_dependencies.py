@@ -30,6 +30,7 @@ USED_BY_NAME = {
     "gcsfs": ("fsspec.registry", "gcsfs.GCSFileSystem"),
     "gguf": ("transformers.modeling_gguf_pytorch_utils", "from gguf import"),
     "import-linter": ("Makefile", "/lint-imports"),
+    "mkdocs": ("Makefile", "-m mkdocs"),
     "mypy": ("Makefile", "/mypy"),
     "psycopg2-binary": ("sqlalchemy.dialects.postgresql.psycopg2", "import psycopg2"),
     "pytest-timeout": ("pyproject.toml", "\ntimeout = "),
