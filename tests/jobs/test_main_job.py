@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from jobs.config import RunConfig, load_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LEDGER = "training.ledger=true"
 FOREIGN = re.compile(
     r"\.(py|cc):\d+|\b(INFO|WARNING|ERROR|DEBUG)\b[ \t:]|\b(pid|ip)=|raylet|mlflow\.[a-z_]+[.:]|alembic|deepspeed|"
@@ -27,7 +27,7 @@ WITHIN = 0.06
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, timeout=1500)
 
 
 @pytest.fixture(scope="module")
