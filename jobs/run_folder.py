@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from pipeline.contracts import Contract, EvaluationReport, PromotionDecision, write_atomic
 from pipeline.errors import InputError
 from pipeline.ingestion.drift import DriftReport
+from pipeline.json_text import parse_json
 
 C = TypeVar("C", bound=Contract)
 
@@ -164,7 +165,7 @@ class RunFolder:
         if not self._binding.is_file():
             return {}
         try:
-            return dict(json.loads(self._binding.read_bytes()))
+            return dict(parse_json(self._binding.read_bytes()))
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"{self._binding} must say what the folder is bound to, as JSON, it does not: {error}; choose another "

@@ -195,7 +195,7 @@ def read_description(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = _present(folder, CONFIG_FILE)
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterFileError(f"{path} must be JSON, got {error}; save the adapter again") from error
     if not isinstance(description, dict) or description.get("version") != CONFIG_VERSION:
         version = description.get("version") if isinstance(description, dict) else description

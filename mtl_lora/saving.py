@@ -1,6 +1,7 @@
 """A model's adapter to a folder, and from a folder onto a base."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from mtl_lora.config import MTLLoRAConfig
 from mtl_lora.core import AdapterCore
 from mtl_lora.errors import AdapterFileError, ConfigError, MTLLoRAError
 from mtl_lora.files import CONFIG_FILE, check_base, check_tensors, read_adapter, write_adapter
+from mtl_lora.layer import linear_sizes
+from mtl_lora.targets import find_targets
 
 __all__ = ["load", "save"]
 
@@ -42,6 +45,37 @@ def _config_of(description: Mapping[str, Any], folder: str | os.PathLike[str]) -
         raise AdapterFileError(f"{Path(folder) / CONFIG_FILE} must hold a valid configuration: {error}") from error
 
 
+def _check_sizes(cls: type[AdapterCore], base: nn.Module, config: MTLLoRAConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Check that the configuration asks for about as many parameters as there are, before any of them is made."""
+    shapes = Counter(
+        (*linear_sizes(base.get_submodule(path)), config.for_layer(path).r) for path in find_targets(base, config)
+    )
+    plain = config.replace(
+        target_modules=("0",),
+        layers_to_transform=(),
+        layers_pattern=(),
+        rank_pattern={},
+        alpha_pattern={},
+        modules_to_save=(),
+        bias="none",
+        train_layer_norms=False,
+        head_classes=(),
+    )
+    asked = sum(config.head_classes) * getattr(getattr(base, "config", None), "hidden_size", 1)
+    try:
+        for (in_features, out_features, r), number in shapes.items():
+            layer = nn.Sequential(nn.Linear(in_features, out_features, bias=False, device="meta"))
+            asked += number * cls(layer, plain.replace(r=r)).count_parameters()[0]
+    except (TypeError, RuntimeError, OverflowError) as error:  # torch's, of sizes beyond any memory
+        raise AdapterFileError(f"an adapter's configuration must ask for sizes that can be, got {config}") from error
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if asked > 2 * held:  # less is named tensor by tensor once it is made
+        raise AdapterFileError(
+            f"an adapter must hold the parameters that its configuration asks for, {asked:,}, it holds {held:,}; "
+            "load it with the configuration it was saved with"
+        )
+
+
 def load(
     cls: type[ModelT],
     base: nn.Module,
@@ -61,6 +95,7 @@ def load(
             f"the adapter's tasks must be {list(task_names)}, got {list(config.task_names)}; "
             "ids follow the order of names"
         )
+    _check_sizes(cls, base, config, tensors)
     model = cls(base, config, adapter_dtype)
     check_base(description["base"], model.base_fingerprint())
     model.load_adapter_state_dict(tensors)

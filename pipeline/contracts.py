@@ -604,6 +604,12 @@ class Difference(Contract):
     """Of Student's t, by which the interval was made; None for the normal distribution."""
     reason: str | None = None
 
+    @model_validator(mode="after")
+    def _interval_is_of_a_difference(self) -> Self:
+        if self.ci95 is not None and self.difference is None:
+            raise ValueError(f"an interval must be that of a difference, got {self.ci95} and no difference")
+        return self
+
 
 class TaskDifference(Difference):
     """The difference in one task's own metric."""

@@ -7,7 +7,6 @@ label that could be an index and a word of another class is refused until the ta
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.label_names import class_set, label_of
 from pipeline.record import Rejected, as_text, value_of
 
@@ -47,8 +47,8 @@ def _listed(record: Mapping[Any, Any], spec: TaskSpec) -> list[Any]:
         raise Rejected(f"label {spec.label_field!r} is missing")
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             value = None
     if not isinstance(value, list):
         raise Rejected(f"label {spec.label_field!r} is not a list of labels")

@@ -8,7 +8,6 @@ unpickled.
 from __future__ import annotations
 
 import functools
-import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pydantic import TypeAdapter
 
 from pipeline.contracts import TaskSpec
 from pipeline.images import EXTENSIONS, MAX_BYTES
+from pipeline.json_text import parse_json
 from pipeline.record import Rejected
 
 IMAGES = EXTENSIONS
@@ -97,8 +97,8 @@ def _json(extension: str, data: bytes) -> Any:
     except ValueError:
         pass
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_json(data)
+    except ValueError:
         raise Rejected(f"member {extension!r} is not JSON") from None
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from pipeline.contracts import write_atomic
+from pipeline.json_text import parse_json
 from pipeline.retry import PATIENCE_S, persistently
 from pipeline.storage import exists, filesystem, stamp_of
 
@@ -181,7 +182,7 @@ class Mirror:
 
     def _index(self) -> dict[str, list[Any]]:
         path = self.folder / _INDEX
-        known: dict[str, list[Any]] = json.loads(path.read_text()) if path.is_file() else {}
+        known: dict[str, list[Any]] = parse_json(path.read_text()) if path.is_file() else {}
         return known
 
     def _write_index(self, known: dict[str, list[Any]]) -> None:

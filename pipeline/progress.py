@@ -21,6 +21,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipeline.json_text import parse_json
+
 INTERVAL_S = 5.0
 """Least time between two lines of a piece of work."""
 TOKEN = "MTL_LORA_MESSAGE_TOKEN"
@@ -118,11 +120,11 @@ def received(line: str, token: str) -> Message | None:
     if not token or not line.startswith(head):
         return None
     try:
-        fields = json.loads(line.removeprefix(head))
+        fields = parse_json(line.removeprefix(head))
         message = _KINDS[fields.pop("kind")](**fields)
         str(message)  # as it will be shown
         return message
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # cut off, or run into another line: whoever reads the log sees it as it is
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import difflib
-import json
 import math
 import uuid
 from collections.abc import Container, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.images import EXTENSIONS, MAX_BYTES, UnreadableImage, decoded
+from pipeline.json_text import parse_json
 
 _PANDAS_MISSING = ("NAType", "NaTType")
 _SHOWN_FIELDS = 20
@@ -189,8 +189,8 @@ def choices_of(record: Mapping[Any, Any], spec: TaskSpec) -> tuple[str, ...]:
         raise Rejected(f"field {name!r} is missing")
     if isinstance(value, str):  # CSV carries the list as JSON
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = parse_json(value)
+        except ValueError:
             value = None
     if not isinstance(value, list) or len(value) < 2:
         raise Rejected(f"field {name!r} is not a list of at least 2 choices")

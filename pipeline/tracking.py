@@ -24,6 +24,7 @@ from urllib.parse import urlparse
 
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError, masked
+from pipeline.json_text import parse_json
 from pipeline.progress import say
 from pipeline.settings import Settings
 
@@ -280,10 +281,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = dict(json.loads(line))
+        row = dict(parse_json(line))
         if type(row.get("step")) is not int:
             raise ValueError(f"its step is {row.get('step')!r}")
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"a history must hold a JSON object with a whole step a line, line {number} of {path} is none: {error}; "
             "delete the file, it is written anew from the last checkpoint on"

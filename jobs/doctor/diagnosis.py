@@ -21,6 +21,7 @@ from jobs.doctor.machine import machine
 from jobs.doctor.places import clock, storage
 from jobs.doctor.services import ray_cluster, registry
 from pipeline.errors import did_you_mean
+from pipeline.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _in_process(config: RunConfig, name: str, group: Group) -> list[Finding]:
                 words = errors.read_text(errors="replace").strip().rpartition("\n")[2]
                 ended = Finding(name, f"the check itself failed: {words[:300]}", "fail", group.remedy)
         lines = told.read_text().splitlines() if told.is_file() else []
-    found = [Finding(**json.loads(line)) for line in lines]
+    found = [Finding(**parse_json(line)) for line in lines]
     return found if process.returncode == 0 else [*found, ended]
 
 

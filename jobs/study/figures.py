@@ -10,6 +10,7 @@ from jobs.study.trials import UNTRAINED
 from jobs.study_config import StudyConfig
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.progress import Track
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def write_figures(config: StudyConfig, work: Work) -> None:
     from pipeline.study.trial import trained
 
     path = config.folder / FIGURES
-    known: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    known: dict[str, Any] = parse_json(path.read_text()) if path.is_file() else {}
     samples = evenly_spaced(list(read_split(work.suite.manifest, "test")), _PER_TASK)
     chosen = {arm: found.chosen for arm in config.arms_of(work.suite.name) if (found := work.search(arm)).chosen}
     if not chosen:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts import write_atomic
+from pipeline.json_text import parse_json
 from pipeline.progress import say
 
 SPLITS = ("train", "test")
@@ -70,7 +71,7 @@ def write(data: Path, out: Path) -> None:
     named: set[str] = set()
     for split in SPLITS:
         with gzip.open(data / "vision" / "easy_vqa" / f"{split}.jsonl.gz", "rt") as lines:
-            found = list(captions(map(json.loads, lines)))
+            found = list(captions(map(parse_json, lines)))
         named |= {record["image"] for record in found}
         text = "".join(json.dumps(record) + "\n" for record in found)
         write_atomic(folder / f"{split}.jsonl.gz", gzip.compress(text.encode(), mtime=0))

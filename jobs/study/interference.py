@@ -23,6 +23,7 @@ from typing import Any
 
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.progress import say
 
 SPLITS = ("train", "test")
@@ -113,7 +114,7 @@ def _records(folder: Path, split: str) -> Iterator[Record]:
     if not path.is_file():
         raise InputError(f"the interference suites are made from {path}, which is not there; name the data's folder")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+        yield from map(parse_json, lines)
 
 
 def _write(path: Path, records: Iterable[Record]) -> None:

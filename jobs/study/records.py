@@ -17,6 +17,7 @@ from jobs.study.interference import write_suites
 from jobs.study_config import StudyConfig
 from pipeline.contracts import TaskSpec, write_atomic
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 
 MADE = ("offers", "review_questions", "question_kinds")
 """Suites that are made from the data."""
@@ -96,7 +97,7 @@ def _records(path: Path) -> Iterator[Record]:
         raise InputError(f"a study reads {path}, which is not there; name the data's folder in data_root")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines):
-            yield {"id": str(number)} | json.loads(line)
+            yield {"id": str(number)} | parse_json(line)
 
 
 def _place(record: Record) -> str:

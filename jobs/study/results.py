@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jobs.study_config import StudyConfig
 from pipeline.contracts import write_atomic
+from pipeline.json_text import parse_json
 from pipeline.progress import console, say
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def write_results(config: StudyConfig, finished: Mapping[str, Mapping[str, Any]]
     write_atomic(folder / RESULTS, json.dumps(values, indent=1) + "\n")
     write_atomic(folder / TABLE, markdown(suites, config.notes))
     figures = folder / "figures.json"
-    known = json.loads(figures.read_text()) if figures.is_file() else {}
+    known = parse_json(figures.read_text()) if figures.is_file() else {}
     write_study_page(folder / PAGE, config.name, suites, config.notes, known)
     for suite in suites:
         _show(suite)

@@ -12,6 +12,7 @@ from jobs.study.trials import UNTRAINED, SuiteRuns
 from jobs.study.work import Row, Work
 from jobs.study_config import StudyConfig
 from pipeline.contracts import write_atomic
+from pipeline.json_text import parse_json
 from pipeline.progress import Track, say
 from pipeline.tracking import PARENT, Tracker, git_commit
 
@@ -57,7 +58,7 @@ def study(
     parent = _parent(config)
     for path in sorted(config.folder.glob(f"rows/**/{ROW}")):  # of a process that was killed right after it
         if not (path.parent / TRACKED).is_file():
-            _track(config, parent, path.parent, json.loads(path.read_text()))
+            _track(config, parent, path.parent, parse_json(path.read_text()))
     with Track("study", cost["left"], "runs") as track:
         for part in work:
             _run(part, config, parent, track)
@@ -120,7 +121,7 @@ def _calibrated(suite: SuiteRuns) -> float:
 def _parent(config: StudyConfig) -> Tracker:
     """Return the study's MLflow run, which a killed one has opened already."""
     path = config.folder / "mlflow.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
+    known = parse_json(path.read_text()) if path.is_file() else {}
     if known.get("mlflow_uri") == config.tracking.shown:
         return Tracker(config.tracking.uri, known["mlflow_run_id"])
     told = config.model_dump(mode="json") | {"tracking": {"uri": config.tracking.shown}}

@@ -19,6 +19,7 @@ from jobs.config_file import read_resolved
 from jobs.study_config import StudyConfig, Suite
 from pipeline.contracts import TaskSpec
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.modeling.adapter_config import AdapterConfig
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class SuiteRuns:
         Raises:
             InputError: a key is unknown or a value breaks its rule.
         """
-        values: dict[str, Any] = json.loads(json.dumps(self.values))
+        values: dict[str, Any] = parse_json(json.dumps(self.values))
         own = {} if arm == UNTRAINED else self.study.arms[arm].set
         # The study's and the suite's stand under the arm's: what is told of one arm alone is what tells it apart.
         for where, told in ((self.name, self.study.set), (self.name, self.suite.set), (arm, own)):

@@ -24,6 +24,7 @@ from jobs.weekly import champion as champions
 from jobs.weekly.plan import NothingNew, RetrainingPlan, gather_digests, gather_facts, plan_retraining
 from pipeline.contracts import PromotionDecision, write_atomic
 from pipeline.errors import HeldBack, InputError
+from pipeline.json_text import parse_json
 from pipeline.orchestration.environment import is_on_lasting_cluster
 from pipeline.progress import say
 from pipeline.promotion.policy import hold_untrained
@@ -198,7 +199,7 @@ def _seconds_expected(run: RunConfig, size: int) -> float | None:
     """Return the seconds that the newest finished run took, in proportion to the bytes read; None if unknown."""
     head = run.name.rsplit("-", 4)[0]
     for path in sorted(run.run_root.glob(f"{head}-*/{RunFolder(Path()).result.name}"), reverse=True):
-        known = json.loads(path.read_text())
+        known = parse_json(path.read_text())
         if known.get("seconds") and known.get("bytes"):
             return round(known["seconds"] * size / known["bytes"])
     return None
@@ -213,7 +214,7 @@ def _finished(run: RunConfig) -> dict[str, Any] | None:
     path = Run(run).fetch(RunFolder(run.folder).result)
     if not path.is_file():
         return None
-    known: dict[str, Any] = json.loads(path.read_text())
+    known: dict[str, Any] = parse_json(path.read_text())
     say(f"{run.name} is finished: {known['verdict']}; nothing to do")
     return known
 

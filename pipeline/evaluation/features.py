@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.contracts import write_atomic
 from pipeline.evaluation.score_table import Floats
+from pipeline.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def read_features(path: Path) -> TaskFeatures:
     from safetensors import safe_open
 
     with safe_open(path, "np") as file:
-        names = json.loads(file.metadata()["samples"])
+        names = parse_json(file.metadata()["samples"])
         features = file.get_tensor("features").astype(np.float64)
     return TaskFeatures(features, [task for task, _ in names], [key for _, key in names])
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.contracts import Sample, write_atomic
+from pipeline.json_text import parse_json
 
 
 class ScoredChunk(NamedTuple):
@@ -42,7 +43,7 @@ class KeptAnswers:
         path = self._own / f"{number:06d}.json"
         if not path.is_file():
             return None
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
         if found["samples"] != [[sample.task, sample.key] for sample in samples]:
             return None
         states = {(task, key): np.array(state, np.float32) for task, key, state in found["states"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mtl_lora.hashes import check_hashes
 from pipeline.contracts import Sample, TaskSpec
 from pipeline.errors import HeldBack, InputError
 from pipeline.evaluation.text_parity import greedily, largest_gap, tokens_by
+from pipeline.json_text import parse_json
 
 TOLERANCE = 5e-3
 """Largest difference of a class's log-probability, both computed in float32: sure answers are compared as closely."""
@@ -167,7 +167,7 @@ def exported_scorer(folder: Path, spec: Any, batch_tokens: int = 2048) -> Any:
 
 
 def _is_of_encoder(folder: Path) -> bool:
-    return json.loads((folder / "adapter_config.json").read_text()).get("task_type") in _OF_ENCODERS
+    return parse_json((folder / "adapter_config.json").read_text()).get("task_type") in _OF_ENCODERS
 
 
 def _exported_head(folder: Path, spec: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from pipeline.contracts import TaskSpec
 from pipeline.ingestion.resolve import KEEP, RENAMED, Decisions
 from pipeline.ingestion.scan import part, read_rows
+from pipeline.json_text import parse_json
 
 
 def best_of_all(tasks: Sequence[TaskSpec], decisions: Decisions, work: Path) -> dict[str, float]:
@@ -22,7 +22,7 @@ def best_of_all(tasks: Sequence[TaskSpec], decisions: Decisions, work: Path) -> 
         if unit.split != "test" or not path.stat().st_size:
             continue
         with path.open("rb") as file:
-            found = dict(json.loads(line) for line in file)
+            found = dict(parse_json(line) for line in file)
         rows = read_rows(work, unit.number)
         kept = decisions.of[unit.number] & ~np.uint8(RENAMED) == KEEP
         for task in np.unique(rows["task"]):

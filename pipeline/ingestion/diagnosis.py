@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.ingestion.encodings import HEAD_BYTES, codec_of, readings, text_encoding
 from pipeline.ingestion.source_file import SourceFile
+from pipeline.json_text import parse_json
 from pipeline.record import fields_found
 from pipeline.storage import filesystem
 
@@ -77,7 +78,7 @@ def field_names(location: str, head: bytes) -> list[str]:
         return next(csv.reader(io.StringIO(head.decode("utf-8-sig", "replace"))), [])
     for line in head.splitlines():
         if line.strip():
-            record = json.loads(line)
+            record = parse_json(line)
             return list(record) if isinstance(record, dict) else []
     return []
 

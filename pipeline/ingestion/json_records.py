@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from pipeline.ingestion.source_file import MAX_LINE_BYTES, Line
+from pipeline.json_text import parse_json
 
 _CHUNK = 1 << 20
 _OUTSIDE, _INSIDE = re.compile(rb'["{}\[\],]'), re.compile(rb'["\\]')
@@ -84,14 +84,14 @@ def _check_end(rest: bytes, stream: Any) -> None:
 def json_line(number: int, place: int, line: bytes, what: str = "line") -> Line:
     """Return the record that some bytes hold, or what is wrong with them; ``what`` names them."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return Line(number, place, {"raw": line[:200].decode("utf-8", "replace")}, f"{what} is not JSON")
     if not isinstance(record, dict):
         return Line(number, place, {"raw": line[:200].decode("utf-8", "replace")}, f"{what} is not a JSON object")
     if line.count(b":") != len(record) and sum(map(line.count, _BEFORE_VALUES)) != len(record):
         try:  # more colons than keys: they stand in texts, or a key came twice
-            json.loads(line, object_pairs_hook=_without_doubles)
+            parse_json(line, object_pairs_hook=_without_doubles)
         except _DoubleKeyError:
             return Line(number, place, {"raw": line[:200].decode("utf-8", "replace")}, f"{what} has a key twice")
     return Line(number, place, record)

@@ -18,6 +18,7 @@ from pipeline.contracts import TaskSpec
 from pipeline.ingestion.config import DataConfig
 from pipeline.ingestion.shards import replace_file
 from pipeline.ingestion.source_file import SourceFile
+from pipeline.json_text import parse_json
 
 FOLDER = ".scans"
 FORMAT = 1
@@ -39,7 +40,7 @@ def place_of(
 def take(kept: Path, files: Mapping[str, Path]) -> dict[str, Any] | None:
     """Copy what is kept of a tar to its files and return what was noted of it; None where it is not there, or torn."""
     try:
-        note: dict[str, Any] = json.loads(kept.with_suffix(".json").read_bytes())
+        note: dict[str, Any] = parse_json(kept.with_suffix(".json").read_bytes())
         contents = {name: kept.with_suffix(f".{name}").read_bytes() for name in files}
         checksums = note.pop("crc32")
     except (OSError, ValueError, KeyError):

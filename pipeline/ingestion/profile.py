@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections import Counter
@@ -17,6 +16,7 @@ from pipeline.adopted_sample import adopted_texts, tar_reader
 from pipeline.contracts import Contract, Sample, ShardManifest
 from pipeline.ingestion.resolve import REASONS
 from pipeline.ingestion.scan import Scanned
+from pipeline.json_text import parse_json
 from pipeline.shard_index import ShardIndex, index_path
 from pipeline.validate import Checked
 
@@ -153,4 +153,4 @@ def _some(folder: Path, manifest: ShardManifest, task: str, split: str, total: i
         with (folder / shard.path).open("rb") as file:
             for row in rows:
                 file.seek(int(index.offsets[row]))
-                yield Sample.model_validate(json.loads(file.read(int(index.sizes[row]))))
+                yield Sample.model_validate(parse_json(file.read(int(index.sizes[row]))))

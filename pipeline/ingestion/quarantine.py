@@ -20,6 +20,7 @@ from pipeline.ingestion.records import Unit
 from pipeline.ingestion.resolve import CHUNK_ROWS, REASONS, Decisions
 from pipeline.ingestion.scan import Scanned, part, read_rows
 from pipeline.ingestion.tar_places import TarPlaces
+from pipeline.json_text import parse_json
 from pipeline.record import column_of
 from pipeline.validate import fields_asked
 
@@ -117,7 +118,7 @@ def _rejected(
         if unit.rejects:
             with part(work, unit.number, "rejects").open("rb") as file:
                 for line in file:
-                    entry = json.loads(line)
+                    entry = parse_json(line)
                     line_number = entry["line"] + before[unit.number]
                     yield {**entry, "split": unit.split, "source": name, "line": line_number}
         yield from _dropped(tasks, decisions.of[unit.number], work, unit, name, before[unit.number])
@@ -156,7 +157,7 @@ def _kept_samples(work: Path, number: int) -> Iterator[Callable[[int, np.void], 
 
         def read(_: int, row: np.void) -> dict[str, Any]:
             spill.seek(int(row["offset"]))
-            sample: dict[str, Any] = json.loads(spill.read(int(row["size"])))
+            sample: dict[str, Any] = parse_json(spill.read(int(row["size"])))
             return sample
 
         yield read

@@ -28,6 +28,7 @@ from pipeline.ingestion.lengths import LengthCounter
 from pipeline.ingestion.records import Line, Unit, read_unit
 from pipeline.ingestion.tar_places import PlacesOfTar
 from pipeline.ingestion.tar_records import TarSample
+from pipeline.json_text import parse_json
 from pipeline.members import IMAGES, image_of
 from pipeline.record import renamed, value_of
 from pipeline.retry import persistently
@@ -111,7 +112,7 @@ def scan_unit(job: ScanJob) -> Scanned:
         return _tar_scanned(job, job.kept)
     done = part(job.work, job.number, "json")
     if done.is_file():
-        return Scanned(**json.loads(done.read_bytes()))
+        return Scanned(**parse_json(done.read_bytes()))
     found = _fetched(job)
     write_atomic(done, json.dumps(found.__dict__))
     return found

@@ -18,6 +18,7 @@ from pipeline.ingestion.config import ANY_TASK, DataConfig, days_of
 from pipeline.ingestion.images import ARCHIVE
 from pipeline.ingestion.source_file import SYNTHETIC, SourceFile
 from pipeline.ingestion.synthetic_source import synthetic_sources
+from pipeline.json_text import parse_json
 from pipeline.schemes import scheme_of
 from pipeline.storage import exists, filesystem, is_remote, join, stamp_of, url_of
 
@@ -221,7 +222,7 @@ def _described(
 def with_digests(sources: Sequence[SourceFile], folder: Path) -> list[SourceFile]:
     """Return the inputs with their content digests; those of unchanged files are remembered in the folder."""
     memory = folder / ".digests.json"
-    known: dict[str, str] = json.loads(memory.read_text()) if memory.is_file() else {}
+    known: dict[str, str] = parse_json(memory.read_text()) if memory.is_file() else {}
     found, result = {}, []
     for source in sources:
         if not source.is_synthetic and not source.digest:

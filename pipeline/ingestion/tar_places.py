@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.ingestion.tar_records import TarSample
+from pipeline.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TarPlaces:
     def read(cls, path: Path) -> TarPlaces:
         """Read what ``write`` wrote."""
         with path.open("rb") as file:
-            head = json.loads(file.readline())
+            head = parse_json(file.readline())
             numbers = np.frombuffer(file.read(), dtype=np.int64)
         count, width = len(head["keys"]), len(head["extensions"])
         places = numbers[: 2 * count * width].reshape(2, count, width)

@@ -5,13 +5,13 @@ Code in a folder is never run and nobody is asked whether it may be: a model is 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.modeling.config import BaseModelConfig
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
@@ -92,7 +92,7 @@ def _refuse_foreign(folder: Path, config: BaseModelConfig) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
-        raw = json.loads((folder / "config.json").read_bytes())
+        raw = parse_json((folder / "config.json").read_bytes())
         kind = raw.get("model_type") if isinstance(raw, dict) else None
     except ValueError as error:
         raise InputError(

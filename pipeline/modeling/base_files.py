@@ -22,6 +22,7 @@ from platformdirs import user_cache_path
 
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError, did_you_mean, masked
+from pipeline.json_text import parse_json
 from pipeline.modeling.config import BaseModelConfig
 from pipeline.progress import say
 from pipeline.retry import persistently
@@ -100,7 +101,7 @@ def _noted(note: Path) -> Path | None:
     """Return the folder of a note if its files stand there with their sizes."""
     if not note.is_file():
         return None
-    known = json.loads(note.read_text())
+    known = parse_json(note.read_text())
     folder = Path(known["folder"])
     whole = all((p := folder / key).is_file() and p.stat().st_size == size for key, size in known["bytes"].items())
     return folder if whole else None
@@ -216,7 +217,7 @@ def _asked(fs: Any, path: str) -> dict[str, Any]:
     found = {f"{path}/{name}": fs.info(f"{path}/{name}") for name in _NAMES if exists(fs, f"{path}/{name}")}
     index = f"{path}/{_INDEX}"
     if index in found:
-        weights = sorted(set(json.loads(fs.cat_file(index))["weight_map"].values()))
+        weights = sorted(set(parse_json(fs.cat_file(index))["weight_map"].values()))
         found |= {join(path, name): fs.info(join(path, name)) for name in weights}
     return found
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.modeling.architecture import short
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -69,7 +69,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in reversed(PROCESSOR_FILES):
         if (folder / name).is_file():
-            found |= json.loads((folder / name).read_bytes())
+            found |= parse_json((folder / name).read_bytes())
     return found
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.json_text import parse_json
 from pipeline.orchestration.environment import inside_job  # noqa: F401 - sets what Ray reads before it is imported
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -59,7 +60,7 @@ class Trial:
 def ended(folder: Path) -> dict[str, str] | None:
     """Return a trial's ``state`` and ``reason``; None where it is not over."""
     path = folder / ENDED
-    return json.loads(path.read_text()) if path.is_file() else None
+    return parse_json(path.read_text()) if path.is_file() else None
 
 
 def run_trials(

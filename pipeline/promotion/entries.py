@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal, cast, get_args
 
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 
 Action = Literal["promote", "rollback", "fence"]
 _SIGNED = ("action", "version", "previous", "why", "who", "after", "lease", "decision", "before_sha256")
@@ -168,7 +169,7 @@ def read_entry(number: int, tags: Mapping[str, str], created_ms: int) -> Entry:
         action=cast(Action, action),
         version=int(tags["version"]),
         previous=int(tags["previous"]) if tags["previous"] else None,
-        why=tuple(json.loads(tags["why"])),
+        why=tuple(parse_json(tags["why"])),
         who=tags["who"],
         time=datetime.fromtimestamp(created_ms / 1000, UTC),
         lease=int(tags["lease"]) if tags.get("lease") else None,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.promotion.integrity import check_files
 from pipeline.promotion.packaging import BUNDLED_BASE, DIGESTS, PREDICTOR
 from pipeline.promotion.versions import Version, unavailable
@@ -71,7 +71,7 @@ def fetch_base(version: Version, tracking_uri: str, whose: str, target: Path) ->
             mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target), tracking_uri=tracking_uri)
     except Exception as error:  # every store raises its own
         raise unavailable(f"the base of {whose} at {root}", error) from error
-    expected = json.loads((target / f"{DIGESTS}.json").read_text())[BUNDLED_BASE]
+    expected = parse_json((target / f"{DIGESTS}.json").read_text())[BUNDLED_BASE]
     check_files(target / BUNDLED_BASE, expected, f"the base of {whose}")
     return target / BUNDLED_BASE
 
@@ -89,7 +89,7 @@ def check_whole(folder: Path, whose: str) -> None:
 
     try:
         check_hashes(folder)
-        json.loads((folder / PREDICTOR_FILE).read_text())
+        parse_json((folder / PREDICTOR_FILE).read_text())
         with safe_open(folder / WEIGHTS_FILE, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - not a mapping
                 tensors.get_slice(key).get_shape()

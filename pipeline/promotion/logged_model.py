@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.json_text import parse_json
 from pipeline.promotion.integrity import digests
 from pipeline.promotion.packaging import DIGESTS
 
@@ -59,7 +60,7 @@ def log_model(client: Any, run_id: str, name: str, package: Path, manifest_sha25
 
 def link(client: Any, model_id: str, name: str, number: int) -> None:
     """Show a registered version on its LoggedModel's page, as a server does by itself."""
-    listed = json.loads(client.get_logged_model(model_id).tags.get(_VERSIONS, "[]"))
+    listed = parse_json(client.get_logged_model(model_id).tags.get(_VERSIONS, "[]"))
     if not any((one["name"], int(one["version"])) == (name, number) for one in listed):
         listed.append({"name": name, "version": number})
         client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps(listed)})

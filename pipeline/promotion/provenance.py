@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from pipeline.contracts import Contract, TaskName
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """A run's name is joined to ``run_root``: no separator, and no dot in front."""
@@ -122,7 +123,7 @@ class Provenance(Contract):
             if text == "" or (field, text) == ("macro", "None"):  # as earlier releases wrote what is undefined
                 continue
             try:
-                values[field] = json.loads(text) if field in _JSON else text
+                values[field] = parse_json(text) if field in _JSON else text
             except ValueError as error:
                 return Foreign(f"tag {field!r} must be JSON, got {text[:80]!r}: {error}")
         values["schema_version"] = int(text) if (text := values.get("schema_version", "1")).isdigit() else text

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel
+
+from pipeline.json_text import parse_json
 
 
 class MultiTaskPredictor(PythonModel):
@@ -23,7 +24,7 @@ class MultiTaskPredictor(PythonModel):
         from pipeline.modeling.predictor import Predictor
         from pipeline.promotion.integrity import check_files
 
-        for name, expected in json.loads(Path(context.artifacts["digests"]).read_text()).items():
+        for name, expected in parse_json(Path(context.artifacts["digests"]).read_text()).items():
             check_files(Path(context.artifacts[name]), expected, f"the registered model's {name}")
         self._predictor = Predictor.load(context.artifacts["predictor"], base=context.artifacts.get("base"))
 

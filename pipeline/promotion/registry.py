@@ -7,7 +7,6 @@ that loads, and the next call brings the aliases up to the ledger.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack, InputError
+from pipeline.json_text import parse_json
 from pipeline.progress import say
 from pipeline.promotion.anchor import anchor_of, looks_before
 from pipeline.promotion.entries import Action, Entry, champions
@@ -185,7 +185,7 @@ class Registry:
         if isinstance(version.origin, Provenance) and version.origin.tasks:
             return version.origin.tasks
         with tempfile.TemporaryDirectory() as folder:
-            spec = json.loads((self.download(version.number, Path(folder)) / PREDICTOR_FILE).read_text())
+            spec = parse_json((self.download(version.number, Path(folder)) / PREDICTOR_FILE).read_text())
         return tuple(task["name"] for task in spec["tasks"])
 
     def champion(self) -> Version | None:

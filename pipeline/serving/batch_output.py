@@ -21,6 +21,7 @@ from pydantic import Field
 from pipeline.answer import ANSWER, GENERATED
 from pipeline.contracts import Contract
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.retry import persistently
 from pipeline.serving.batch_input import InputFile, Stretch, scores_name
 from pipeline.storage import check_target, exists, filesystem, is_remote
@@ -179,7 +180,7 @@ class Output:
         """
         places = [f"{WORK}/{unit:06d}/{number:06d}" for number in range(stretches)]
         rejects = b"".join(self.read(f"{place}.rejects") or b"" for place in places)
-        reasons = Counter(json.loads(line)["reason"] for line in rejects.splitlines())
+        reasons = Counter(parse_json(line)["reason"] for line in rejects.splitlines())
         rows = 0
 
         def fill(target: Any) -> None:

@@ -23,6 +23,7 @@ from pipeline.errors import InputError
 from pipeline.ingestion import DataConfig
 from pipeline.ingestion.records import Unit, read_unit
 from pipeline.ingestion.source_file import SourceFile
+from pipeline.json_text import parse_json
 from pipeline.labels import read_label
 from pipeline.record import Rejected, as_text, value_of
 from pipeline.serving.batch_input import find_files
@@ -102,7 +103,7 @@ class LiveLog:
 def read_state(url: str) -> dict[str, Any]:
     """Return the log's state: ``taken_back`` (version → reason), ``drift`` (reasons)."""
     fs, path = filesystem(posixpath.join(url, STATE))
-    found: dict[str, Any] = json.loads(fs.cat_file(path)) if exists(fs, path) else {}
+    found: dict[str, Any] = parse_json(fs.cat_file(path)) if exists(fs, path) else {}
     return {"taken_back": {}, "drift": [], **found}
 
 

@@ -7,7 +7,6 @@ The server reads requests, and asks the models behind it, which stand in process
 # Without deferred annotations: Ray Serve and FastAPI read the routes' own.
 import asyncio
 import hmac
-import json
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from pipeline.answer import ANSWER, GENERATED, Answer
 from pipeline.errors import InputError, masked
+from pipeline.json_text import parse_json
 from pipeline.serving.batching import Batcher, Overloaded, Row
 from pipeline.serving.live import LiveTraffic
 from pipeline.serving.model_server import NoVersion, models
@@ -213,9 +213,7 @@ class ScoreServer:
 
     def _parsed(self, body: bytes) -> ScoreRequest:
         try:
-            asked = ScoreRequest.model_validate(json.loads(body))
-        except RecursionError as error:
-            raise _Refusal(422, "a body must be JSON of a sane depth; send plain fields") from error
+            asked = ScoreRequest.model_validate(parse_json(body))
         except ValueError as error:
             raise _Refusal(
                 422, 'a body must be JSON of the form {"rows": [{"task": …, field: text}]}, this one is not; see /docs'

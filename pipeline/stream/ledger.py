@@ -11,6 +11,7 @@ from typing import Self
 
 from pipeline.contracts import Sample, write_atomic
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.world import World
 
 LEDGER = "samples.jsonl"
@@ -30,7 +31,7 @@ class SampleLedger:
         self._rank = world.rank
         for path in folder.glob(_PARTS):
             if _rank_of(path) % world.num_ranks == world.rank:  # the parts of ranks that are no more are shared out
-                write_atomic(path, "".join(line for line in _lines(path) if json.loads(line)["step"] < start_step))
+                write_atomic(path, "".join(line for line in _lines(path) if parse_json(line)["step"] < start_step))
         self._file = (folder / _PARTS.replace("*", f"{world.rank:05d}")).open("a")
 
     def __enter__(self) -> Self:
@@ -59,7 +60,7 @@ def merge_ledgers(folder: Path) -> Path:
     parts = sorted(folder.glob(_PARTS))
     if not parts:
         raise InputError(f"a ledger must be kept by every rank, found none in {folder}; train with the ledger on")
-    entries = heapq.merge(*map(_lines, parts), key=lambda line: (json.loads(line)["step"], json.loads(line)["rank"]))
+    entries = heapq.merge(*map(_lines, parts), key=lambda line: (parse_json(line)["step"], parse_json(line)["rank"]))
     temporary = folder / f".{LEDGER}.part"
     with temporary.open("w") as file:
         file.writelines(entries)

@@ -25,6 +25,7 @@ from pipeline.evaluation.metrics import statistics
 from pipeline.evaluation.predict import predict
 from pipeline.evaluation.score_table import by_task, write_scores
 from pipeline.evaluation.summary import metric_of
+from pipeline.json_text import parse_json
 from pipeline.modeling.answering import class_scorer, sample_encoder, untrained_scorer
 from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.head_encoding import HeadEncoder
@@ -66,7 +67,7 @@ class StudyTrial:
 def read_row(folder: Path) -> dict[str, Any] | None:
     """Return what a run has reached; None where it is not over."""
     path = folder / ROW
-    return json.loads(path.read_text()) if path.is_file() else None
+    return parse_json(path.read_text()) if path.is_file() else None
 
 
 def run_trial(trial: StudyTrial) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.contracts import CheckpointManifest, TaskSpec, write_atomic
 from pipeline.errors import InputError
+from pipeline.json_text import parse_json
 from pipeline.progress import say
 from pipeline.storage import join
 
@@ -216,7 +217,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: a file cannot be read, though it has the hash of its manifest.
     """
     try:
-        return load_file(folder / OPTIMIZER), dict(json.loads((folder / STATE).read_bytes()))
+        return load_file(folder / OPTIMIZER), dict(parse_json((folder / STATE).read_bytes()))
     except (OSError, ValueError, TypeError, SafetensorError, KeyError) as error:
         raise InputError(
             f"a checkpoint must hold tensors and a state as they were saved, {folder} does not: {error}; delete it, "

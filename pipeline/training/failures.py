@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.contracts import write_atomic
+from pipeline.json_text import parse_json
 
 _OUTSIDE = re.compile(r"/torch/distributed/|/deepspeed/comm/|/ray/")
 """Files whose errors tell of other ranks and machines."""
@@ -42,7 +43,7 @@ def repeated(folder: Path, rank: int, step: int | None, error: BaseException) ->
     at = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     found = {"step": step, "error": f"{type(error).__name__}: {error}", "at": at}
     path = failure_file(folder, rank)
-    before = json.loads(path.read_text()) if path.is_file() else None
+    before = parse_json(path.read_text()) if path.is_file() else None
     write_atomic(path, json.dumps(found))
     if found != before:
         return None

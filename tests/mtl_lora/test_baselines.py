@@ -1,5 +1,7 @@
 """The rivals: each against its slow reference, and all under one interface."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from mtl_lora.baselines.lora_per_task import LoRAPerTaskLinear
 from mtl_lora.baselines.moelora import MoELoRALinear
 from mtl_lora.baselines.multilora import MultiLoRALinear
 from mtl_lora.errors import AdapterFileError, ConfigError, MTLLoRAError, RoutingError
+from mtl_lora.files import CONFIG_FILE, WEIGHTS_FILE
+from mtl_lora.hashes import write_hashes
 from mtl_lora.routing import Router
 from tests.mtl_lora.conftest import clone
 from tests.reference.mtl_lora_reference import lora_linear, moelora_linear, multilora_linear
@@ -234,3 +238,16 @@ def test_an_unknown_method_or_field_is_refused(tiny_llama):
         build_adapter("mtl_lora", tiny_llama, TASKS, rank=4)
     with pytest.raises(ConfigError, match="got 2 < 3"):
         build_adapter("moelora", tiny_llama, TASKS, r=2)
+
+
+@pytest.mark.parametrize("sizes", [{"r": 1 << 33}, {"r": 1 << 80}, {"rank_pattern": {"q_proj": 1 << 40}}])
+def test_sizes_that_the_tensors_do_not_have_are_refused_before_anything_is_made(method, tiny_llama, tmp_path, sizes):
+    plain = clone(tiny_llama)
+    build_adapter(method, tiny_llama, TASKS, r=4, num_up_projections=2).save_pretrained(tmp_path)
+    path = tmp_path / CONFIG_FILE
+    description = json.loads(path.read_text())
+    description["config"] |= sizes
+    path.write_text(json.dumps(description))
+    write_hashes(tmp_path, WEIGHTS_FILE, CONFIG_FILE)
+    with pytest.raises(AdapterFileError, match=r"configuration (must )?asks? for"):
+        load_adapter(plain, tmp_path)

@@ -106,6 +106,13 @@ def test_a_surer_interval_holds_a_less_sure_one(d: float, below: float, above: f
     assert (d - wide[0]) / below == pytest.approx((wide[1] - d) / above)
 
 
+def test_an_interval_without_a_difference_is_refused() -> None:
+    known = dict.fromkeys(("candidate", "reference", "difference", "standard_error", "p_value"))
+    assert Difference(**known, ci95=None).difference is None
+    with pytest.raises(ValueError, match="an interval must be that of a difference"):
+        Difference(**known, ci95=(-0.1, 0.1))
+
+
 def near_the_top(noise: float, num: int) -> pd.DataFrame:
     rng = np.random.default_rng(3)
     parts = []
