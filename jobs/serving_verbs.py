@@ -127,7 +127,7 @@ def serve(
 
     known: dict[str, Any] = {
         "model": model,
-        "tracking_uri": _registry(tracking_uri),
+        "tracking_uri": _told_registry(tracking_uri),
         "shadow": {"share": shadow},
         "canary": {"share": canary},
         "log": {"url": _absolute(log)},
@@ -227,6 +227,19 @@ def _registry(tracking_uri: str | None) -> str:
     from pipeline.tracking import TrackingConfig
 
     return TrackingConfig(uri=tracking_uri or "").resolved(Path("runs")).uri
+
+
+def _told_registry(tracking_uri: str | None) -> str:
+    """Return the registry's address as a server's configuration may hold it, which all who see the cluster see.
+
+    One with a password goes into this process's environment, which a local cluster takes from here, and is empty then.
+    """
+    from pipeline.tracking import TrackingConfig
+
+    found = TrackingConfig(uri=_registry(tracking_uri))
+    if found.is_secret:
+        os.environ["MLFLOW_TRACKING_URI"] = found.uri
+    return "" if found.is_secret else found.uri
 
 
 def _served(model: str, tracking_uri: str | None) -> Any:

@@ -5,10 +5,11 @@ the process.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
+import shlex
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ from typing import Any
 
 import ray
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, masked
 from pipeline.orchestration.config import RayConfig
 from pipeline.orchestration.environment import address_of, inside_job
 from pipeline.progress import say
+
+_ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Variable that, being 0, lets Ray's processes keep the loopback as the address of their machine, on any system."""
 
 
 @contextlib.contextmanager
@@ -40,13 +44,16 @@ def cluster(config: RayConfig, log_to_driver: bool = True) -> Iterator[str]:
         return
     ended = contextlib.ExitStack()
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Private: all who see the cluster see the command lines of its drivers. A parameter of ray.init for what it calls
+    # this one would replace it.
+    ray._private.utils.get_entrypoint_name = _command
     try:
         if address and address != "local" and not address.startswith("http"):
             ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         else:
             say("Starting a local Ray cluster …")
             folder = ended.enter_context(_own_folder())
-            with _free_agent_port():
+            with _on_the_loopback():
                 ray.init(
                     address="local",
                     include_dashboard=True,
@@ -79,6 +86,11 @@ def capacity(config: RayConfig) -> dict[str, float]:
         return dict(ray.cluster_resources())
 
 
+def _command() -> str:
+    """Return the command line of this process without secrets."""
+    return masked(shlex.join(sys.orig_argv))
+
+
 @contextlib.contextmanager
 def _own_folder() -> Iterator[str]:
     """Give a local cluster a folder of its own: Ray's jobs and its housekeeping look there for the address of their
@@ -95,16 +107,27 @@ def _own_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _free_agent_port() -> Iterator[None]:
-    """Let the dashboard's agent take any free port: its fixed one lets the second cluster on a machine take no jobs."""
-    # Private: ray start has --dashboard-agent-listen-port, ray.init has nothing. Such an option would replace it.
+def _on_the_loopback() -> Iterator[None]:
+    """Let what is started listen on the loopback alone, and the dashboard's agent take any free port: its fixed one
+    lets the second cluster on a machine take no jobs."""
+    # Private: ray start has --dashboard-agent-listen-port, ray.init has nothing; and ray.init replaces a loopback in
+    # its _node_ip_address by the machine's address. Options of ray.init for both would replace it.
     parameters: Any = ray._private.parameter.RayParams
     original = parameters.__init__
-    parameters.__init__ = functools.partialmethod(original, dashboard_agent_listen_port=None)
+
+    def told(self: Any, **known: Any) -> None:
+        original(self, **{**known, "node_ip_address": "127.0.0.1", "dashboard_agent_listen_port": None})
+
+    parameters.__init__ = told
+    before = os.environ.get(_ONE_MACHINE)
+    os.environ[_ONE_MACHINE] = "0"
     try:
         yield
     finally:
         parameters.__init__ = original
+        os.environ.pop(_ONE_MACHINE)
+        if before is not None:
+            os.environ[_ONE_MACHINE] = before
 
 
 def _dashboard() -> str:

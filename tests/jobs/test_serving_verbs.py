@@ -4,6 +4,7 @@ people are told what the server writes down.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from jobs.config import RunConfig
 from jobs.run import Run
-from jobs.serving_verbs import _reading, watch
+from jobs.serving_verbs import _reading, serve, watch
 from jobs.stages.train import _keep_adapter
 from mtl_lora.files import WEIGHTS_FILE
 from pipeline.errors import InputError
@@ -102,3 +103,18 @@ def test_a_challenger_that_is_taken_back_and_drift_are_told_once(
     found = [json.loads(line) for line in notices.read_text().splitlines()]
     assert sorted(notice["event"] for notice in found) == ["DRIFT", "TAKEN_BACK"]
     assert [notice["version"] for notice in found if notice["event"] == "TAKEN_BACK"] == ["models:/ads/4"]
+
+
+def test_a_registry_s_password_is_in_no_configuration_of_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another")
+    given: list[ServerConfig] = []
+    monkeypatch.setattr("pipeline.orchestration.cluster.cluster", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr("pipeline.serving.server.run_server", lambda config, *_: given.append(config))
+    monkeypatch.setattr("jobs.serving_verbs.watch", lambda *_: None)
+    for uri in ("http://ads:hunter2@mlflow", "http://mlflow"):
+        serve("models:/ads@champion", tracking_uri=uri)
+    assert [config.tracking_uri for config in given] == ["", "http://mlflow"]
+    assert "hunter2" not in str(given)
+    assert given[0].registry == "http://ads:hunter2@mlflow", "of the environment, which a local cluster has from here"
