@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +20,13 @@ from jobs.config import RunConfig, load_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 LEDGER = "training.ledger=true"
+CANARY = "hunter2canary"
+SECRETS = {
+    "MLFLOW_TRACKING_PASSWORD": f"mlflow{CANARY}",
+    "AWS_SECRET_ACCESS_KEY": f"aws{CANARY}",
+    "MTL_LORA_SERVE_TOKEN": f"serve{CANARY}",
+    "MTL_LORA_WEBHOOK": f"http://127.0.0.1:9/{CANARY}?token={CANARY}",
+}
 FOREIGN = re.compile(
     r"\.(py|cc):\d+|\b(INFO|WARNING|ERROR|DEBUG)\b[ \t:]|\b(pid|ip)=|raylet|mlflow\.[a-z_]+[.:]|alembic|deepspeed|"
     r"\b(Future|User|Deprecation|Runtime|Resource)Warning\b|warnings\.warn|^\d{4}[-/]\d\d[-/]\d\d[ T]"
@@ -27,15 +37,17 @@ WITHIN = 0.06
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, timeout=1500)
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=1500, env=os.environ | SECRETS)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, str]:
-    overrides = [f"run_root={tmp_path_factory.mktemp('runs')}", "name=whole", LEDGER]
+    overrides = [f"run_root={tmp_path_factory.mktemp('runs')}", "name=whole", "notices.attempts=1", LEDGER]
     done = _run("demo", "--json", *overrides)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert json.loads(done.stdout)["verdict"] == "PROMOTE"
+    assert CANARY not in done.stdout + done.stderr
     return load_config(Path("demo"), overrides), done.stderr
 
 
@@ -78,6 +90,48 @@ def test_run_folder_holds_what_is_promised(run: RunConfig) -> None:
     assert report["schema"] == 1
     assert set(report["tasks"]) == {task.name for task in run.tasks}
     assert all(result["best_attainable"] is not None for result in report["tasks"].values())
+
+
+def _holding(folder: Path, text: str) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()}
+
+
+def test_no_file_of_a_whole_run_holds_a_secret_of_its_environment(run: RunConfig) -> None:
+    assert _holding(run.run_root, "ads-relevance") >= {"config.yaml", "mlflow.db", "job.log"}  # they are looked into
+    assert _holding(run.run_root, CANARY) == set()
+
+
+def _pickles(folder: Path) -> list[str]:
+    """Names of files that are a pickle, of protocol 2 on as all writers of weights have it, or a zip with one in it."""
+
+    def is_pickle(path: Path) -> bool:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as members:
+                return any(re.match(b"\x80[\x02-\x05]", members.read(name)[:2]) for name in members.namelist())
+        with path.open("rb") as file:
+            return re.match(b"\x80[\x02-\x05]", file.read(2)) is not None
+
+    return [path.name for path in folder.rglob("*") if path.is_file() and is_pickle(path)]
+
+
+def test_no_file_that_a_run_publishes_is_a_pickle(run: RunConfig, tmp_path: Path) -> None:
+    import mlflow
+
+    (tmp_path / "planted").mkdir()
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "planted" / f"{protocol}.bin").write_bytes(pickle.dumps([], protocol))
+    torch.save({}, tmp_path / "planted" / "weights.bin")
+    assert len(_pickles(tmp_path / "planted")) == pickle.HIGHEST_PROTOCOL
+    client = mlflow.MlflowClient(run.tracking.uri)
+    version = client.get_model_version_by_alias("ads-relevance", "champion")
+    source = client.get_model_version_download_uri(version.name, version.version)
+    (tmp_path / "registered").mkdir()
+    registered = mlflow.artifacts.download_artifacts(
+        source, dst_path=tmp_path / "registered", tracking_uri=client.tracking_uri
+    )
+    for folder in (run.folder / "adapter", run.folder / "export", Path(registered)):
+        assert [*folder.rglob("*.safetensors")], folder
+        assert _pickles(folder) == []
 
 
 def test_ledger_is_the_global_order(run: RunConfig) -> None:
@@ -149,7 +203,7 @@ def test_exported_task_answers_as_the_multi_task_model(run: RunConfig) -> None:
 
 def test_second_run_of_a_finished_folder_changes_nothing(run: RunConfig) -> None:
     before = (run.folder / "adapter" / "adapter_model.safetensors").read_bytes()
-    done = _run("demo", f"run_root={run.run_root}", "name=whole", LEDGER)
+    done = _run("demo", f"run_root={run.run_root}", "name=whole", "notices.attempts=1", LEDGER)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "is champion already" in done.stderr
     assert (run.folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
