@@ -23,7 +23,9 @@ from jobs.config_verbs import verbs as config_verbs
 from jobs.serving_verbs import verbs as serving_verbs
 from jobs.study.verb import verbs as study_verbs
 from pipeline.errors import HeldBack, InputError, masked
-from pipeline.progress import tell
+from pipeline.log_lines import check_format, name_process, record_lines
+from pipeline.orchestration.environment import submission_id
+from pipeline.progress import is_followed, tell
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
@@ -50,8 +52,10 @@ REFERENCE = "base, run:NAME, models:/NAME@champion, a version number or alias, a
 def _run(config: Path, overrides: list[str] | None, as_json: bool, verb: Callable[[RunConfig], Any]) -> None:
     from jobs.config import load_config
 
+    loaded = load_config(config, overrides or ())
+    name_process(run=loaded.name)
     try:
-        finish(verb(load_config(config, overrides or ())), as_json)
+        finish(verb(loaded), as_json)
     except HeldBack as held:
         if held.result is not None:
             finish(held.result, as_json)
@@ -85,6 +89,7 @@ def _as_job(
     if inside_job():
         return _run(config, overrides, as_json, run)
     loaded = load_config(config, overrides or ())  # what is wrong with it is said before Ray is imported
+    name_process(run=loaded.name)
     from jobs.cluster.submission import run_as_job
 
     code, result = run_as_job(verb, loaded, extra)
@@ -479,18 +484,21 @@ def main() -> None:
     """Run the command and turn errors into exit codes."""
     # A polite kill must run the clean-up that stops the job and the local cluster.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        _check_secrets()
-        app()
-    except InputError as error:
-        tell(f"error: {masked(str(error))}")
-        sys.exit(2)
-    except HeldBack as error:
-        tell(f"held back: {masked(str(error))}")
-        sys.exit(3)
-    except Exception:  # noqa: BLE001 - printed as Python would, but for the passwords
-        tell(masked(traceback.format_exc().rstrip()))
-        sys.exit(1)
+    name_process(job=submission_id())
+    with record_lines(also_output=is_followed()):
+        try:
+            check_format()
+            _check_secrets()
+            app()
+        except InputError as error:
+            tell(f"error: {masked(str(error))}")
+            sys.exit(2)
+        except HeldBack as error:
+            tell(f"held back: {masked(str(error))}")
+            sys.exit(3)
+        except Exception:  # noqa: BLE001 - printed as Python would, but for the passwords
+            tell(masked(traceback.format_exc().rstrip()))
+            sys.exit(1)
 
 
 if __name__ == "__main__":

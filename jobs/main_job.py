@@ -19,6 +19,7 @@ from jobs import tables
 from jobs.run import Run
 from pipeline.contracts import PromotionDecision
 from pipeline.errors import HeldBack
+from pipeline.log_lines import name_process
 from pipeline.progress import say, tell
 
 
@@ -112,6 +113,7 @@ def main_job(run: Run) -> dict[str, Any]:
         HeldBack: the gates did not let the candidate pass; everything else is done.
     """
     made: dict[str, Any] = {}
+    name_process(run=run.config.name)
     for number, stage in enumerate(STAGES, 1):
         say(f"[bold]{number:>2}/{len(STAGES)} {stage.name:<8}[/bold] {stage.words}")
         if made and "promote" not in made:

@@ -3,6 +3,7 @@
 A process whose output another one follows, such as the driver of a Ray job and its workers, hands over what it says,
 how far it is and its result as messages: lines of a mark, a token and JSON. The token is drawn for each job and given
 to its processes by :data:`TOKEN`; a line without it is foreign, whatever it looks like: a library's, another job's.
+Where lines are records (:mod:`pipeline.log_lines`), a message is a record with the token.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.json_text import parse_json
+from pipeline.log_lines import as_record, is_json, parsed, record, without_secrets
 
 INTERVAL_S = 5.0
 """Least time between two lines of a piece of work."""
 TOKEN = "MTL_LORA_MESSAGE_TOKEN"
 """Variable with the token of the messages; where it is unset, nobody reads messages and plain lines are written."""
 _MARK = "@mtl-lora"
+_RESULT = "result: "
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,16 @@ class WorkDone:
     done: int
     total: int
     unit: str = ""
-    spent_s: float = 0.0
-    left_s: float | None = None
+    seconds_spent: float = 0.0
+    seconds_left: float | None = None
     """Seconds until the end at the speed so far; None where nothing is done yet."""
     note: str = ""
 
     def __str__(self) -> str:
         share = 100 * self.done / self.total if self.total else 100
         head = f"{self.what} {self.done}/{self.total}{' ' + self.unit if self.unit else ''} ({share:.0f} %)"
-        left = "" if self.left_s is None else f", {self.left_s:.0f} s left"
-        return f"{head}, {self.spent_s:.0f} s spent{left}{', ' + self.note if self.note else ''}"
+        left = "" if self.seconds_left is None else f", {self.seconds_left:.0f} s left"
+        return f"{head}, {self.seconds_spent:.0f} s spent{left}{', ' + self.note if self.note else ''}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Result:
     """Any JSON value; what JSON has no form for comes as text."""
 
     def __str__(self) -> str:
-        return f"result: {json.dumps(self.value, default=str)}"
+        return f"{_RESULT}{json.dumps(self.value, default=str)}"
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,37 @@ def is_followed() -> bool:
 def send(message: Message) -> None:
     """Write a message for the process that follows this one, or its text where none does; on standard error."""
     line = f"{message}"
-    if is_followed():
+    if is_json():
+        line = _as_record(message, os.environ.get(TOKEN, ""))
+    elif is_followed():
         kind = next(name for name, type_ in _KINDS.items() if isinstance(message, type_))
         fields = json.dumps({"kind": kind, **asdict(message)}, default=str)
         line = f"{_MARK} {os.environ[TOKEN]} {fields}"
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def _as_record(message: Message, token: str = "") -> str:
+    if isinstance(message, Said):
+        return record(message.text, token=token, fields={"kind": "said"})
+    if isinstance(message, Result):  # its texts are masked one by one: the message must stay JSON
+        shown = Result(without_secrets(json.loads(json.dumps(message.value, default=str))))
+        return record("", token=token, fields={"kind": "result", "message": str(shown)})
+    return record(str(message), token=token, fields={"kind": "progress", **without_secrets(asdict(message))})
+
+
+def pass_on(text: str, message: Message | None) -> None:
+    """Write a line of another process, and the message that it is, as this one writes its own."""
+    if is_json():
+        sys.stderr.write(relayed(text, message) + "\n")
+        sys.stderr.flush()
+    else:
+        tell(text if message is None else str(message))
+
+
+def relayed(text: str, message: Message | None) -> str:
+    """Return a line of another process, and the message that it is, as a record."""
+    return as_record(text) if message is None or parsed(text) else _as_record(message)
 
 
 class _SaidLines(io.StringIO):
@@ -101,12 +129,15 @@ class _SaidLines(io.StringIO):
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            send(Said(line))
+            if line or not is_json():
+                send(Said(line))
         return len(text)
 
 
 _messages: Any = _SaidLines()
-console = Console(file=_messages, highlight=False) if is_followed() else Console(stderr=True, highlight=False)
+console = (
+    Console(file=_messages, highlight=False) if is_followed() or is_json() else Console(stderr=True, highlight=False)
+)
 
 
 def received(line: str, token: str) -> Message | None:
@@ -117,15 +148,35 @@ def received(line: str, token: str) -> Message | None:
         token: of the job; with an empty one every line is text.
     """
     head = f"{_MARK} {token} "
+    if token and (known := parsed(line)) is not None and known.get("token") == token:
+        return _of_record(known)
     if not token or not line.startswith(head):
         return None
     try:
-        fields = parse_json(line.removeprefix(head))
+        return _made(parse_json(line.removeprefix(head)))
+    except ValueError:
+        return None  # cut off, or run into another line: whoever reads the log sees it as it is
+
+
+def _of_record(found: dict[str, Any]) -> Message | None:
+    kind = found.get("kind")
+    if kind == "progress":
+        return _made({name: found.get(name) for name in ("kind", *WorkDone.__dataclass_fields__)})
+    if kind != "result":
+        return _made({"kind": kind, "text": found["message"]})
+    try:
+        return Result(parse_json(found["message"].removeprefix(_RESULT)))
+    except (ValueError, AttributeError):
+        return None
+
+
+def _made(fields: Any) -> Message | None:
+    try:
         message = _KINDS[fields.pop("kind")](**fields)
         str(message)  # as it will be shown
         return message
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return None  # cut off, or run into another line: whoever reads the log sees it as it is
+        return None
 
 
 class Track:
@@ -189,6 +240,9 @@ def say(message: str) -> None:
 
 def tell(text: str) -> None:
     """Print text as it stands, such as an error's."""
+    if is_json():  # its lines belong together
+        send(Said(text))
+        return
     console.print(text, markup=False, emoji=False, soft_wrap=True)
 
 

@@ -6,7 +6,6 @@ of them are shown where the job has failed; while all goes well they tell the on
 
 from __future__ import annotations
 
-import re
 import signal
 from collections import deque
 from pathlib import Path
@@ -15,10 +14,9 @@ from typing import Any, Self, TextIO
 
 from rich.progress import Progress
 
-from pipeline.progress import Message, Result, Said, WorkDone, bars, console, received, tell
+from pipeline.log_lines import WORKER_PREFIX, is_json
+from pipeline.progress import Message, Result, WorkDone, bars, console, pass_on, received, relayed, tell
 
-_PREFIX = re.compile(r"^(\x1b\[\d+m)*\((?P<who>[^()]* pid=\d+[^()]*)\)(\x1b\[\d+m)* ")
-"""What Ray sets before each line of a worker."""
 _FOREIGN_LINES = 40
 """Lines of libraries that are shown of a job that has failed."""
 _EXPECTED = (0, 2, 3, 128 + signal.SIGTERM)
@@ -30,7 +28,7 @@ def parted(line: str, token: str) -> tuple[str, Message | None]:
 
     A result is one only where the job's driver gave it, not a worker.
     """
-    text = _PREFIX.sub("", line.rstrip())
+    text = WORKER_PREFIX.sub("", line.rstrip())
     message = received(text, token)
     if isinstance(message, Result) and text != line.rstrip():
         return text, None
@@ -38,8 +36,10 @@ def parted(line: str, token: str) -> tuple[str, Message | None]:
 
 
 def plain(line: str, token: str) -> str:
-    """Return a line of a job's log for reading: a message in words, anything else as it stands."""
-    message = parted(line, token)[1]
+    """Return a line of a job's log for reading: a message in words, anything else as it stands; or all as records."""
+    text, message = parted(line, token)
+    if is_json():
+        return relayed(text, message)
     return line if message is None else str(message)
 
 
@@ -78,10 +78,10 @@ class LogView:
         text, message = parted(line, self.token)
         if isinstance(message, Result):
             self.result = message.value
-        elif isinstance(message, WorkDone):
-            self._progress(message)
-        elif isinstance(message, Said):
-            tell(message.text)
+        elif isinstance(message, WorkDone) and self._bars is not None:
+            self._progress(message, self._bars)
+        elif message is not None:
+            pass_on(text, message)
         elif text:
             self._foreign.append(text)
 
@@ -90,16 +90,13 @@ class LogView:
         if code in _EXPECTED:
             return
         for text in self._foreign:
-            tell(text)
+            pass_on(text, None)
         tell(f"the job ended with exit code {code}; its whole log: {self.whole_log}")
 
-    def _progress(self, message: WorkDone) -> None:
-        if self._bars is None:
-            tell(str(message))
-            return
+    def _progress(self, message: WorkDone, bars: Progress) -> None:
         if message.what not in self._rows:
-            self._rows[message.what] = self._bars.add_task(message.what, total=message.total, note="")
-        self._bars.update(self._rows[message.what], completed=message.done, note=message.note)
+            self._rows[message.what] = bars.add_task(message.what, total=message.total, note="")
+        bars.update(self._rows[message.what], completed=message.done, note=message.note)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -26,6 +26,7 @@ from jobs.cluster.ray_jobs import Jobs, run_job
 from jobs.config import RunConfig
 from jobs.run import Run
 from pipeline.errors import InputError
+from pipeline.log_lines import LOG_FORMAT, is_json
 from pipeline.orchestration.environment import OWN_CLUSTER, address_of
 from pipeline.progress import TOKEN, console, say
 from pipeline.tracking import TrackingConfig
@@ -63,6 +64,8 @@ def _environment(tracking: TrackingConfig, secrets: Sequence[str]) -> dict[str, 
     A cluster that this process starts has such a URI from this process's environment, which takes it from here.
     """
     found = {TOKEN: token_hex(8), "PYTHONUNBUFFERED": "1"}
+    if is_json():
+        found[LOG_FORMAT] = "json"
     if console.is_terminal:  # tables as wide as they are shown
         found["COLUMNS"] = str(console.width)
     if tracking.is_secret:

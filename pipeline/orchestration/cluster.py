@@ -19,7 +19,7 @@ import ray
 
 from pipeline.errors import InputError, masked
 from pipeline.orchestration.config import RayConfig
-from pipeline.orchestration.environment import address_of, inside_job
+from pipeline.orchestration.environment import address_of, inside_job, of_workers
 from pipeline.progress import say
 
 _ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -49,7 +49,8 @@ def cluster(config: RayConfig, log_to_driver: bool = True) -> Iterator[str]:
     ray._private.utils.get_entrypoint_name = _command
     try:
         if address and address != "local" and not address.startswith("http"):
-            ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.ERROR)
+            runtime_env = {"env_vars": names} if (names := of_workers()) else None
+            ray.init(address=address, runtime_env=runtime_env, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         else:
             say("Starting a local Ray cluster …")
             folder = ended.enter_context(_own_folder())

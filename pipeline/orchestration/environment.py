@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
+
+from pipeline.log_lines import variables
 
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 OWN_CLUSTER = "MTL_LORA_OWN_CLUSTER"
@@ -19,6 +23,26 @@ os.environ.setdefault("RAY_JOB_STOP_WAIT_TIME_S", "120")
 def inside_job() -> bool:
     """Whether this process is the driver of a Ray job."""
     return _INSIDE_JOB in os.environ
+
+
+def submission_id() -> str | None:
+    """Return the id under which the job was submitted that this process drives; None where it drives none."""
+    found: str | None = (_of_job().get("metadata") or {}).get("job_submission_id")
+    return found
+
+
+def _of_job() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(os.environ.get(_INSIDE_JOB, "{}"))
+    return found
+
+
+def of_workers() -> dict[str, str]:
+    """Return the variables that workers get from this process: those of its log lines, but for what its job brings.
+
+    Ray refuses a variable that a job and its driver both name.
+    """
+    brought = (_of_job().get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in variables().items() if name not in brought}
 
 
 def address_of(configured: str) -> str:

@@ -16,6 +16,7 @@ from ray.util import ActorPool
 from pipeline.contracts import Sample
 from pipeline.errors import InputError
 from pipeline.evaluation.kept_answers import KeptAnswers, ScoredChunk
+from pipeline.log_lines import name_process
 
 _CHUNK = 64
 """Samples a call: enough to batch by length, few enough to share out evenly and to show progress."""
@@ -182,6 +183,7 @@ class _ScoringRank(_ScoringWorker):
         """Meet the others and load this rank's part."""
         ranks = {"RANK": self.rank, "WORLD_SIZE": self.num_ranks, "LOCAL_RANK": 0, "MASTER_PORT": place[1]}
         os.environ |= {"MASTER_ADDR": place[0]} | {name: str(value) for name, value in ranks.items()}
+        name_process(rank=self.rank)
         from pipeline.training.split_base import split_scorers
 
         self._life = contextlib.ExitStack()

@@ -28,6 +28,7 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 from pipeline.contracts import write_atomic
 from pipeline.errors import InputError
+from pipeline.log_lines import name_process
 from pipeline.mirror import Mirror, SharedFolder, here
 from pipeline.orchestration.environment import is_on_lasting_cluster
 from pipeline.orchestration.metrics import TrainingMetrics
@@ -198,6 +199,7 @@ def _train_rank(settings: dict[str, Any]) -> None:
     # Bytes until here: Ray Train's controller, which reads the settings too, need not import what trains.
     context, job, run_folder = ray.train.get_context(), pickle.loads(settings["job"]), settings["run_folder"]
     world = World(context.get_world_rank(), context.get_world_size())
+    name_process(run=settings["run_folder"].name, rank=world.rank)
     store = None if settings["url"] is None else RunStore(settings["url"], world)
     run_folder = run_folder if store is None else store.folder
     failed, noted = failed_file(run_folder), failure_file(run_folder / CHECKPOINTS, world.rank)

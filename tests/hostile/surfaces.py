@@ -754,7 +754,15 @@ def messages(folder: Path) -> Put:
     token = "0123456789abcdef"
     kinds = (
         {"kind": "result", "value": {"verdict": "PROMOTE"}},
-        {"kind": "progress", "what": "train", "done": 3, "total": 9, "unit": "steps", "spent_s": 1.5, "left_s": None},
+        {
+            "kind": "progress",
+            "what": "train",
+            "done": 3,
+            "total": 9,
+            "unit": "steps",
+            "seconds_spent": 1.5,
+            "seconds_left": None,
+        },
         {"kind": "said", "text": "hello"},
     )
 

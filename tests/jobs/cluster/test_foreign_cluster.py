@@ -36,6 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port, dashboard = free_port(), free_port()
     command = [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
     command += ["--num-cpus=2", "--object-store-memory=200000000", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # with its fixed one a second head takes no jobs
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
     with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:
@@ -53,8 +54,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         head.wait(timeout=60)
 
 
-def _mtl_lora(*arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+def _mtl_lora(*arguments: str, token: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **variables}
     environment |= {"RAY_AUTH_MODE": "token"} if token else {"RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, "-m", "jobs.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=ROOT)
@@ -67,9 +68,11 @@ def test_submitted_work_is_done_once_and_can_be_watched_and_stopped(address: str
     assert refused.returncode == 2, refused.stderr[-2000:]
     assert "asks for its token" in refused.stderr
 
-    first = _mtl_lora("submit", "--json", *at, *verb)
+    first = _mtl_lora("submit", "--json", *at, *verb, MTL_LORA_LOG_FORMAT="json")
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     found = json.loads(first.stdout)
+    told = [json.loads(line) for line in first.stderr.splitlines()]
+    assert {(each["run"], each["job"]) for each in told if "job" in each} == {("sent", found["job"])}, told
     assert found["attached"] is False
     assert found["result"]["steps"] == 8  # the verb's own result came back
     again = json.loads(_mtl_lora("submit", "--json", "--no-wait", *at, *verb).stdout)
