@@ -8,7 +8,7 @@ TORCH ?= auto
 SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export DS_ACCELERATOR ?= cpu
 .DEFAULT_GOAL := help
-.PHONY: help env locks locks-check demo test test-slow test-nightly cuda check docs bench season audit sbom clean
+.PHONY: help env locks locks-check demo test test-slow test-nightly cuda check docs bench season audit sbom release clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ audit: $(BIN)/uv ## look every locked package up in the known weaknesses; one th
 sbom: $(BIN)/uv ## what is locked as CycloneDX, into runs/sbom.json
 	mkdir -p runs
 	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements infra/locks/cpu.lock --output-reproducible -o runs/sbom.json
+
+release: env ## wheel, sdist, notes, SBOM and sums of this commit into dist/, the image where Docker answers
+	$(BIN)/python infra/release.py
 
 clean: ## delete runs, the documentation's pages and caches, keep the environment
 	rm -rf runs site .cache .pytest_cache .mypy_cache .ruff_cache
