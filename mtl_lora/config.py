@@ -66,6 +66,8 @@ class MTLLoRAConfig:
         modules_to_save: names of modules that train in full and are saved with the adapter.
         bias: which biases train: ``"none"``, ``"lora_only"`` (of adapted layers) or ``"all"``.
         train_layer_norms: whether every normalisation layer trains, as in the authors' image-text runs.
+        extras_within: paths of the modules inside of which ``bias: all`` and ``train_layer_norms`` reach; none for the
+            whole base.
         head_classes: for a base that answers by states: rows of each task's classification head
             (:class:`mtl_lora.heads.TaskHeads`), in the order of the tasks; none for no heads.
 
@@ -92,11 +94,13 @@ class MTLLoRAConfig:
     modules_to_save: Sequence[str] = ()
     bias: Literal["none", "lora_only", "all"] = "none"
     train_layer_norms: bool = False
+    extras_within: Sequence[str] = ()
     head_classes: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task_names", _as_names(self.task_names, "task_names"))
         object.__setattr__(self, "modules_to_save", _as_names(self.modules_to_save, "modules_to_save"))
+        object.__setattr__(self, "extras_within", _as_names(self.extras_within, "extras_within"))
         object.__setattr__(self, "head_classes", tuple(self.head_classes))
         if self.head_classes and (len(self.head_classes) != len(self.task_names) or min(self.head_classes) < 1):
             raise ConfigError(

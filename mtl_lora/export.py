@@ -21,7 +21,7 @@ from mtl_lora.core import AdapterCore
 from mtl_lora.files import WEIGHTS_FILE, WeightsElsewhere
 from mtl_lora.hashes import write_hashes
 from mtl_lora.layer import is_conv1d
-from mtl_lora.patterns import layer_number
+from mtl_lora.patterns import is_of_images, layer_number
 from mtl_lora.serving import ServedBase, base_name, serving_notice, write_serving
 from mtl_lora.verification import verify_export
 
@@ -57,7 +57,9 @@ def lora_tensors(model: AdapterCore, task: int, elsewhere: WeightsElsewhere | No
 
 def _targets(base: nn.Module, layers: dict[str, nn.Module]) -> dict[str, list[Any]]:
     """Return by PEFT's keys what selects exactly the adapted layers: last parts of their paths where these do, alone
-    or with the numbers of layers; else full paths."""
+    or with the numbers of layers; else full paths, as where layers read images, which servers must be told."""
+    if any(map(is_of_images, layers)):
+        return {"target_modules": sorted(layers)}
     names = sorted({path.rsplit(".", 1)[-1] for path in layers})
     selected = {path: layer_number(path) for path, _ in base.named_modules() if path.rsplit(".", 1)[-1] in names}
     if set(selected) == set(layers):

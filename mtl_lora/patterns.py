@@ -7,12 +7,18 @@ The same answers as peft 0.21 (``tuners/tuners_utils.py``: ``check_target_module
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["is_named", "layer_number", "matching_key"]
+__all__ = ["is_named", "is_of_images", "layer_number", "matching_key"]
 
 
 def is_named(path: str, name: str) -> bool:
     """Whether a name is a module's path, or the last parts of it."""
     return path == name or path.endswith(f".{name}")
+
+
+def is_of_images(path: str) -> bool:
+    """Whether a module's path names a part that makes of images what a language model reads: a vision tower, or what
+    connects it."""
+    return any(re.search(r"vision|visual|projector|connector|merger", name) for name in path.split("."))
 
 
 def layer_number(path: str, patterns: Sequence[str] = ()) -> int | None:

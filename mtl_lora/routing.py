@@ -90,6 +90,7 @@ class Router:
 
     Attributes:
         ids: ids of the newest forward, kept after it returns; None before the first.
+        image_ids: (I,) ids of the images of the newest forward, one an image; None where it did not tell.
         is_disabled: whether the adapter is switched off, so that layers behave as the base.
         allows_expansion: whether a layer may see k rows for each id, as beam search makes them.
         kept_folds: folded matrices that layers keep while weights are known not to change; None outside of that.
@@ -97,6 +98,7 @@ class Router:
 
     def __init__(self) -> None:
         self.ids: Tensor | None = None
+        self.image_ids: Tensor | None = None
         self.is_disabled = False
         self.allows_expansion = False
         self.kept_folds: dict[tuple[object, torch.dtype], Tensor] | None = None
@@ -120,11 +122,16 @@ class Router:
         return nullcontext() if torch.compiler.is_compiling() else self._lock
 
     @contextmanager
-    def route(self, ids: Tensor) -> Iterator[None]:
-        """Make ``ids`` those of the forward inside; a nested forward gives the outer one its ids back."""
+    def route(self, ids: Tensor, image_ids: Tensor | None = None) -> Iterator[None]:
+        """Make ``ids`` those of the forward inside; a nested forward gives the outer one its ids back.
+
+        Args:
+            ids: as :func:`normalise_task_ids` returns them.
+            image_ids: (I,) one an image, for whoever makes the features of a forward's images.
+        """
         with self.exclusive():
-            outer, running = self.ids, self._start(ids)
-            self.ids, self._depth, self._indicator = ids, self._depth + 1, None
+            outer, running = (self.ids, self.image_ids), self._start(ids)
+            self.ids, self.image_ids, self._depth, self._indicator = ids, image_ids, self._depth + 1, None
             try:
                 yield
             finally:
@@ -132,7 +139,12 @@ class Router:
                 if running is not None:
                     running.last = torch.autograd._get_sequence_nr()
                 if self._depth:
-                    self.ids = outer
+                    self.ids, self.image_ids = outer
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a forward is running."""
+        return self._depth > 0
 
     def _start(self, ids: Tensor) -> _Pass | None:
         """Remember a forward whose backward may come; a traced one needs none, ids being inputs of its graph."""

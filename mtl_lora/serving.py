@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtl_lora.patterns import layer_number
+from mtl_lora.patterns import is_of_images, layer_number
 
 __all__ = ["SERVING_FILE", "ServedBase", "base_name", "serving_notice", "write_serving"]
 
@@ -73,6 +73,8 @@ def _beyond_pairs(config: Mapping[str, Any]) -> list[str]:
         found.append(f"trained biases (bias: {config['bias']})")
     if config["modules_to_save"]:
         found.append(f"trained modules (modules_to_save: {', '.join(config['modules_to_save'])})")
+    if any(is_of_images(path) for path in config.get("target_modules", ())):
+        found.append("adapted layers of a vision tower or a connector (target_modules)")
     if config.get("task_type") == "FEATURE_EXTRACTION":
         found.append("a head beside the adapter (task_type: FEATURE_EXTRACTION)")
     return found

@@ -231,6 +231,21 @@ def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
     return [path for path in paths if any(is_named(path, name) for name in names)]
 
 
+def find_within(model: nn.Module, paths: Sequence[str]) -> Sequence[str]:
+    """Return paths of modules that are there.
+
+    Raises:
+        TargetError: a path leads to no module.
+    """
+    known = {path for path, _ in model.named_modules() if path}
+    if missing := [path for path in paths if path not in known]:
+        raise TargetError(
+            f"every path in extras_within must be that of a module of {type(model).__name__}, got {missing}; "
+            f"modules are {sorted(path for path in known if '.' not in path)} and those inside"
+        )
+    return paths
+
+
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at a path of the model."""
     parent_path, _, name = path.rpartition(".")
@@ -259,12 +274,14 @@ def train_extras(
     """
     for path in saved_paths:
         base.get_submodule(path).requires_grad_(True)
-    takers = {"all": base.modules(), "lora_only": adapted, "none": ()}[config.bias]
+    within = [base.get_submodule(path) for path in find_within(base, config.extras_within)]
+    reached = [module for part in within or [base] for module in part.modules()]
+    takers = {"all": reached, "lora_only": adapted, "none": ()}[config.bias]
     for module in takers:
         bias = getattr(module, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.requires_grad_(True)
     if config.train_layer_norms:
-        for module in base.modules():
+        for module in reached:
             if "norm" in type(module).__name__.lower():
                 module.requires_grad_(True)

@@ -36,6 +36,11 @@ def check(config: RunConfig) -> None:
 
 def _check_options(config: RunConfig) -> None:
     adapter, training = config.adapter, config.training
+    if adapter.parts != ("language",) and training.zero_stage == 3:
+        raise InputError(
+            "adapter.parts must be [language] with training.zero_stage 3, under which all ranks run each layer equally "
+            f"often, but not all have images of the same tasks, got {list(adapter.parts)}; choose zero_stage 0, 1 or 2"
+        )
     if adapter.temperature_start is not None and training.zero_stage == 3:
         raise InputError(
             "adapter.temperature_start must be null with training.zero_stage 3, which partitions what it moves, got "

@@ -14,11 +14,12 @@ from mtl_lora.files import CONFIG_FILE, read_description
 from mtl_lora.targets import output_head
 from mtl_lora.tasks import add_task, remove_task
 from pipeline.errors import InputError
-from pipeline.modeling.adapter_config import AdapterConfig
+from pipeline.modeling.adapter_config import AdapterConfig, Part
 from pipeline.modeling.base_model import BaseModelConfig
+from pipeline.modeling.image_parts import part_finder, paths_of, route_images, text_reader
 from pipeline.modeling.size_plan import AdapterSizes
 from pipeline.modeling.sizes import adapter_sizes, solved
-from pipeline.modeling.target_names import named_as, named_for, text_reader
+from pipeline.modeling.target_names import named_as, named_for
 
 __all__ = [
     "METHODS_WITH_TASK_PARTS",
@@ -48,32 +49,44 @@ def build_adapter(
         head_classes: rows of each task's head, where the base answers by heads.
 
     Raises:
-        InputError: a target module matches nothing or is the output head, or a value is out of range.
+        InputError: a target module matches nothing or is the output head, a part of ``parts`` is not there or has no
+            linear layer, or a value is out of range.
     """
     config = solved(named_for(config, base), base, len(task_names))
     try:
         options = config.options() | {"head_classes": tuple(head_classes)}
-        return _without_head(mtl_lora.build_adapter(config.method, base, tuple(task_names), **options))
+        if text_reader(base) is not None and (config.bias == "all" or config.train_layer_norms):
+            options["extras_within"] = paths_of(base, config.parts)
+        return _guarded(mtl_lora.build_adapter(config.method, base, tuple(task_names), **options), config.parts)
     except MTLLoRAError as error:
         raise InputError(f"adapter: {error}") from error
 
 
-def _without_head(model: AdapterModel) -> AdapterModel:
-    """Refuse an adapter on the output head: label scores hand it answer positions, whose tasks it cannot tell; and one
-    outside of what reads text.
+def _guarded(model: AdapterModel, parts: Sequence[Part] | None = None) -> AdapterModel:
+    """Let an adapter for images meet those of mixed tasks, and refuse one on the output head: label scores hand it
+    answer positions, whose tasks it cannot tell.
+
+    Args:
+        model: the adapter on its base.
+        parts: of an image-text model that must be adapted, and no others; None for any.
 
     Raises:
-        InputError: either is adapted.
+        InputError: the head is adapted, or other parts than asked for.
     """
     head = output_head(model.base_model)
-    reader = text_reader(model.base_model)
-    beside = [] if reader is None else [*model.adapted_layers(), *sorted(model.extra_parameter_names)]
-    if beside := [path for path in beside if not path.startswith(f"{reader}.")]:
-        raise InputError(
-            f"an adapter of an image-text model stands in the part that reads text, {reader!r}: within its vision "
-            f"tower and projector no token's task is known; got {beside[:3]}{' …' if len(beside) > 3 else ''}; name "
-            "the target modules by their paths in that part, and leave bias: all and train_layer_norms out"
-        )
+    if text_reader(model.base_model) is not None:
+        part_of = part_finder(model.base_model)
+        found = {path: part_of(path) for path in [*model.adapted_layers(), *sorted(model.extra_parameter_names)]}
+        named = {part for part in found.values() if part is not None}
+        if parts is not None and named != set(parts):
+            beside = [path for path, part in found.items() if part not in (None, *parts)]
+            raise InputError(
+                f"adapter.target_modules must find layers in adapter.parts and nowhere else, got "
+                f"{', '.join(sorted(named)) or 'none'} for {', '.join(sorted(parts))}"
+                f"{f', such as {beside[0]!r}' if beside else ''}; name these parts, or the layers by their paths"
+            )
+        if named & {"connector", "vision"}:
+            route_images(model)
     for path in model.plain_layers():
         if model.base_model.get_submodule(path) is head:
             raise InputError(
@@ -203,7 +216,7 @@ def load_adapter(base: nn.Module, folder: Path, task_names: Sequence[str] | None
         InputError: the folder holds none, a damaged one, or one of another base or other tasks.
     """
     try:
-        return _without_head(mtl_lora.load_adapter(base, folder, task_names))
+        return _guarded(mtl_lora.load_adapter(base, folder, task_names))
     except MTLLoRAError as error:
         raise InputError(f"adapter folder {folder}: {error}") from error
 

@@ -11,6 +11,8 @@ from pipeline.settings import Settings
 DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The four projections of attention, by the names that most language models give them."""
 Method = Literal["mtl_lora", "lora", "lora_per_task", "dora", "multilora", "moelora"]
+Part = Literal["language", "connector", "vision"]
+"""A part of an image-text model: what reads and writes text, what sees images, and what connects the two."""
 _SIZED = frozenset({"r", "lora_alpha"})
 """What ``size`` decides where it is not told."""
 _LATER = (
@@ -25,6 +27,7 @@ _LATER = (
     "mixing_spread",
     "bias",
     "train_layer_norms",
+    "parts",
 )
 """Keys that came after runs had been trained without them: at their defaults they change no digest."""
 
@@ -71,6 +74,10 @@ class AdapterConfig(Settings):
     """As PEFT takes them: names (the last parts of a module's path), a regular expression on its full path, or
     ``all-linear`` for every linear layer but the output head; also ``ffn`` for all of the blocks that do not stand in
     attention. The default stands for attention's projections on encoders too, whatever these call them."""
+    parts: tuple[Part, ...] = Field(default=("language",), min_length=1)
+    """Parts of an image-text model that are adapted, of ``language``, ``connector`` (projector) and ``vision``; also
+    those that ``bias: all`` and ``train_layer_norms`` reach. Names in ``target_modules`` are those of ``language``; of
+    the other two every linear layer is adapted. An expression, or ``all-linear``, must find layers in just these."""
     use_rslora: bool = False
     """Scale by ``lora_alpha / sqrt(r)`` instead (arXiv 2312.03732)."""
     layers_to_transform: tuple[int, ...] | int = ()
@@ -84,9 +91,9 @@ class AdapterConfig(Settings):
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
     """Other values than ``lora_alpha``, likewise."""
     bias: Literal["none", "lora_only", "all"] = "none"
-    """Biases of the base that train too, shared by all tasks: none, those of adapted layers, or all."""
+    """Biases of the base that train too, shared by all tasks: none, those of adapted layers, or all (of ``parts``)."""
     train_layer_norms: bool = False
-    """Train the base's normalisation layers too, shared by all tasks."""
+    """Train the base's normalisation layers (of ``parts``) too, shared by all tasks."""
 
     @model_validator(mode="after")
     def _check_size(self) -> AdapterConfig:
@@ -111,7 +118,7 @@ class AdapterConfig(Settings):
 
     def options(self) -> dict[str, Any]:
         """Return what :class:`mtl_lora.MTLLoRAConfig` takes beside the tasks, ``r`` as it stands."""
-        names = set(type(self).model_fields) - {"method", "size"}
+        names = set(type(self).model_fields) - {"method", "size", "parts"}
         return {name: getattr(self, name) for name in names}
 
     def identity(self) -> dict[str, Any]:

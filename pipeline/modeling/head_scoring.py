@@ -133,5 +133,5 @@ class UntrainedHeadScorer(HeadScorer):
             heads = TaskHeads(model.config.hidden_size, classes)
         super().__init__(adapted, heads.to(parameter.device))
 
-    def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
+    def _routed(self, task_ids: Tensor, image_ids: Tensor | None = None) -> AbstractContextManager[None]:
         return self._without_adapter()

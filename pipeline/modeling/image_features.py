@@ -30,16 +30,13 @@ class ImageFeatures:
 
     Attributes:
         kept: where they are kept; None where each is computed anew.
-        is_trained: whether gradients flow through the features: then they do not stay the same.
     """
 
     def __init__(self, model: Any, example: ImageInputs) -> None:
         self.model = model
         self.kept: KeptStates | None = None
-        with torch.enable_grad():
-            pooled = self._pooled(example)
-        self.is_trained = any(part.requires_grad for part in pooled)
-        self._is_joined = isinstance(pooled, Tensor)
+        with torch.no_grad():
+            self._is_joined = isinstance(self._pooled(example), Tensor)
 
     def arguments(self, images: Sequence[ImageInputs]) -> dict[str, Any]:
         """Return the arguments of a model's forward that stand for some samples' images, in their order.

@@ -22,6 +22,7 @@ from pipeline.modeling.config import BaseModelConfig
 from pipeline.modeling.image_encoding import ImageTextEncoder, is_prefix_model
 from pipeline.modeling.image_features import ImageFeatures
 from pipeline.modeling.image_inputs import row_arguments
+from pipeline.modeling.image_parts import is_adapted_for_images
 from pipeline.modeling.packed_attention import is_packed
 from pipeline.modeling.packing import Batch, Example, pack
 from pipeline.modeling.probe import agree, choose_rows
@@ -128,6 +129,8 @@ def find_image_features(adapted: AdapterModel, processor: Any) -> ImageFeatures 
         adapted: an image-text model as it will be trained, whole.
         processor: its own.
     """
+    if is_adapted_for_images(adapted):
+        return "what makes them is trained"
     model: Any = adapted.base_model
     batch = pack(_examples(processor, with_text=False)).to(model.device)
     training, scorer = adapted.training, LabelScorer(adapted)
@@ -141,8 +144,6 @@ def find_image_features(adapted: AdapterModel, processor: Any) -> ImageFeatures 
         return short(error)
     finally:
         adapted.train(training)
-    if found.is_trained:
-        return "what makes them is trained"
     if not agree(model, own_PV, given_PV):
         return f"its logits are others with them, by up to {(own_PV - given_PV).abs().max():.2g}"
     return found

@@ -156,6 +156,8 @@ class Batch:
     """The states of each example below the first adapted layer where they are kept and were read ahead."""
     images: tuple[ImageInputs, ...] = ()
     """The images in the order in which their nodes come."""
+    image_task: Tensor | None = None
+    """(I,) task index of each image; None where there are none."""
     node_image: Tensor | None = None
     """(M,) place in ``images`` of the node's own, -1 where it has none; None where there are no images."""
 
@@ -190,17 +192,19 @@ class Batch:
         nodes, mask = self.padded_nodes()
         return self.input_ids[nodes], mask.long(), self.token_task[nodes[:, 0]], self.padded_place(nodes)[self.answer]
 
-    def row_images(self) -> tuple[list[ImageInputs], dict[str, Tensor]]:
-        """Return the images of the rows of :meth:`padded`, in their order, and by its name the kind of each token
-        (B, S), where a model wants to know."""
-        if self.node_image is None:
-            return [], {}
+    def row_images(self) -> tuple[list[ImageInputs], Tensor | None, dict[str, Tensor]]:
+        """Return the images of the rows of :meth:`padded`, in their order, the task of each (I,), and by its name the
+        kind of each token (B, S), where a model wants to know."""
+        if self.node_image is None or self.image_task is None:
+            return [], None, {}
         nodes, _ = self.padded_nodes()
-        found = [self.images[i] for i in self.node_image[nodes[:, 0]].tolist() if i >= 0]
+        places = self.node_image[nodes[:, 0]]
+        places = places[places >= 0]
+        found, tasks = [self.images[i] for i in places.tolist()], self.image_task[places]
         name, later = self.images[0].kind_name, self.images[0].later_kind
         if name is None:
-            return found, {}
-        return found, {name: torch.where(self.node_image >= 0, self.token_type, later)[nodes]}
+            return found, tasks, {}
+        return found, tasks, {name: torch.where(self.node_image >= 0, self.token_type, later)[nodes]}
 
     def padded_nodes(self) -> tuple[Tensor, Tensor]:
         """Return the nodes of all rows, right-padded with the last one of each (B, S), and where they are no padding
@@ -401,6 +405,7 @@ def _batch(
         is_written=torch.tensor(written) if any(written) else None,
         examples=tuple(examples),
         images=tuple(trie.images),
+        image_task=torch.tensor([task for task, *_ in trie.image_roots]) if trie.images else None,
         node_image=torch.tensor(trie.node_images) if trie.images else None,
     )
 

@@ -25,6 +25,7 @@ from pipeline.modeling.encoding import SampleEncoder
 from pipeline.modeling.frozen_part import FrozenPart
 from pipeline.modeling.image_features import ImageFeatures
 from pipeline.modeling.image_inputs import ImageInputs, image_arguments
+from pipeline.modeling.image_parts import nothing_of_images
 from pipeline.modeling.packing import Batch, micro_batches
 
 
@@ -109,13 +110,14 @@ class ClassScorer(nn.Module):
         """The Hugging Face model inside, its target layers adapted."""
         return self.adapted.base_model if isinstance(self.adapted, AdapterModel) else self.adapted
 
-    def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
-        return self.adapted.router.route(task_ids) if isinstance(self.adapted, AdapterModel) else nullcontext()
+    def _routed(self, task_ids: Tensor, image_ids: Tensor | None = None) -> AbstractContextManager[None]:
+        adapted = self.adapted
+        return adapted.router.route(task_ids, image_ids) if isinstance(adapted, AdapterModel) else nullcontext()
 
     @contextmanager
-    def _begun(self, batch: Batch, task_ids: Tensor) -> Iterator[None]:
+    def _begun(self, batch: Batch, task_ids: Tensor, image_ids: Tensor | None = None) -> Iterator[None]:
         """Route a batch's tasks inside, where the model runs from its frozen states on."""
-        with self.frozen.begun(batch) if self.frozen is not None else nullcontext(), self._routed(task_ids):
+        with self.frozen.begun(batch) if self.frozen is not None else nullcontext(), self._routed(task_ids, image_ids):
             yield
 
     def _without_adapter(self) -> AbstractContextManager[None]:
@@ -176,6 +178,7 @@ class LabelScorer(ClassScorer):
         there, (P, H)."""
         model = self.language_model
         images: Sequence[ImageInputs] = batch.images
+        image_ids = batch.image_task
         kinds: dict[str, Tensor] = {}
         if packed_attention.is_packed(model) and not (images and not model.packs_images):
             inputs = packed_attention.packed_inputs(batch.input_ids, batch.position, batch.rows, batch.owner)
@@ -183,20 +186,23 @@ class LabelScorer(ClassScorer):
         else:
             input_ids, attention_mask, task_ids, answer = batch.padded()
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            images, kinds = batch.row_images()
+            images, image_ids, kinds = batch.row_images()
         inputs |= kinds
         if self.features is not None:
             inputs |= self.features.arguments(images)
         else:
             inputs |= image_arguments(images, batch.input_ids.device, model.dtype)
-        with self._begun(batch, task_ids):
-            return answer_logits(model, inputs, answer)
+        with self._begun(batch, task_ids, image_ids):
+            logits_PV, hidden_PH = answer_logits(model, inputs, answer)
+        if isinstance(self.adapted, AdapterModel) and torch.is_grad_enabled():
+            logits_PV = logits_PV + nothing_of_images(self.adapted)
+        return logits_PV, hidden_PH
 
 
 class UntrainedScorer(LabelScorer):
     """The base model alone, asked the same way: the adapter inside is switched off."""
 
-    def _routed(self, task_ids: Tensor) -> AbstractContextManager[None]:
+    def _routed(self, task_ids: Tensor, image_ids: Tensor | None = None) -> AbstractContextManager[None]:
         return self._without_adapter()
 
     def generate(self, *, task_ids: Tensor, **inputs: Any) -> Tensor:

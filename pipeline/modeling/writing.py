@@ -41,9 +41,10 @@ def written_tokens(
         progress: called with the number of samples that were just answered.
     """
     prompts = encoder.prompts(samples)
+    has_image = [prompt.image is not None for prompt in prompts]
     answers: list[tuple[int, ...]] = [()] * len(samples)
     end = encoder.tokenizer.eos_token_id
-    for settings, rows in _batches(encoder, samples, [len(prompt.ids) for prompt in prompts], batch_tokens):
+    for settings, rows in _batches(encoder, samples, [len(prompt.ids) for prompt in prompts], has_image, batch_tokens):
         longest = max(len(prompts[i].ids) for i in rows)
         found = generate(
             **_padded([prompts[i] for i in rows], longest, encoder.tokenizer.pad_token_id, device),
@@ -80,13 +81,14 @@ def text_of(tokens: Sequence[int], settings: GenerationConfig, tokenizer: Any) -
 
 
 def _batches(
-    encoder: Encoder, samples: Sequence[Sample], lengths: Sequence[int], batch_tokens: int
+    encoder: Encoder, samples: Sequence[Sample], lengths: Sequence[int], has_image: Sequence[bool], batch_tokens: int
 ) -> Iterator[tuple[GenerationConfig, list[int]]]:
-    """Yield rows that write alike, longest prompts first, as many as fit."""
-    alike: dict[str, tuple[GenerationConfig, list[int]]] = {}
+    """Yield rows that write alike, all with an image or none, longest prompts first, as many as fit."""
+    alike: dict[tuple[str, bool], tuple[GenerationConfig, list[int]]] = {}
     for i, sample in enumerate(samples):
         settings = encoder.specs[encoder.task_index[sample.task]].generation
-        alike.setdefault(settings.model_dump_json(exclude={"loss"}), (settings, []))[1].append(i)
+        key = settings.model_dump_json(exclude={"loss"}), has_image[i]
+        alike.setdefault(key, (settings, []))[1].append(i)
     for settings, rows in alike.values():
         rows.sort(key=lambda i: -lengths[i])
         while rows:

@@ -27,6 +27,10 @@ SMALL = ("training.global_batch_size=8", "training.micro_batch_size=4")
         (["model.dtype=float16", *SMALL], "model.dtype"),
         (["training.zero_stage=4", *SMALL], "training.zero_stage"),
         (["training.hang_timeout_s=0", *SMALL], "training.hang_timeout_s"),
+        (
+            ["adapter.parts=[vision]", "training.zero_stage=3", *SMALL],
+            r"parts must be \[language\] with training.zero_",
+        ),
         (["adapter.temperature_start=1", "training.zero_stage=3", *SMALL], "temperature_start must be null with"),
         (["adapter.method=lora", "training.orthogonality=1", *SMALL], "orthogonality needs adapter.method 'mtl_lora'"),
         (["model.quantization=4bit", "training.zero_stage=3", *SMALL], "quantization must be null with training.zero_"),

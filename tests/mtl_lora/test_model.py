@@ -81,6 +81,10 @@ def test_all_linear_leaves_the_output_head(tiny_llama):
         ({"target_modules": r"nothing.*"}, "no match"),
         ({"target_modules": ["norm"]}, r"blocks.0.norm \(LayerNorm\)"),
         ({"target_modules": ["first"], "modules_to_save": ["haed"]}, r"near names: \['head'"),
+        (
+            {"target_modules": ["first"], "bias": "all", "extras_within": ["blocks.9"]},
+            r"extras_within .* got \[.blocks.9",
+        ),
     ],
 )
 def test_a_target_that_matches_nothing_is_refused_with_near_names(options, message):

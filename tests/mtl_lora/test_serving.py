@@ -51,6 +51,7 @@ def _exported(folder, **changes):
         ({"modules_to_save": ["lm_head"]}, "lm_head", False),
         ({"r": 513}, "rank 513", True),
         ({"task_type": "FEATURE_EXTRACTION"}, "a head beside", False),
+        ({"target_modules": ["q_proj", "model.visual.blocks.0.attn.qkv"]}, "of a vision tower", False),
     ],
 )
 def test_what_vllm_refuses_stands_in_the_file_and_in_one_line(tmp_path, changes, words, lorax_serves):

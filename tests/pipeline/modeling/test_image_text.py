@@ -150,9 +150,12 @@ def test_an_adapter_learns_images_and_texts_and_leaves_the_vision_tower(folders:
 
 
 def test_an_adapter_outside_of_what_reads_text_is_refused(folders: dict[str, BaseModelConfig]) -> None:
-    for change in ({"target_modules": r"model\.vision_tower\..*\.v_proj"}, {"bias": "all"}):
-        with pytest.raises(InputError, match="stands in the part that reads text"):
-            build_adapter(AdapterConfig(r=2, **change), load_base(folders["llava"]), ["seen"])  # type: ignore[arg-type]
+    outside = AdapterConfig(r=2, target_modules=r"model\.vision_tower\..*\.v_proj")
+    with pytest.raises(InputError, match=r"in adapter\.parts and nowhere else, got vision for language"):
+        build_adapter(outside, load_base(folders["llava"]), ["seen"])
+    extras = AdapterConfig(r=2, bias="all", train_layer_norms=True)
+    found = build_adapter(extras, load_base(folders["llava"]), ["seen"]).extra_parameter_names
+    assert found and all(name.startswith("model.language_model.") for name in found)
 
 
 def test_a_task_with_images_on_a_base_of_texts_is_refused_before_anything_else(
