@@ -59,6 +59,7 @@ def _check_sizes(cls: type[AdapterCore], base: nn.Module, config: MTLLoRAConfig,
         modules_to_save=(),
         bias="none",
         train_layer_norms=False,
+        extras_within=(),
         head_classes=(),
     )
     asked = sum(config.head_classes) * getattr(getattr(base, "config", None), "hidden_size", 1)
