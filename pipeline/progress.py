@@ -100,7 +100,7 @@ def _as_record(message: Message, token: str = "") -> str:
     if isinstance(message, Said):
         return record(message.text, token=token, fields={"kind": "said"})
     if isinstance(message, Result):  # its texts are masked one by one: the message must stay JSON
-        shown = Result(without_secrets(json.loads(json.dumps(message.value, default=str))))
+        shown = Result(without_secrets(parse_json(json.dumps(message.value, default=str))))
         return record("", token=token, fields={"kind": "result", "message": str(shown)})
     return record(str(message), token=token, fields={"kind": "progress", **without_secrets(asdict(message))})
 

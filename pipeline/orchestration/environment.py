@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
+from pipeline.json_text import parse_json
 from pipeline.log_lines import variables
 
 _INSIDE_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -32,7 +32,7 @@ def submission_id() -> str | None:
 
 
 def _of_job() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(os.environ.get(_INSIDE_JOB, "{}"))
+    found: dict[str, Any] = parse_json(os.environ.get(_INSIDE_JOB, "{}"))
     return found
 
 
