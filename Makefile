@@ -36,7 +36,7 @@ demo: env ## the main job end to end on synthetic Ads data, into runs/demo; make
 test: env ## the fast tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-slow: env ## real clusters, two-process training, servers, kills, the weekly loop: half an hour
+test-slow: env ## real clusters, two-process training, servers, kills, the weekly loop: three quarters of an hour
 	$(BIN)/python -m pytest -m "slow and not nightly" $(SIDE_BY_SIDE) --durations=20
 
 test-nightly: env ## the longest of the slow tests: the whole season, a kill after every stage
