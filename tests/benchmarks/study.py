@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.study.figures import FIGURES
 from pipeline.contracts import write_atomic
+from pipeline.study.comparison import holm
 from tests.benchmarks.timing import hardware, row, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,23 +30,34 @@ COLUMNS = {
 """The arms that the README shows beside the best MTL-LoRA recipe."""
 
 
-def result(config: str, folder: Path) -> dict[str, Any]:
-    """Return a study's tables as a benchmark's result."""
-    found = json.loads((folder / "study.json").read_text())
-    suites = found["suites"]
-    rows = [*(_reach(suites) if any(suite["recipe"] for suite in suites) else [])]
-    for suite in suites:
-        rows += [_arm(suite, arm) for arm in suite["arms"]]
+def result(config: str, folder: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a study's tables as a benchmark's result.
+
+    Args:
+        config: name of the study's packaged configuration.
+        folder: that the study has left.
+        known: the result so far, whose other suites stay: a study may be run a suite at a time, on several machines.
+    """
+    found, known = json.loads((folder / "study.json").read_text()), known or {}
+    suites = {suite["name"]: suite for suite in found["suites"]}
+    untrained = known.get("untrained", {}) | {name: round(_mean(of["untrained"]), 4) for name, of in suites.items()}
+    arms = [shown for shown in known.get("rows", ()) if shown.get("suite", next(iter(suites))) not in suites]
+    arms += [_arm(suite, arm) for suite in suites.values() for arm in suite["arms"]]
+    compared = [shown for shown in arms if "p" in shown]
+    for shown, p in zip(compared, holm([shown["p"] for shown in compared]), strict=True):
+        shown["p_holm"] = round(p, 4)
+    machine = hardware()
+    cost = known.get("cost", {}) | {name: {**_cost(folder, name), "hardware": machine} for name in suites}
     return {
         "question": "At equal size, each method at its own searched learning rate: what does each reach?",
         "command": f"mtl-lora study --config {config} data_root=path/to/data",
-        "hardware": hardware(),
+        "hardware": machine,
         "versions": versions("torch", "deepspeed"),
         "protocol": " ".join(found["notes"]),
-        "cost": {suite["name"]: _cost(folder, suite["name"]) for suite in suites},
-        "untrained": {suite["name"]: round(_mean(suite["untrained"]), 4) for suite in suites},
-        **_figures(folder),
-        "rows": rows,
+        "cost": cost,
+        "untrained": untrained,
+        **(_figures(folder) or {key: known[key] for key in ("figures",) if key in known}),
+        "rows": [*(_reach(arms, untrained) if any(shown["is_recipe"] for shown in arms) else []), *arms],
     }
 
 
@@ -74,24 +86,26 @@ def _figures(folder: Path) -> dict[str, Any]:
     return {"figures": {**told, "notes": [found[key]["note"] for key in ("features", "sharing")]}}
 
 
-def _reach(suites: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    above, edges, below = [], [], []
-    for suite in suites:
-        arm = next((arm for arm in suite["arms"] if arm["name"] == suite["recipe"]), None)
-        if arm is not None and arm["difference"]["ci95"][0] > 0:
-            above.append(suite["name"])
-        edges += [f"{suite['name']}: {arm['name']}" for arm in suite["arms"] if arm["at_edge"]]
-        below += [f"{suite['name']}: {arm['name']}" for arm in suite["arms"] if not arm["beats_untrained"]]
-    arms = sum(len(suite["arms"]) for suite in suites)
+def _reach(arms: list[dict[str, Any]], untrained: dict[str, float]) -> list[dict[str, Any]]:
+    def named(of: list[dict[str, Any]]) -> list[str]:
+        return [f"{shown['suite']}: {shown['arm']}" for shown in of]
+
+    above = [shown["suite"] for shown in arms if shown["is_recipe"] and shown["ci95"][0] > 0]
+    edges = named([shown for shown in arms if shown["at_edge"]])
+    below = named([shown for shown in arms if not shown["value"] > untrained[shown["suite"]]])
     measure = (
         "suites on which the best MTL-LoRA recipe is above the best LoRA arm of equal size, the interval above zero"
     )
     return [
-        row(f"{measure}, of {len(suites)}", ">= 3", len(above), len(above) >= 3, suites=above),
+        row(f"{measure}, of {len(untrained)}", ">= 3", len(above), len(above) >= 3, suites=above),
         row(
-            f"arms whose searched rate lies at an edge of their grid, of {arms}", "0", len(edges), not edges, arms=edges
+            f"arms whose searched rate lies at an edge of their grid, of {len(arms)}",
+            "0",
+            len(edges),
+            not edges,
+            arms=edges,
         ),
-        row(f"arms that do not beat the untrained model, of {arms}", "0", len(below), not below, arms=below),
+        row(f"arms that do not beat the untrained model, of {len(arms)}", "0", len(below), not below, arms=below),
     ]
 
 
@@ -159,7 +173,9 @@ def with_table(text: str) -> str:
 def main(arguments: list[str]) -> None:
     """Write one study's results, and the README's table."""
     config, folder = arguments[0], Path(arguments[1])
-    write_atomic(RESULTS / f"study_{config}.json", json.dumps(result(config, folder), indent=2) + "\n")
+    path = RESULTS / f"study_{config}.json"
+    known = json.loads(path.read_text()) if path.is_file() else None
+    write_atomic(path, json.dumps(result(config, folder, known), indent=2) + "\n")
     if config == MAIN:
         write_atomic(README, with_table(README.read_text()))
 
