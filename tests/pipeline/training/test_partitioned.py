@@ -12,20 +12,32 @@ from tests.processes import launch_ranks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 WORKER = """
+import contextlib
 import sys
 
+import deepspeed
 import torch
 
 from pipeline.modeling.adapter import AdapterConfig, build_adapter
-from pipeline.modeling.base_model import BaseModelConfig, load_base
+from pipeline.modeling.base_model import BaseModelConfig, load_base, unproven_base
 from pipeline.training.config import TrainingConfig
 from pipeline.training.engine import gathered_layer_by_layer, join_process_group, partitioned_loading
 
 join_process_group()
 training = TrainingConfig(num_workers=2, zero_stage=3)
+
+
+def nothing(parameters, **_):
+    assert not parameters, "a tensor is gathered while the base is read"
+    return contextlib.nullcontext()
+
+
 for folder in sys.argv[1:]:
     config = BaseModelConfig(base=folder, dtype="float32")
     with partitioned_loading(training, bfloat16=False):
+        gathered, deepspeed.zero.GatheredParameters = deepspeed.zero.GatheredParameters, nothing
+        unproven_base(config)
+        deepspeed.zero.GatheredParameters = gathered
         split = load_base(config, asking=gathered_layer_by_layer)
     whole = load_base(config)
     assert split.config._attn_implementation == whole.config._attn_implementation
