@@ -40,7 +40,6 @@ from pipeline.modeling.image_probe import choose_image_rows
 from pipeline.modeling.probe import choose_rows
 from pipeline.modeling.processor import PROCESSOR_FILES, processor_of
 from pipeline.modeling.quantization import check_quantization, keep_differentiable, quantized_loading
-from pipeline.modeling.split_reading import each_rank_reads_its_part
 from pipeline.progress import say
 
 __all__ = [
@@ -363,17 +362,15 @@ def unproven_base(config: BaseModelConfig, **options: Any) -> Any:
 def _whole(config: BaseModelConfig, settings: Any, **options: Any) -> Any:
     """Return the model with every weight from its folder: transformers draws what is missing at random."""
     loaded: Any  # a pair, which its stubs do not say
-    folder = resolve_base(config)
     try:
-        with each_rank_reads_its_part(folder):
-            loaded = _auto_class(settings).from_pretrained(
-                folder,
-                config=settings,
-                trust_remote_code=False,
-                use_safetensors=True,  # a pickle beside them is never looked at
-                output_loading_info=True,
-                **{"dtype": resolve_dtype(config.dtype), **options},
-            )
+        loaded = _auto_class(settings).from_pretrained(
+            resolve_base(config),
+            config=settings,
+            trust_remote_code=False,
+            use_safetensors=True,  # a pickle beside them is never looked at
+            output_loading_info=True,
+            **{"dtype": resolve_dtype(config.dtype), **options},
+        )
     except Exception as error:  # damaged weights, missing packages, shapes: errors of many types
         raise _unloadable(config, short(error)) from error
     model, found = loaded

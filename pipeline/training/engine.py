@@ -19,6 +19,7 @@ import mtl_lora
 from mtl_lora import MTLLoRAError
 from pipeline.errors import InputError
 from pipeline.training.config import TrainingConfig, deepspeed_config
+from pipeline.training.split_reading import each_rank_reads_its_part
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -146,7 +147,8 @@ def partitioned_loading(config: TrainingConfig, bfloat16: bool) -> Iterator[None
 
     kept = HfDeepSpeedConfig(deepspeed_config(config, bfloat16))  # transformers holds it weakly
     try:
-        yield
+        with each_rank_reads_its_part(lambda p: deepspeed.zero.GatheredParameters([p], modifier_rank=0)):
+            yield
     finally:
         del kept
         unset_hf_deepspeed_config()

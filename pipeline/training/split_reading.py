@@ -8,39 +8,40 @@ read, so a rank that copies its part of one touches nothing else of it.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from pipeline.json_text import parse_json
+
+Gather = Callable[[Any], AbstractContextManager[Any]]
+"""Within it a parameter is whole on all ranks, and what rank 0 makes of it is kept."""
 
 
 @contextlib.contextmanager
-def each_rank_reads_its_part(folder: Path) -> Iterator[None]:
-    """Within it, a model of a folder that transformers loads under ZeRO 3 is read by every rank for itself.
+def each_rank_reads_its_part(gather: Gather) -> Iterator[None]:
+    """Within it, a folder's model that transformers loads under ZeRO 3 is read by every rank for itself.
 
-    Outside of ZeRO 3 nothing changes; weights that are stored otherwise than the model has them, such as one tensor an
-    expert, are read as transformers does.
+    Weights that are stored otherwise than the model has them, such as one tensor an expert, are read as transformers
+    does.
 
     Args:
-        folder: a local Hugging Face folder with safetensors weights.
+        gather: for a parameter of which a rank keeps more than its values in memory.
     """
     from transformers import modeling_utils
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
     theirs = modeling_utils._load_state_dict_into_zero3_model
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
 
-    def ours(model: nn.Module, state_dict: Mapping[str, Tensor], load_config: Any = None) -> Any:
+    def ours(model: Any, state_dict: Mapping[str, Tensor], load_config: Any = None) -> Any:
         mapping = getattr(load_config, "weight_mapping", None) or []
-        mapped = _mapped_tensors(folder)
+        mapped = _mapped_tensors(Path(model.name_or_path))
         if _converts(mapping) or not set(state_dict) <= set(mapped):
             return theirs(model, state_dict, load_config)
-        return _read_parts(model, {name: mapped[name] for name in state_dict}, mapping)
+        return _read_parts(model, {name: mapped[name] for name in state_dict}, mapping, gather)
 
     modeling_utils._load_state_dict_into_zero3_model = ours
     try:
@@ -60,9 +61,9 @@ def _mapped_tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    files = [whole]
-    if not whole.is_file():
-        files = sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    files = [whole] if whole.is_file() else []
+    if index.is_file() and not files:
+        files = sorted({folder / name for name in parse_json(index.read_text())["weight_map"].values()})
     tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
@@ -70,7 +71,9 @@ def _mapped_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_parts(model: Any, tensors: dict[str, Tensor], mapping: list[Any]) -> tuple[list[str], set[str]]:
+def _read_parts(
+    model: Any, tensors: dict[str, Tensor], mapping: list[Any], gather: Gather
+) -> tuple[list[str], set[str]]:
     """Give each parameter its part of its tensor, each buffer the whole; return errors and the names that are left."""
     from transformers.integrations.deepspeed import _apply_weight_conversions_to_state_dict
 
@@ -91,14 +94,12 @@ def _read_parts(model: Any, tensors: dict[str, Tensor], mapping: list[Any]) -> t
         if shape != tensor.shape:
             errors.append(f"size mismatch for {name}: {tuple(tensor.shape)} in the files, {tuple(shape)} in the model")
         else:
-            _fill(place, tensor)
+            _fill(place, tensor, gather)
     return errors, left
 
 
 @torch.no_grad()
-def _fill(place: Any, tensor: Tensor) -> None:
-    import deepspeed
-
+def _fill(place: Any, tensor: Tensor, gather: Gather) -> None:
     part = getattr(place, "ds_tensor", None)
     if part is None:
         place.copy_(tensor)
@@ -107,7 +108,7 @@ def _fill(place: Any, tensor: Tensor) -> None:
         mine = tensor.reshape(-1)[start : start + part.numel()]
         part[: mine.numel()].copy_(mine)
     else:
-        with deepspeed.zero.GatheredParameters([place], modifier_rank=0):
+        with gather(place):
             place.copy_(tensor)
 
 
