@@ -43,7 +43,7 @@ test-nightly: env ## the longest of the slow tests: the whole season, a kill aft
 	$(BIN)/python -m pytest -m nightly $(SIDE_BY_SIDE) --durations=20
 
 cuda: env ## what must hold on a GPU, on this machine's; where there is none, on a device in name only and on the CPU
-	$(BIN)/python -m pytest tests/pipeline/training/test_device.py
+	$(BIN)/python -m pytest -m slow tests/pipeline/training/test_device.py
 	$(BIN)/python -m pytest -m cuda tests/cuda
 	$(BIN)/python -m tests.cuda.speed
 

@@ -24,6 +24,7 @@ def test_a_configuration_needs_no_framework(module: str) -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "needless"),
     [("pipeline.orchestration.training", "transformers"), ("pipeline.training.loop", "mlflow")],

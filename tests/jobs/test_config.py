@@ -186,13 +186,13 @@ def test_a_tracking_uri_of_the_environment_stays_there(tmp_path: Path, monkeypat
 
 
 def test_every_key_of_every_block_is_told_from_its_misspelling(tmp_path: Path) -> None:
-    seen = []
+    seen, file = [], _records(tmp_path, '  a: {template: "{text}", label_words: [" no", " yes"]}\n')
     for place, model in blocks(RunConfig, ""):
         for key in model.model_fields:
             if len(key) < 4 or place.startswith("mixture"):
                 continue
             with pytest.raises(InputError) as caught:
-                load_config(Path("demo"), [f"run_root={tmp_path}", f"{place}{key}x=1"])
+                load_config(file, [f"{place}{key}x=1"])
             assert f"got '{place}{key}x'; did you mean {key!r}?" in str(caught.value)
             seen.append(place)
     assert {"", "training.", "training.validation.", "data.replay.", "retraining.", "length_grouping."} <= set(seen)

@@ -125,6 +125,7 @@ def _until(process: subprocess.Popen[str], words: str, limit_s: float = 240) -> 
     raise AssertionError(f"ended without {words!r}: {seen}")
 
 
+@pytest.mark.slow
 def test_a_missed_run_is_caught_up_once_with_a_notice_and_the_stop_is_graceful(tmp_path: Path) -> None:
     (tmp_path / "partitions").mkdir()
     hourly = f"{(dt.datetime.now().minute + 30) % 60} * * * *"  # no time of it comes while this runs
@@ -154,6 +155,7 @@ def test_a_missed_run_is_caught_up_once_with_a_notice_and_the_stop_is_graceful(t
     assert events == ["MISSED", "FAILED"]
 
 
+@pytest.mark.slow
 def test_a_retraining_that_was_cut_off_with_its_scheduler_goes_on(tmp_path: Path) -> None:
     (tmp_path / "partitions").mkdir()
     mark = tmp_path / "runs" / "loop" / "schedule.running"

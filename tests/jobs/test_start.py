@@ -58,6 +58,7 @@ def test_an_answer_needs_no_heavy_package(tmp_path: Path, arguments: list[str], 
     assert json.loads(done.stdout.splitlines()[-1]) == [code, []], done.stderr
 
 
+@pytest.mark.slow
 def test_a_preparation_on_this_machine_alone_imports_neither_ray_nor_deepspeed(tmp_path: Path) -> None:
     rows = [{"text_a": f"message {i}", "label": i % 2} for i in range(60)]
     for split in ("train", "test"):

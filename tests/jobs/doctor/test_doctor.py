@@ -188,6 +188,7 @@ def test_who_may_only_read_is_told_and_who_does_not_answer(reader: str, closed_p
     assert {name: each.status for name, each in away.items()} == {"tracking": "fail"}
 
 
+@pytest.mark.slow
 def test_a_champion_must_have_the_files_that_were_registered(store: str, adapter: Path, tmp_path: Path) -> None:
     registry = Registry("doctored", store)
     promote(registry, add_version(registry, adapter))
@@ -207,6 +208,7 @@ def test_a_champion_must_have_the_files_that_were_registered(store: str, adapter
     assert not [tag for tag in registry._client.get_registered_model("doctored").tags if "doctor" in tag]
 
 
+@pytest.mark.slow
 def test_the_command_names_each_fault_exits_with_1_tells_no_secret_and_does_not_hang(
     mtl_lora: Run, silent_port: int, closed_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

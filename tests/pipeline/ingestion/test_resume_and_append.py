@@ -56,6 +56,7 @@ def config_of(root: Path) -> DataConfig:
     return DataConfig(source="records", root=str(root), files=files, samples_per_shard=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["scan", "write"])
 def test_a_run_killed_half_way_resumes_to_the_same_bytes(tmp_path: Path, moment: str) -> None:
     write_files(tmp_path / "in", files=6, rows=400)
@@ -76,6 +77,7 @@ def test_a_run_killed_half_way_resumes_to_the_same_bytes(tmp_path: Path, moment:
     assert not list(out.glob(".work")) and not list(out.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
     write_files(tmp_path / "in", files=4, rows=100)
     prepare(config_of(tmp_path / "in"), [SPAM], tmp_path / "one", seed=0)

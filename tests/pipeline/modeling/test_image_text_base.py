@@ -76,6 +76,7 @@ def test_the_vision_tower_is_efficientnet_lite0_and_knows_a_daisy(published: dic
     assert logits.argmax(-1).tolist() == [PALACE, DAISY]
 
 
+@pytest.mark.slow
 def test_the_base_is_an_ordinary_folder_with_the_parts_own_weights(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     language = BaseModelConfig(num_layers=1, dtype="bfloat16")

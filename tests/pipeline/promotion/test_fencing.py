@@ -56,6 +56,7 @@ def stopped_holder(registry: Registry) -> Iterator[subprocess.Popen[str]]:
         holder.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rival", [None, 3])
 def test_a_holder_that_slept_through_a_takeover_promotes_nothing(registry: Registry, rival: int | None) -> None:
     promote(registry, 1)
@@ -75,6 +76,7 @@ def test_a_holder_that_slept_through_a_takeover_promotes_nothing(registry: Regis
     assert registry.champion().number == (rival or 1)
 
 
+@pytest.mark.slow
 def test_a_holder_that_slept_and_still_holds_the_lease_promotes(registry: Registry) -> None:
     promote(registry, 1)
     with stopped_holder(registry) as holder:

@@ -29,6 +29,7 @@ def test_a_second_taker_is_refused_with_the_holder_named(registry: Registry) -> 
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_holder_in_another_process_expires(registry: Registry) -> None:
     command = [sys.executable, "-c", HOLD, registry.name, registry.uri, "3"]
     holder = subprocess.Popen(
@@ -51,6 +52,7 @@ def test_a_killed_holder_in_another_process_expires(registry: Registry) -> None:
         holder.kill()
 
 
+@pytest.mark.slow
 def test_of_two_takers_at_once_one_wins(registry: Registry) -> None:
     command = [
         sys.executable,

@@ -135,6 +135,7 @@ print("SHARES", exported / whole, merged / whole)
 """
 
 
+@pytest.mark.slow
 def test_no_more_than_a_shard_is_held(tmp_path: Path) -> None:
     for name, size in (("small", 16), ("large", 640)):
         folder = tmp_path / name

@@ -116,6 +116,7 @@ def test_measurements_of_the_validation_split_are_counted_by_their_tokens(job: T
     assert plan_training(job, measured, tmp_path, is_local=False).validation_seconds == 0
 
 
+@pytest.mark.slow
 def test_calibration_runs_the_model(job: TrainingJob) -> None:
     found = calibrate(job)
     assert found.seconds_per_scored_token is not None
