@@ -317,7 +317,7 @@ def main(arguments: list[str]) -> None:
     stack = make_settings(root / "stack", port=free_ports())
     os.environ["MLFLOW_WORKERS"] = "1"
     season = Soak(
-        root / "season", SyntheticAdsConfig(start=START, rows_per_day=20, drift=1.0), stack, random.Random(seed)
+        root / "season", SyntheticAdsConfig(start=START, rows_per_day=10, drift=1.0), stack, random.Random(seed)
     )
     try:
         found = rounds(season, minutes)

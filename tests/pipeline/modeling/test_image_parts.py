@@ -28,7 +28,7 @@ from pipeline.modeling.scoring import LabelScorer, Scorer, label_loss
 from pipeline.training.frozen import kept_features
 from tests.pipeline.modeling.test_image_text import READ, SAID, SEEN, samples
 from tests.pipeline.modeling.tiny import tiny_folder
-from tests.pipeline.modeling.tiny_image_text import FAMILIES, tiny_image_text_folder
+from tests.pipeline.modeling.tiny_image_text import FAMILIES
 
 ALSO = SEEN.model_copy(update={"name": "also"})
 NAMES = ["seen", "also", "said", "read"]
@@ -36,15 +36,6 @@ ALL = ("language", "connector", "vision")
 PARTS = dict.fromkeys(FAMILIES, ALL) | {"fast_vlm": ("language", "connector"), "gemma3": ("language", "vision")}
 FAST = ("llava",)
 SLOW = [pytest.mark.slow, pytest.mark.timeout(180)]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModelConfig]:
-    root = tmp_path_factory.mktemp("families")
-    return {
-        kind: BaseModelConfig(base=str(tiny_image_text_folder(root / kind, kind)), dtype="float32", max_length=160)
-        for kind in FAMILIES
-    }
 
 
 def _adapted(config: BaseModelConfig, parts: tuple[str, ...], **options: Any) -> AdapterModel:

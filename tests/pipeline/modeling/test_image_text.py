@@ -24,7 +24,7 @@ from pipeline.modeling.packing import pack
 from pipeline.modeling.predictor import Predictor, PredictorSpec
 from pipeline.modeling.scoring import LabelScorer, Scorer, label_loss
 from tests.pipeline.modeling.tiny import tiny_folder
-from tests.pipeline.modeling.tiny_image_text import FAMILIES, tiny_image_text_folder
+from tests.pipeline.modeling.tiny_image_text import FAMILIES
 
 SEEN = TaskSpec(name="seen", kind="multiclass", template="{text} is:", label_words=(" no", " yes", " maybe"),
                 image_field="image")  # fmt: skip
@@ -46,15 +46,6 @@ def samples(task: TaskSpec = SEEN) -> list[Sample]:
         Sample(key=f"{task.name}{i}", task=task.name, fields={"text": text}, label=0, image=image, answers=answers)
         for i, ((text, _), image) in enumerate(zip(asked, shown, strict=True))
     ]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModelConfig]:
-    root = tmp_path_factory.mktemp("families")
-    return {
-        kind: BaseModelConfig(base=str(tiny_image_text_folder(root / kind, kind)), dtype="float32", max_length=160)
-        for kind in FAMILIES
-    }
 
 
 def _own_probabilities(model: Any, processor: Any, encoder: Any, sample: Sample) -> np.ndarray:
