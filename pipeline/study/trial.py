@@ -115,6 +115,7 @@ def trained(trial: StudyTrial) -> tuple[AdapterModel, SampleEncoder, dict[str, A
         trainer.encoder = encoder
         trainer.run()
     adapted = trainer.adapter
+    trainer.engine.close()  # or each run would leave its base behind
     del trainer
     gc.collect()
     return adapted, encoder, {"history": heard.rows, **sizes(adapted)}
