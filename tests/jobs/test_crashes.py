@@ -24,6 +24,7 @@ def test_killed_after_every_stage_the_end_is_the_same(tmp_path: Path) -> None:
     _ends_as_the_unbroken_one(tmp_path, STAGES, at_least=4)  # one stage may be over before the kill comes
 
 
+@pytest.mark.nightly
 def test_killed_in_training_and_before_its_promotion_the_end_is_the_same(tmp_path: Path) -> None:
     _ends_as_the_unbroken_one(tmp_path, ("checkpoints/*", "decision.json"), at_least=1)
 

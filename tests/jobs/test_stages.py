@@ -289,7 +289,7 @@ def _kill_the_busiest(log: Path, killed: list[int]) -> None:
     os.kill(killed[0], signal.SIGKILL)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_worker_killed_in_the_middle_leaves_each_sample_scored_once(
     cluster: None, tmp_path: Path, workers: int
 ) -> None:

@@ -39,14 +39,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += [f"--dashboard-agent-listen-port={free_port()}"]  # with its fixed one a second head takes no jobs
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token"}
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "0"
-    with (tmp_path_factory.mktemp("head") / "head.log").open("w") as log:
+    path = tmp_path_factory.mktemp("head") / "head.log"
+    with path.open("w") as log:
         head = subprocess.Popen(command, env=environment, start_new_session=True, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 400
-        while time.monotonic() < deadline:
+        while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", dashboard)) == 0:
                     break
+            assert head.poll() is None and time.monotonic() < deadline, f"no dashboard: {path.read_text()[-3000:]}"
             time.sleep(0.5)
         yield f"http://127.0.0.1:{dashboard}"
     finally:

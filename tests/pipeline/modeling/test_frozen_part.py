@@ -278,7 +278,7 @@ def test_ranks_compute_equally_often_where_they_must(cases: dict[str, _Case]) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["minilm-l6", "smollm2-135m-instruct"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.nightly)])  # emulated by most
 def test_states_of_an_embedded_base_are_a_samples_own_in_any_batch(base: str, dtype: str) -> None:
     config = BaseModelConfig(base=base, max_length=LONGEST, dtype=dtype)  # type: ignore[arg-type]
     model = load_base(config)

@@ -66,6 +66,7 @@ def test_killed_terminated_and_hung_workers(root: Path, address: str, whole: Pat
     _equals(job.folder, whole)
 
 
+@pytest.mark.nightly
 def test_a_terminated_command_saves_and_the_same_command_goes_on(root: Path, address: str, whole: Path) -> None:
     config = write_config(root, "driver")
     with RunningJob(config) as job:  # a cluster of its own
@@ -93,6 +94,7 @@ def test_a_killed_rank_on_an_encoder(root: Path, address: str) -> None:
     assert [row["loss"] for row in history(job.folder)] == [row["loss"] for row in history(whole.folder)]
 
 
+@pytest.mark.nightly
 def test_what_no_restart_can_mend_ends_the_run_at_once(root: Path, address: str) -> None:
     config = write_config(root, "burst", learning_rate=1e30, gradient_clipping=0.0, max_failures=-1)
     with RunningJob(config, address=address) as job:
@@ -101,6 +103,7 @@ def test_what_no_restart_can_mend_ends_the_run_at_once(root: Path, address: str)
     assert not list((job.folder / "checkpoints").glob(".failed"))
 
 
+@pytest.mark.nightly
 def test_the_same_error_twice_at_a_step_ends_the_run(root: Path, address: str, tmp_path: Path) -> None:
     import ray
 
