@@ -1,8 +1,8 @@
 """Under ZeRO 3 each rank reads of a base's files what is its own: no tensor is whole on any rank while it is read.
 
-transformers reads a tensor on one rank, gathers its place on all, sends it to all, and each keeps its part: two whole
-copies of an embedding at once, which is a fifth of a small model. The tensors of safetensors files are mapped, not
-read, so a rank that copies its part of one touches nothing else of it.
+transformers reads a tensor on one rank, gathers its place on all, sends it to all, and each keeps its part. The tensors
+of safetensors files are mapped, not read, so a rank that copies its part of one touches nothing else of it. What is
+whole for a moment all the same is each tensor's place, when DeepSpeed makes the empty model.
 """
 
 from __future__ import annotations

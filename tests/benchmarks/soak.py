@@ -289,7 +289,7 @@ def table(found: dict[str, Any], seed: int) -> dict[str, Any]:
         row("answers that were wrong, and refusals without Retry-After", "0", found["wrong"], found["wrong"] == 0),
         row("processes that a round left behind", "0", len(found["left"]), not found["left"], left=found["left"][:5]),
     ]
-    for key in first:
+    for key in first if len(done) > 1 else ():  # one round has nothing to be held against
         ratio = last[key] / first[key]
         rows.append(
             row(f"the server's {key}, last round over first", f"<= {FLAT}", ratio, ratio <= FLAT, last=last[key])
